@@ -1,0 +1,34 @@
+# Every target sets up .venv by itself; all it needs is Python 3.11 (or newer) and make.
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: demo test check format lock clean
+
+demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
+	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
+
+test: $(READY)  ## the whole test suite
+	$(BIN)/pytest -n auto
+
+check: $(READY)  ## format, lint, types, import contract
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/pyrefly check
+	$(BIN)/lint-imports
+
+format: $(READY)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $(READY)
+
+lock: $(READY)  ## pin what the .venv holds now
+	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^hf_moe_lmc' | sed 's/+cpu//' > constraints.txt
+
+clean:
+	rm -rf .venv demo-sparse demo-dense demo-shared

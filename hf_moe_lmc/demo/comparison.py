@@ -1,0 +1,135 @@
+"""One pair of endpoints under every method and every control."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import permutations
+from typing import get_args
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc.alignment import Alignment, align, apply_symmetries
+from hf_moe_lmc.connectivity import Barrier, Path, evaluate_path, linear_path, rescaled_path
+from hf_moe_lmc.matching import ExpertOrder, align_layers
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
+
+Order = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class MethodResult:
+    """One method on one pair.
+
+    Args:
+        barrier: the path's curves.
+        rank: place of the loss barrier among all n! expert orders with matched units, 1 is best; None without one.
+        l_hat: `100 (L - L_best) / (L_naive - L_best)`, per cent (arXiv:2509.11348, section 6); None likewise.
+    """
+
+    barrier: Barrier
+    rank: int | None = None
+    l_hat: float | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What paths are evaluated with.
+
+    Args:
+        model: a model to load weights into; overwritten.
+        batches: the test set.
+        calibration: training batches for the rescale control.
+        points: t of every path.
+        accelerator: where.
+    """
+
+    model: PreTrainedModel
+    batches: DataLoader
+    calibration: list[Mapping[str, Tensor]]
+    points: tuple[float, ...]
+    accelerator: Accelerator
+
+    def measure(self, path: Path, description: str) -> Barrier:
+        """Loss and accuracy along `path`."""
+        return evaluate_path(self.model, path, self.points, self.batches, self.accelerator, description)
+
+
+def compare_methods(
+    reference: PreTrainedModel, other: PreTrainedModel, bench: Bench
+) -> tuple[dict[str, MethodResult], dict[ExpertOrder, Alignment]]:
+    """Every method and control on one pair of models with a single Mixture-of-Experts layer.
+
+    Returns:
+        results by method name, and the alignment found by each expert order.
+    """
+    (spec,) = find_moe_layers(reference)
+    tensors, other_tensors = reference.state_dict(), other.state_dict()
+    layer, other_layer = spec.read(tensors), spec.read(other_tensors)
+
+    def path_of(symmetry: MoeSymmetry) -> Path:
+        return linear_path(tensors, apply_symmetries(other_tensors, [spec], {spec.name: symmetry}))
+
+    naive = linear_path(tensors, other_tensors)
+    results = {
+        "naive": MethodResult(bench.measure(naive, "naive")),
+        "rescale_control": MethodResult(
+            bench.measure(rescaled_path(bench.model, naive, [spec], bench.calibration), "rescale control")
+        ),
+    }
+    orders: dict[Order, Barrier] = {}
+    every_order = list(permutations(range(layer.experts.num_experts)))
+    for order in tqdm(every_order, desc="all expert orders", unit="order", leave=False):
+        symmetry = align_layers(layer, other_layer, Permutation(torch.tensor(order))).symmetry
+        orders[order] = bench.measure(path_of(symmetry), "order " + "".join(map(str, order)))
+    losses = np.array([barrier.loss_barrier for barrier in orders.values()])
+    best, span = losses.min(), results["naive"].barrier.loss_barrier - losses.min()
+
+    def ranked(order: Order) -> MethodResult:
+        loss = orders[order].loss_barrier
+        return MethodResult(orders[order], 1 + int((losses < loss).sum()), float(100 * (loss - best) / span))
+
+    alignments = {method: align(reference, other, method) for method in get_args(ExpertOrder)}
+    for method, alignment in alignments.items():
+        results[method] = ranked(tuple(alignment.layers[spec.name].symmetry.experts.index.tolist()))
+    results["best_of_all_orders"] = ranked(every_order[int(losses.argmin())])
+    return results, alignments
+
+
+@dataclass(frozen=True)
+class ScrambleResult:
+    """A model against a random symmetric rewrite of itself.
+
+    Args:
+        naive_loss_barrier: between the two as they are.
+        aligned_loss_barrier: after the rewrite was aligned back.
+        recovered_bit_for_bit: whether the aligned weights equal the original ones exactly.
+    """
+
+    naive_loss_barrier: float
+    aligned_loss_barrier: float
+    recovered_bit_for_bit: bool
+
+
+def scramble_and_recover(
+    reference: PreTrainedModel, scrambled: PreTrainedModel, seed: int, bench: Bench
+) -> ScrambleResult:
+    """The exact case: moves every expert and every unit of `scrambled`, a copy of `reference`, and aligns it back."""
+    (spec,) = find_moe_layers(reference)
+    tensors = reference.state_dict()
+    generator = torch.Generator().manual_seed(seed)
+    planted = MoeSymmetry.random_derangement(*spec.read(tensors).symmetry_shape, generator=generator)
+    scrambled.load_state_dict(apply_symmetries(tensors, [spec], {spec.name: planted}))
+    naive = bench.measure(linear_path(tensors, scrambled.state_dict()), "scrambled")
+    recovered = align(reference, scrambled, "joint").apply(scrambled).state_dict()
+    aligned = bench.measure(linear_path(tensors, recovered), "scrambled, aligned")
+    return ScrambleResult(
+        naive.loss_barrier,
+        aligned.loss_barrier,
+        recovered_bit_for_bit=all(torch.equal(tensors[name], recovered[name]) for name in tensors),
+    )

@@ -1,0 +1,126 @@
+"""The demo from end to end."""
+
+import json
+import time
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import asdict
+from importlib.metadata import version
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+from accelerate import Accelerator
+from torch.utils.data import DataLoader, Subset
+
+from hf_moe_lmc.alignment import merge
+from hf_moe_lmc.connectivity import evaluate, plot_barriers
+from hf_moe_lmc.errors import BadInputError, OutputError
+
+from .card import MERGE_METHOD, demo_card
+from .comparison import Bench, compare_methods, scramble_and_recover
+from .digits import digits_file, load_digits
+from .endpoints import finetune, pretrain, save_whole
+from .recipe import Recipe
+from .report import PairResult, Report
+
+RECIPE_NAME = "recipe.json"
+EVALUATION_BATCH = 500
+PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate", "scipy")
+PLOTTED = ("naive", "rescale_control", "units", "gate", "joint")
+
+
+def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
+    """Train one Mixture-of-Experts ViT per seed on MNIST, align and merge every pair, and measure all paths.
+
+    Writes into `out`: `dense/`, `endpoints/seed-S/`, `alignments/A-B/`, `merged/`, `barrier.png`, `report.json` and
+    the card `README.md`. Models that `out` holds already are not trained again, so a killed run goes on.
+
+    Args:
+        out: a new or empty folder, or that of an earlier run of the same recipe.
+        seeds: at least two, all different.
+        recipe: the settings.
+
+    Raises:
+        BadInputError: too few seeds, several processes, or the digits are missing.
+        OutputError: `out` is a file, or holds something else.
+    """
+    started = time.perf_counter()
+    if len(seeds) < 2 or len(set(seeds)) < len(seeds):
+        raise BadInputError(f"the demo compares pairs: give at least two different seeds, not {list(seeds)}")
+    accelerator = Accelerator()
+    if accelerator.num_processes > 1:
+        raise BadInputError(f"the demo runs in one process, not in {accelerator.num_processes}; start it by itself")
+    train, test = load_digits(digits_file())
+    _claim(out, recipe)
+
+    batches = accelerator.prepare(DataLoader(test, batch_size=EVALUATION_BATCH))
+    calibration = Subset(train, range(recipe.calibration_images))
+    dense = pretrain(out / "dense", recipe, train, accelerator)
+    models = {
+        seed: finetune(out / "endpoints" / f"seed-{seed}", dense, seed, recipe, train, accelerator).to(
+            accelerator.device
+        )
+        for seed in seeds
+    }
+    endpoints = {seed: evaluate(model, batches, accelerator) for seed, model in models.items()}
+
+    bench = Bench(
+        model=deepcopy(models[seeds[0]]),
+        batches=batches,
+        calibration=list(accelerator.prepare(DataLoader(calibration, batch_size=len(calibration)))),
+        points=tuple(np.linspace(0, 1, recipe.points).tolist()),
+        accelerator=accelerator,
+    )
+    pairs = []
+    for a, b in combinations(seeds, 2):
+        methods, alignments = compare_methods(models[a], models[b], bench)
+        alignments[MERGE_METHOD].save_pretrained(out / "alignments" / f"{a}-{b}")
+        if not pairs:
+            save_whole(merge(models[a], models[b], alignments[MERGE_METHOD]), out / "merged")
+        pairs.append(PairResult((a, b), methods))
+    scramble = scramble_and_recover(models[seeds[0]], deepcopy(models[seeds[0]]), seeds[0], bench)
+
+    report = Report(
+        recipe.variant,
+        tuple(seeds),
+        time.perf_counter() - started,
+        {package: version(package) for package in PACKAGES},
+        {str(seed): {"loss": found.loss, "accuracy": found.accuracy} for seed, found in endpoints.items()},
+        tuple(pairs),
+        scramble,
+    )
+    curves = {method.replace("_", " "): [pair.methods[method].barrier for pair in report.pairs] for method in PLOTTED}
+    plot_barriers(
+        curves,
+        out / "barrier.png",
+        f"Paths between MoE ViTs ({recipe.variant}) fine-tuned apart, MNIST; mean and range of {len(pairs)} pair(s)",
+    )
+    (out / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
+    demo_card(report, recipe).save(out / "README.md")
+    return report
+
+
+def _claim(out: Path, recipe: Recipe) -> None:
+    """Make `out` this recipe's folder, or refuse it untouched."""
+    wanted, marker = json.loads(json.dumps(asdict(recipe))), out / RECIPE_NAME
+    if out.exists() and not out.is_dir():
+        raise OutputError(f"the output folder {out} is a file; name a folder with --out")
+    if marker.exists():
+        try:
+            found = json.loads(marker.read_text(encoding="utf-8"))
+        except ValueError:
+            found = {}
+        if different := [name for name in wanted if found.get(name) != wanted[name]]:
+            name = different[0]
+            raise OutputError(
+                f"{out} holds a demo run with {name} = {found.get(name)}, not {wanted[name]}; choose another --out"
+            )
+        return
+    if out.exists() and any(out.iterdir()):
+        raise OutputError(f"{out} is not empty and no demo run; choose another --out")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        marker.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise OutputError(f"{out} cannot be written: {error.strerror}; choose another --out") from error

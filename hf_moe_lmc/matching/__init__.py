@@ -1,0 +1,19 @@
+"""Two MoeLayers -> the MoeSymmetry that brings the second closest to the first."""
+
+from .assignment import Assignment, solve_assignment
+from .distance import layer_distance
+from .expert_order import ExpertOrder, match_experts
+from .layer_alignment import LayerAlignment, align_layers
+from .unit_matching import match_units, unit_similarity
+
+__all__ = [
+    "Assignment",
+    "ExpertOrder",
+    "LayerAlignment",
+    "align_layers",
+    "layer_distance",
+    "match_experts",
+    "match_units",
+    "solve_assignment",
+    "unit_similarity",
+]

@@ -1,0 +1,36 @@
+"""The linear assignment problem: the one place where it is solved."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
+
+from hf_moe_lmc.symmetry import Permutation
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """An optimal assignment.
+
+    Args:
+        permutation: p, `[n]`; row i is assigned column p[i].
+        objective: `sum_i similarity[i, p[i]]`.
+        solver: what found it.
+    """
+
+    permutation: Permutation
+    objective: float
+    solver: str
+
+
+def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
+    """The permutation p that maximises `sum_i similarity[i, p[i]]`, exactly, in float64, O(n^3).
+
+    Source: modified Jonker-Volgenant algorithm of `scipy.optimize.linear_sum_assignment` (Crouse 2016).
+    """
+    matrix = similarity.detach().to("cpu", torch.float64).numpy()
+    rows, columns = linear_sum_assignment(matrix, maximize=True)
+    objective = float(matrix[rows, columns].sum())
+    return Assignment(Permutation(torch.from_numpy(columns).long()), objective, solver="scipy")

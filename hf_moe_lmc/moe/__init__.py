@@ -1,0 +1,8 @@
+"""What the symmetries act on: one Mixture-of-Experts layer in canonical axes, free of any architecture's storage."""
+
+from .action import act
+from .expert_bank import ExpertBank
+from .layer import MoeLayer
+from .router import Router, Scoring
+
+__all__ = ["ExpertBank", "MoeLayer", "Router", "Scoring", "act"]

@@ -1,0 +1,72 @@
+"""The experts of one layer, stacked."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_moe_lmc.symmetry import Permutation
+
+
+@dataclass(frozen=True)
+class ExpertBank:
+    """E experts of F units each between a hidden state of size H and itself.
+
+    Without `gate_proj` an expert is `down(phi(up x + up_bias)) + down_bias`; with it, `down(phi(gate x) * (up x))`
+    (gated, SwiGLU and kin). Shared experts are an `ExpertBank` too.
+
+    Args:
+        up_proj: `[E, F, H]`; row f belongs to unit f.
+        down_proj: `[E, H, F]`; column f belongs to unit f.
+        gate_proj: `[E, F, H]`, or None for experts that are not gated.
+        up_bias: `[E, F]`, or None.
+        down_bias: `[E, H]`, or None; belongs to the expert, not to a unit.
+    """
+
+    up_proj: Float[Tensor, "E F H"]
+    down_proj: Float[Tensor, "E H F"]
+    gate_proj: Float[Tensor, "E F H"] | None = None
+    up_bias: Float[Tensor, "E F"] | None = None
+    down_bias: Float[Tensor, "E H"] | None = None
+
+    @property
+    def num_experts(self) -> int:
+        """E."""
+        return self.up_proj.shape[0]
+
+    @property
+    def num_units(self) -> int:
+        """F."""
+        return self.up_proj.shape[1]
+
+    def unit_terms(self) -> list[Float[Tensor, "E F d"]]:
+        """All that belongs to a unit, in blocks `[E, F, d]` (views): rows of up and gate, columns of down, up_bias."""
+        terms = [self.up_proj, self.down_proj.mT]
+        if self.gate_proj is not None:
+            terms.append(self.gate_proj)
+        if self.up_bias is not None:
+            terms.append(self.up_bias[..., None])
+        return terms
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Field name -> tensor, absent ones left out."""
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "ExpertBank":
+        """The bank with `function` applied to every tensor."""
+        return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
+
+    def permute_experts(self, experts: Permutation) -> "ExpertBank":
+        """The bank whose expert e is expert `experts[e]` of this one; `experts` is `[E]`."""
+        return self.map(lambda tensor: experts.apply(tensor, dim=0))
+
+    def permute_units(self, units: Permutation) -> "ExpertBank":
+        """The bank whose unit f of expert e is unit `units[e, f]` of expert e of this one; `units` is `[E, F]`."""
+        return ExpertBank(
+            up_proj=units.apply(self.up_proj, dim=1),
+            down_proj=units.apply(self.down_proj, dim=2),
+            gate_proj=None if self.gate_proj is None else units.apply(self.gate_proj, dim=1),
+            up_bias=None if self.up_bias is None else units.apply(self.up_bias, dim=1),
+            down_bias=self.down_bias,
+        )

@@ -1,0 +1,6 @@
+"""The algebra: permutations and the symmetry group of one Mixture-of-Experts layer."""
+
+from .moe_symmetry import MoeSymmetry
+from .permutation import Permutation
+
+__all__ = ["MoeSymmetry", "Permutation"]

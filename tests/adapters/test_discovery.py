@@ -1,0 +1,68 @@
+import pytest
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel, OlmoeConfig, OlmoeForCausalLM
+
+from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
+from tests.models import MODELS, build
+
+EXPECTED = {
+    "moe_vit dense": ["vit.layers.0.mlp", "vit.layers.2.mlp"],
+    "moe_vit sparse": ["vit.layers.0.mlp", "vit.layers.2.mlp"],
+    "moe_vit shared": ["vit.layers.0.mlp", "vit.layers.2.mlp"],
+    "moe_gpt2 sparse": ["transformer.h.1.mlp"],
+    "moe_gpt2 shared": ["transformer.h.1.mlp"],
+    "mixtral": ["model.layers.0.mlp", "model.layers.1.mlp"],
+    "qwen2_moe": ["model.layers.0.mlp", "model.layers.2.mlp"],
+}
+SHAPES = {
+    "moe_vit shared": (5, 7, (1, 7)),
+    "moe_gpt2 shared": (5, 7, (1, 7)),
+    "qwen2_moe": (5, 7, (1, 9)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_layers_are_found_and_read(name):
+    model = build(name)
+    specs = find_moe_layers(model)
+    assert [spec.name for spec in specs] == EXPECTED[name]
+    for spec in specs:
+        assert spec.read(model.state_dict()).symmetry_shape == SHAPES.get(name, (5, 7, None))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_write_is_the_inverse_of_read(name):
+    """And together they name every tensor of the block but the shared expert's own gate."""
+    tensors = build(name).state_dict()
+    for spec in find_moe_layers(build(name)):
+        written = spec.write(spec.read(tensors))
+        assert all(torch.equal(tensors[key], tensor) for key, tensor in written.items())
+        own = {key for key in tensors if key.startswith(f"{spec.name}.")}
+        assert own - written.keys() <= {f"{spec.name}.shared_expert_gate.weight"}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_skeleton_without_weights_will_do(name):
+    with torch.device("meta"):
+        skeleton = MODELS[name]()
+    assert find_moe_layers(skeleton) == find_moe_layers(build(name))
+
+
+def test_an_unknown_block_is_refused_by_name():
+    config = OlmoeConfig(hidden_size=8, intermediate_size=4, num_hidden_layers=1, num_attention_heads=2, num_experts=4)
+    with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="OlmoeSparseMoeBlock"):
+        find_moe_layers(OlmoeForCausalLM(config))
+
+
+def test_a_dense_model_is_refused():
+    with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="GPT2LMHeadModel has no"):
+        find_moe_layers(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)))
+
+
+def test_a_missing_tensor_is_named():
+    model = build("mixtral")
+    tensors = model.state_dict()
+    del tensors["model.layers.1.mlp.gate.weight"]
+    with pytest.raises(BadInputError, match=r"tensor model\.layers\.1\.mlp\.gate\.weight is missing"):
+        find_moe_layers(model)[1].read(tensors)

@@ -1,0 +1,110 @@
+import pytest
+import torch
+from accelerate import Accelerator
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, StackDataset
+
+from hf_moe_lmc import align
+from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc.alignment import apply_symmetries
+from hf_moe_lmc.connectivity import evaluate, evaluate_path, linear_path
+from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.symmetry import MoeSymmetry
+from tests.models import build, inputs
+
+POINTS = (0.0, 0.3, 0.5, 1.0)
+
+
+def batches(model, accelerator, examples: int = 13, batch_size: int = 4):
+    data = inputs(model, examples)
+    generator = torch.Generator().manual_seed(2)
+    if "input_ids" in data:
+        data["labels"] = data["input_ids"].clone()
+        data["labels"][::3, 4:] = -100
+    else:
+        data["labels"] = torch.randint(5, (examples,), generator=generator)
+    return accelerator.prepare(DataLoader(StackDataset(**data), batch_size=batch_size)), data
+
+
+@pytest.fixture
+def accelerator():
+    return Accelerator(cpu=True)
+
+
+def test_classification_equals_the_whole_set_at_once(accelerator):
+    """13 examples in batches of 4: a mean of batch means would be wrong."""
+    model = build("moe_vit sparse", dtype=torch.float32)
+    loader, data = batches(model, accelerator)
+    found = evaluate(model, loader, accelerator)
+    with torch.no_grad():
+        logits = model(pixel_values=data["pixel_values"]).logits
+    assert found.count == 13
+    assert found.loss == pytest.approx(F.cross_entropy(logits, data["labels"]).item(), rel=1e-5)
+    assert found.accuracy == (logits.argmax(-1) == data["labels"]).double().mean().item()
+
+
+@pytest.mark.parametrize("name", ["moe_gpt2 shared", "mixtral", "qwen2_moe"])
+def test_language_models_equal_their_own_loss(accelerator, name):
+    """Tokens are counted, not sequences; padding labels are not."""
+    model = build(name, dtype=torch.float32)
+    loader, data = batches(model, accelerator)
+    found = evaluate(model, loader, accelerator)
+    with torch.no_grad():
+        expected = model(**data)
+    shifted = data["labels"][:, 1:]
+    right = (expected.logits[:, :-1].argmax(-1) == shifted)[shifted != -100]
+    assert found.count == int((shifted != -100).sum())
+    assert found.loss == pytest.approx(expected.loss.item(), rel=1e-5)
+    assert found.accuracy == pytest.approx(right.float().mean().item())
+
+
+def test_the_load_balancing_loss_does_not_count(accelerator):
+    model = build("moe_vit sparse", dtype=torch.float32)
+    loader, _ = batches(model, accelerator)
+    plain = evaluate(model, loader, accelerator)
+    model.config.output_router_logits = True
+    assert evaluate(model, loader, accelerator) == plain
+
+
+def test_nothing_to_predict(accelerator):
+    model = build("moe_gpt2 sparse", dtype=torch.float32)
+    loader, data = batches(model, accelerator)
+    data["labels"].fill_(-100)
+    with pytest.raises(BadInputError, match="nothing to predict"):
+        evaluate(model, loader, accelerator)
+
+
+@pytest.mark.parametrize("name", ["moe_vit shared", "mixtral"])
+def test_barriers_of_a_model_with_itself(accelerator, name):
+    """0 to itself; not 0 to a random symmetric rewrite of itself; 0 again once that is aligned."""
+    model, scratch = build(name, dtype=torch.float32), build(name, seed=5, dtype=torch.float32)
+    loader, _ = batches(model, accelerator)
+    tensors, specs = model.state_dict(), find_moe_layers(model)
+
+    def barrier(other):
+        return evaluate_path(scratch, linear_path(tensors, other), POINTS, loader, accelerator)
+
+    itself = barrier(tensors)
+    assert itself.loss_barrier == itself.accuracy_barrier == itself.loss_auc == 0.0
+    generator = torch.Generator().manual_seed(0)
+    planted = {
+        spec.name: MoeSymmetry.random_derangement(*spec.read(tensors).symmetry_shape, generator=generator)
+        for spec in specs
+    }
+    moved = apply_symmetries(tensors, specs, planted)
+    assert abs(barrier(moved).loss_auc) > 1e-3
+    scratch.load_state_dict(moved)
+    back = apply_symmetries(moved, specs, align(model, scratch, "joint").symmetries)
+    aligned = barrier(back)
+    assert aligned.loss == itself.loss
+    assert aligned.loss_barrier == 0.0
+
+
+def test_the_path_ends_are_the_models(accelerator):
+    a, b = (build("moe_vit dense", seed=seed, dtype=torch.float32) for seed in (0, 1))
+    loader, _ = batches(a, accelerator)
+    ends = [evaluate(model, loader, accelerator) for model in (a, b)]
+    scratch = build("moe_vit dense", seed=2, dtype=torch.float32)
+    path = evaluate_path(scratch, linear_path(a.state_dict(), b.state_dict()), POINTS, loader, accelerator)
+    assert (path.loss[0], path.loss[-1]) == (ends[0].loss, ends[1].loss)
+    assert path.t == POINTS

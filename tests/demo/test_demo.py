@@ -1,0 +1,160 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from math import factorial
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub import ModelCard
+from transformers import AutoModelForImageClassification
+
+from hf_moe_lmc import Alignment, align, merge
+from hf_moe_lmc.demo import run_demo
+from hf_moe_lmc.errors import BadInputError, OutputError
+from tests.demo.tiny import SEEDS, TINY
+
+ROOT = Path(__file__).parents[2]
+METHODS = ["naive", "rescale_control", "units", "gate", "gram", "joint", "best_of_all_orders"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    out = tmp_path_factory.mktemp("demo") / "out"
+    run_demo(out, SEEDS, TINY)
+    return out
+
+
+def report(folder: Path) -> dict:
+    return json.loads((folder / "report.json").read_text())
+
+
+def without_clock(folder: Path) -> dict:
+    return {key: value for key, value in report(folder).items() if key != "wall_seconds"}
+
+
+def load(folder: Path):
+    return AutoModelForImageClassification.from_pretrained(folder)
+
+
+def test_report(folder):
+    found = report(folder)
+    assert found["variant"] == "sparse"
+    assert found["seeds"] == [5, 6]
+    assert found["wall_seconds"] > 0
+    assert found["versions"]["transformers"].startswith("5.")
+    assert found["endpoints"].keys() == {"5", "6"}
+    (pair,) = found["pairs"]
+    assert pair["seeds"] == [5, 6]
+    assert list(pair["methods"]) == METHODS
+    for method in pair["methods"].values():
+        assert method["t"] == [0.0, 0.5, 1.0]
+        rise = method["loss"][1] - (method["loss"][0] + method["loss"][2]) / 2
+        assert method["loss_barrier"] == pytest.approx(max(rise, 0), abs=1e-12)
+        assert method["loss"][0] == pytest.approx(found["endpoints"]["5"]["loss"])
+        assert method["accuracy"][0] == found["endpoints"]["5"]["accuracy"]
+
+
+def test_ranks(folder):
+    """The best of all orders is first; a method's rank and L^ follow from its barrier."""
+    methods = report(folder)["pairs"][0]["methods"]
+    assert methods["naive"]["rank"] is methods["rescale_control"]["rank"] is None
+    best = methods["best_of_all_orders"]
+    assert (best["rank"], best["l_hat"]) == (1, 0)
+    for name in ("units", "gate", "gram", "joint"):
+        assert 1 <= methods[name]["rank"] <= factorial(TINY.num_experts)
+        assert (methods[name]["rank"] == 1) == (methods[name]["loss_barrier"] == best["loss_barrier"])
+        assert methods[name]["loss_barrier"] >= best["loss_barrier"]
+        span = methods["naive"]["loss_barrier"] - best["loss_barrier"]
+        expected = 100 * (methods[name]["loss_barrier"] - best["loss_barrier"]) / span
+        assert methods[name]["l_hat"] == pytest.approx(expected)
+
+
+def test_scrambled_endpoint_is_recovered(folder):
+    scramble = report(folder)["scramble"]
+    assert scramble["naive_loss_barrier"] > 0
+    assert scramble["aligned_loss_barrier"] == 0
+    assert scramble["recovered_bit_for_bit"] is True
+
+
+def test_the_merge_is_what_the_alignment_says(folder):
+    a, b, merged = load(folder / "endpoints/seed-5"), load(folder / "endpoints/seed-6"), load(folder / "merged")
+    alignment = Alignment.from_pretrained(folder / "alignments/5-6")
+    assert alignment == align(a, b, "gate")
+    expected = merge(a, b, alignment, t=0.5).state_dict()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in merged.state_dict().items())
+
+
+def test_endpoints_share_their_start_but_are_their_own(folder):
+    a, b = load(folder / "endpoints/seed-5"), load(folder / "endpoints/seed-6")
+    assert not torch.equal(a.vit.layers[0].mlp.experts.up_proj, b.vit.layers[0].mlp.experts.up_proj)
+    assert not torch.equal(a.classifier.weight, b.classifier.weight)
+
+
+def test_card(folder):
+    card = ModelCard.load(folder / "README.md")
+    (result,) = card.data.eval_results
+    assert result.metric_value == report(folder)["pairs"][0]["methods"]["gate"]["accuracy"][1]
+    assert "hf-moe-lmc demo --variant sparse --seeds 5 6" in card.text
+    assert f"{report(folder)['pairs'][0]['methods']['joint']['loss_barrier']:.3f}" in card.text
+    assert (folder / "barrier.png").stat().st_size > 10_000
+
+
+def test_a_second_run_trains_nothing_and_finds_the_same(folder):
+    weights = sorted([folder / "dense/model.safetensors", *folder.glob("endpoints/*/model.safetensors")])
+    before, times = without_clock(folder), [file.stat().st_mtime_ns for file in weights]
+    run_demo(folder, SEEDS, TINY)
+    assert [file.stat().st_mtime_ns for file in weights] == times
+    assert without_clock(folder) == before
+
+
+def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path):
+    """kill -9 as soon as the first endpoint is there; no name ever holds half a model."""
+    out = tmp_path / "out"
+    command = [sys.executable, "-m", "tests.demo.tiny", str(out)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (out / "endpoints/seed-5").exists():
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (out / "report.json").exists()
+    saved = (out / "endpoints/seed-5/model.safetensors").stat().st_mtime_ns
+    run_demo(out, SEEDS, TINY)
+    assert (out / "endpoints/seed-5/model.safetensors").stat().st_mtime_ns == saved
+    assert without_clock(out) == without_clock(folder)
+
+
+@pytest.mark.parametrize("seeds", [(5,), (5, 5)])
+def test_too_few_seeds(tmp_path, seeds):
+    with pytest.raises(BadInputError, match="at least two different seeds"):
+        run_demo(tmp_path / "out", seeds, TINY)
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_folder_of_another_recipe_is_left_alone(folder):
+    before = {file: file.stat().st_mtime_ns for file in folder.rglob("*")}
+    with pytest.raises(OutputError, match="holds a demo run with variant = sparse, not shared"):
+        run_demo(folder, SEEDS, replace(TINY, variant="shared"))
+    assert {file: file.stat().st_mtime_ns for file in folder.rglob("*")} == before
+
+
+def test_a_folder_of_something_else_is_left_alone(tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    with pytest.raises(OutputError, match="is not empty and no demo run"):
+        run_demo(tmp_path, SEEDS, TINY)
+    assert os.listdir(tmp_path) == ["thesis.txt"]
+
+
+def test_several_processes_are_refused(tmp_path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [*launcher, "-m", "tests.demo.tiny", str(tmp_path / "out")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode != 0
+    assert "the demo runs in one process, not in 2" in done.stderr
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,35 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hf_moe_lmc.symmetry import MoeSymmetry
+
+SHAPES = st.tuples(st.integers(2, 5), st.integers(2, 6), st.none() | st.tuples(st.integers(1, 2), st.integers(2, 4)))
+
+
+def draw(shape, seed: int) -> MoeSymmetry:
+    return MoeSymmetry.random_derangement(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@given(SHAPES, st.integers(0, 1000))
+def test_group_axioms(shape, seed):
+    g, h, k = (draw(shape, seed + i) for i in range(3))
+    identity = MoeSymmetry.identity(*shape)
+    assert (g @ h) @ k == g @ (h @ k)
+    assert g @ identity == g == identity @ g
+    assert g @ g.inverse() == identity == g.inverse() @ g
+    assert identity.is_identity
+    assert not g.is_identity
+    assert g.shape == shape
+
+
+def test_units_travel_with_their_experts():
+    """The direct product's law, units composed slot by slot, is not this group's."""
+    g, h = draw((3, 4, None), 0), draw((3, 4, None), 1)
+    assert (g @ h).units != g.units @ h.units
+
+
+def test_shared_experts_on_one_side_only():
+    with pytest.raises(ValueError, match="shared experts"):
+        draw((3, 4, None), 0) @ draw((3, 4, (1, 2)), 0)
