@@ -3,13 +3,19 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo test check format lock clean
+.PHONY: demo cards test check format lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
 
+cards: $(READY)  ## run the demo of every variant, and renew model_cards/ with what it finds
+	for variant in sparse shared dense; do \
+	  $(BIN)/hf-moe-lmc demo --variant $$variant && mkdir -p model_cards/moe-vit-mnist-$$variant && \
+	  cp demo-$$variant/README.md demo-$$variant/barrier.png model_cards/moe-vit-mnist-$$variant/ || exit 1; \
+	done
+
 test: $(READY)  ## the whole test suite
-	$(BIN)/pytest -n auto
+	$(BIN)/pytest -n auto --dist loadfile
 
 check: $(READY)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

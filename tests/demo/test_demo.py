@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -127,6 +128,16 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path):
     run_demo(out, SEEDS, TINY)
     assert (out / "endpoints/seed-5/model.safetensors").stat().st_mtime_ns == saved
     assert without_clock(out) == without_clock(folder)
+
+
+def test_the_code_of_the_readme_runs(folder, tmp_path, monkeypatch):
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    assert len(blocks) == 3
+    (tmp_path / "demo-sparse").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})
+    assert type(load(tmp_path / "merged")).__name__ == "MoeViTForImageClassification"
+    assert Alignment.from_pretrained(tmp_path / "alignment") == Alignment.from_pretrained(folder / "alignments/5-6")
 
 
 @pytest.mark.parametrize("seeds", [(5,), (5, 5)])
