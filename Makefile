@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo cards test check format lock clean
+.PHONY: demo cards families test check format lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -14,8 +14,11 @@ cards: $(READY)  ## run the demo of every variant, and renew model_cards/ with w
 	  cp demo-$$variant/README.md demo-$$variant/barrier.png model_cards/moe-vit-mnist-$$variant/ || exit 1; \
 	done
 
+families: $(READY)  ## check every MoE family of the installed Transformers, and renew the README's table
+	$(BIN)/python -m tests.battery
+
 test: $(READY)  ## the whole test suite
-	$(BIN)/pytest -n auto --dist loadfile
+	$(BIN)/pytest -n auto --dist loadgroup
 
 check: $(READY)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

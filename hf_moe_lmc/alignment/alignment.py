@@ -16,7 +16,7 @@ from hf_moe_lmc.adapters import MoeLayerSpec, find_moe_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment
 from hf_moe_lmc.moe import act
-from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
 WEIGHTS_NAME = "alignment.safetensors"
 CONFIG_NAME = "alignment_config.json"
@@ -63,9 +63,9 @@ class Alignment:
         for name, layer in self.layers.items():
             symmetry = layer.symmetry
             tensors[f"{name}.experts"] = symmetry.experts.index
-            tensors[f"{name}.units"] = symmetry.units.index
-            if symmetry.shared_units is not None:
-                tensors[f"{name}.shared_units"] = symmetry.shared_units.index
+            for part, units in (("units", symmetry.units), ("shared_units", symmetry.shared_units)):
+                if units is not None:
+                    tensors |= {f"{name}.{part}": units.permutation.index, f"{name}.{part}.signs": units.signs}
             layers[name] = {"distance_before": layer.distance_before, "distance_after": layer.distance_after}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
         config = {"version": version("hf_moe_lmc"), "expert_order": self.expert_order, "layers": layers}
@@ -86,8 +86,8 @@ class Alignment:
                 name: LayerAlignment(
                     MoeSymmetry(
                         Permutation(tensors[f"{name}.experts"]),
-                        Permutation(tensors[f"{name}.units"]),
-                        Permutation(tensors[f"{name}.shared_units"]) if f"{name}.shared_units" in tensors else None,
+                        _signed(tensors, f"{name}.units"),
+                        _signed(tensors, f"{name}.shared_units") if f"{name}.shared_units" in tensors else None,
                     ),
                     figures["distance_before"],
                     figures["distance_after"],
@@ -97,6 +97,10 @@ class Alignment:
             return cls(layers, config["expert_order"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise BadInputError(f"{folder} does not hold an alignment: {error}") from error
+
+
+def _signed(tensors: Mapping[str, Tensor], name: str) -> SignedPermutation:
+    return SignedPermutation(Permutation(tensors[name]), tensors[f"{name}.signs"])
 
 
 def apply_symmetries(
@@ -113,7 +117,7 @@ def apply_symmetries(
         if name not in known:
             raise IncompatiblePairError(f"layer {name} of the alignment does not exist in the model")
         try:
-            result |= known[name].write(act(symmetry, known[name].read(tensors)))
+            result |= known[name].write(act(symmetry, known[name].read(tensors)), tensors)
         except ValueError as error:
             raise IncompatiblePairError(f"layer {name}: {error}") from None
     return result

@@ -38,7 +38,7 @@ def rescaled_path(
         factors = {name: _factor(start[name], end[name], found[name], t) for name in found}
         for spec in specs:
             shared = factors[spec.shared_experts.name] if spec.shared_experts else None
-            tensors |= spec.write(rescale_outputs(spec.read(tensors), factors[spec.experts.name], shared))
+            tensors |= spec.write(rescale_outputs(spec.read(tensors), factors[spec.experts.name], shared), tensors)
         return tensors
 
     return rescaled

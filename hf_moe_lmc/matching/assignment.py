@@ -34,3 +34,21 @@ def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
     rows, columns = linear_sum_assignment(matrix, maximize=True)
     objective = float(matrix[rows, columns].sum())
     return Assignment(Permutation(torch.from_numpy(columns).long()), objective, solver="scipy")
+
+
+def solve_grouped_assignment(similarity: Float[Tensor, "n n"], groups: int) -> Assignment:
+    """As `solve_assignment`, over the permutations that map groups of n / `groups` neighbours to groups; exactly.
+
+    Two levels: the best assignment between every pair of groups fills a table, and one assignment on it pairs the
+    groups (the wreath product `S_{n/g} wr S_g`).
+    """
+    if groups == 1:
+        return solve_assignment(similarity)
+    size = similarity.shape[0] // groups
+    blocks = similarity.reshape(groups, size, groups, size).transpose(1, 2)
+    inside = [[solve_assignment(block) for block in row] for row in blocks]
+    table = torch.tensor([[found.objective for found in row] for row in inside], dtype=torch.float64)
+    outside = solve_assignment(table)
+    pairs = enumerate(outside.permutation.index.tolist())
+    order = torch.cat([inside[group][other].permutation.index + other * size for group, other in pairs])
+    return Assignment(Permutation(order), outside.objective, outside.solver)

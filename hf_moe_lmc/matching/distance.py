@@ -1,15 +1,15 @@
 """How far two layers are from one another, and whether they can be compared at all."""
 
 import math
-from dataclasses import replace
+from dataclasses import fields
 
 from hf_moe_lmc.errors import IncompatiblePairError
-from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
 
 
 def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
-    """`sqrt(sum |a - b|^2)` over all tensors; least over router translations where these are symmetries."""
-    a, b = (replace(layer, router=layer.router.centred()).tensors() for layer in (reference, other))
+    """`sqrt(sum |a - b|^2)` over all tensors; least over translations where these are symmetries."""
+    a, b = reference.in_gauge().tensors(), other.in_gauge().tensors()
     return math.sqrt(sum((a[name] - b[name]).double().square().sum().item() for name in a))
 
 
@@ -19,8 +19,10 @@ def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:
     for what, a, b in zip(sizes, reference.symmetry_shape, other.symmetry_shape, strict=True):
         if a != b:
             raise IncompatiblePairError(f"{what}: the reference has {a or 'none'}, the other has {b or 'none'}")
-    if reference.router.scoring != other.router.scoring:
-        raise IncompatiblePairError(f"router scoring: {reference.router.scoring} and {other.router.scoring}")
+    for field in fields(SymmetryGroup):
+        a, b = getattr(reference.group, field.name), getattr(other.group, field.name)
+        if a != b:
+            raise IncompatiblePairError(f"symmetry {field.name}: {a} in the reference, {b} in the other")
     shapes_a, shapes_b = (
         {name: tuple(tensor.shape) for name, tensor in layer.tensors().items()} for layer in (reference, other)
     )

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
-from .assignment import solve_assignment
+from .assignment import solve_assignment, solve_grouped_assignment
 from .unit_matching import unit_similarity
 
 ExpertOrder = Literal["units", "gate", "gram", "joint"]
@@ -27,9 +27,10 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             "gram" compares the experts' Gram matrices, which do not depend on the order of units; "joint" solves
             every pair's unit assignment, E^2 of them, and is the exact optimum of the squared distance.
     """
+    if method == "units":
+        return Permutation.identity(reference.experts.num_experts)
+    reference, other = reference.in_gauge(), other.in_gauge()
     match method:
-        case "units":
-            return Permutation.identity(reference.experts.num_experts)
         case "gate":
             similarity = -gate_cost(reference.router, other.router)
         case "gram":
@@ -38,15 +39,15 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             similarity = joint_similarity(reference, other)
         case _:
             assert_never(method)
-    return solve_assignment(similarity).permutation
+    return solve_grouped_assignment(similarity, reference.group.expert_groups).permutation
 
 
 def gate_cost(reference: Router, other: Router) -> Float[Tensor, "E E"]:
-    """`C_ij = (|W_i - W'_j|^2 + (b_i - b'_j)^2)^(1/2)` on routers centred where translation is a symmetry.
+    """`C_ij = (|W_i - W'_j|^2 + (b_i - b'_j)^2)^(1/2)`, selection biases and scales as further columns.
 
-    Source: arXiv:2509.11348, equation 10.
+    Both routers in the gauge of `MoeLayer.in_gauge`. Source: arXiv:2509.11348, equation 10.
     """
-    return _distances(_router_rows(reference), _router_rows(other))
+    return _distances(reference.rows(), other.rows())
 
 
 def gram_cost(reference: ExpertBank, other: ExpertBank) -> Float[Tensor, "E E"]:
@@ -62,24 +63,19 @@ def joint_similarity(reference: MoeLayer, other: MoeLayer) -> Float[Tensor, "E E
     """`T_ij = max over unit permutations of <expert i of reference, expert j of other>`, router rows included.
 
     The layer's squared distance under the expert order sigma and the best units is a constant minus
-    `2 sum_i T[i, sigma(i)]`, so one assignment on T finds the optimum over the whole group.
+    `2 sum_i T[i, sigma(i)]`, so one assignment on T finds the optimum over the whole group. Layers in the gauge of
+    `MoeLayer.in_gauge`.
     """
-    rows, other_rows = _router_rows(reference.router), _router_rows(other.router)
-    table = (rows @ other_rows.T).double().cpu()
+    table = (reference.router.rows() @ other.router.rows().T).double().cpu()
     a, b = reference.experts, other.experts
     if a.down_bias is not None and b.down_bias is not None:
         table += (a.down_bias @ b.down_bias.T).double().cpu()
     for j in range(b.num_experts):
         # Expert j of the other model against all experts of the reference: the single expert broadcasts.
-        similarity = unit_similarity(a, b.map(lambda tensor, j=j: tensor[j : j + 1]))
+        similarity = unit_similarity(a, b.map(lambda tensor, j=j: tensor[j : j + 1]), reference.group.unit_signs)
         for i in range(a.num_experts):
             table[i, j] += solve_assignment(similarity[i]).objective
     return table
-
-
-def _router_rows(router: Router) -> Float[Tensor, "E d"]:
-    centred = router.centred()
-    return centred.weight if centred.bias is None else torch.cat([centred.weight, centred.bias[:, None]], dim=1)
 
 
 def _grams(experts: ExpertBank) -> list[Float[Tensor, "E d d"]]:
@@ -89,8 +85,10 @@ def _grams(experts: ExpertBank) -> list[Float[Tensor, "E d d"]]:
     if experts.down_bias is not None:
         down = torch.cat([down, experts.down_bias[..., None]], dim=2)
     grams = [up.mT @ up, down @ down.mT]
-    if experts.gate_proj is not None:
-        grams.append(experts.gate_proj.mT @ experts.gate_proj)
+    if (gate := experts.gate_proj) is not None:
+        if experts.gate_bias is not None:
+            gate = torch.cat([gate, experts.gate_bias[..., None]], dim=2)
+        grams.append(gate.mT @ gate)
     return grams
 
 

@@ -34,7 +34,7 @@ def align_layers(
     """Weight matching of one layer: the symmetry that brings `other` close to `reference`.
 
     Units are matched exactly given the expert order; with `expert_order="joint"` the result is the exact minimum of
-    the squared distance over all permutations of experts and units. Computed in float32 or better.
+    the squared distance over the whole group of the layer. Computed in float32 or better.
     Source: arXiv:2509.11348, section 5 ("gate", "gram"); "joint" is ours.
 
     Args:
@@ -50,10 +50,10 @@ def align_layers(
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
     reference, other = reference.to(dtype), other.to(dtype)
     experts = expert_order if isinstance(expert_order, Permutation) else match_experts(reference, other, expert_order)
-    shared, other_shared = reference.shared_experts, other.shared_experts
+    shared, other_shared, group = reference.shared_experts, other.shared_experts, reference.group
     symmetry = MoeSymmetry(
         experts,
-        match_units(reference.experts, other.experts.permute_experts(experts)),
-        match_units(shared, other_shared) if shared and other_shared else None,
+        match_units(reference.experts, other.experts.permute_experts(experts), group.unit_signs),
+        match_units(shared, other_shared, group.shared_unit_signs) if shared and other_shared else None,
     )
     return LayerAlignment(symmetry, layer_distance(reference, other), layer_distance(reference, act(symmetry, other)))

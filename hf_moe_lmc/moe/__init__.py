@@ -3,6 +3,7 @@
 from .action import act
 from .expert_bank import ExpertBank
 from .layer import MoeLayer
-from .router import Router, Scoring
+from .router import Router
+from .symmetry_group import SymmetryGroup
 
-__all__ = ["ExpertBank", "MoeLayer", "Router", "Scoring", "act"]
+__all__ = ["ExpertBank", "MoeLayer", "Router", "SymmetryGroup", "act"]

@@ -6,21 +6,21 @@ from dataclasses import dataclass, fields, replace
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.symmetry import Permutation
+from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 
 @dataclass(frozen=True)
 class ExpertBank:
     """E experts of F units each between a hidden state of size H and itself.
 
-    Without `gate_proj` an expert is `down(phi(up x + up_bias)) + down_bias`; with it, `down(phi(gate x) * (up x))`
-    (gated, SwiGLU and kin). Shared experts are an `ExpertBank` too.
+    Without `gate_proj` an expert is `down(phi(up x + up_bias)) + down_bias`; with it, `down(phi(gate x, up x))`, mostly
+    `down(phi(gate x) * (up x))` (gated, SwiGLU and kin). Shared experts are an `ExpertBank` too.
 
     Args:
         up_proj: `[E, F, H]`; row f belongs to unit f.
         down_proj: `[E, H, F]`; column f belongs to unit f.
         gate_proj: `[E, F, H]`, or None for experts that are not gated.
-        up_bias: `[E, F]`, or None.
+        up_bias, gate_bias: `[E, F]`, or None.
         down_bias: `[E, H]`, or None; belongs to the expert, not to a unit.
     """
 
@@ -28,6 +28,7 @@ class ExpertBank:
     down_proj: Float[Tensor, "E H F"]
     gate_proj: Float[Tensor, "E F H"] | None = None
     up_bias: Float[Tensor, "E F"] | None = None
+    gate_bias: Float[Tensor, "E F"] | None = None
     down_bias: Float[Tensor, "E H"] | None = None
 
     @property
@@ -40,14 +41,15 @@ class ExpertBank:
         """F."""
         return self.up_proj.shape[1]
 
-    def unit_terms(self) -> list[Float[Tensor, "E F d"]]:
-        """All that belongs to a unit, in blocks `[E, F, d]` (views): rows of up and gate, columns of down, up_bias."""
+    def signed_unit_terms(self) -> list[Float[Tensor, "E F _"]]:
+        """What changes sign with a unit, in blocks `[E, F, d]` (views): up_proj, columns of down_proj, up_bias."""
         terms = [self.up_proj, self.down_proj.mT]
-        if self.gate_proj is not None:
-            terms.append(self.gate_proj)
-        if self.up_bias is not None:
-            terms.append(self.up_bias[..., None])
-        return terms
+        return terms if self.up_bias is None else [*terms, self.up_bias[..., None]]
+
+    def unsigned_unit_terms(self) -> list[Float[Tensor, "E F _"]]:
+        """What a unit keeps whatever its sign, in blocks `[E, F, d]` (views): rows of gate_proj and gate_bias."""
+        terms = [] if self.gate_proj is None else [self.gate_proj]
+        return terms if self.gate_bias is None else [*terms, self.gate_bias[..., None]]
 
     def tensors(self) -> dict[str, Tensor]:
         """Field name -> tensor, absent ones left out."""
@@ -61,12 +63,20 @@ class ExpertBank:
         """The bank whose expert e is expert `experts[e]` of this one; `experts` is `[E]`."""
         return self.map(lambda tensor: experts.apply(tensor, dim=0))
 
-    def permute_units(self, units: Permutation) -> "ExpertBank":
-        """The bank whose unit f of expert e is unit `units[e, f]` of expert e of this one; `units` is `[E, F]`."""
+    def permute_units(self, units: SignedPermutation) -> "ExpertBank":
+        """The bank whose unit f of expert e is unit `units[e, f]` of expert e of this one, sign included.
+
+        Raises:
+            ValueError: a sign is -1, but the experts are not gated, so that no sign is free.
+        """
+        if units.is_signed and self.gate_proj is None:
+            raise ValueError("units of experts without gate_proj have no free sign")
+        order = units.permutation
         return ExpertBank(
             up_proj=units.apply(self.up_proj, dim=1),
             down_proj=units.apply(self.down_proj, dim=2),
-            gate_proj=None if self.gate_proj is None else units.apply(self.gate_proj, dim=1),
+            gate_proj=None if self.gate_proj is None else order.apply(self.gate_proj, dim=1),
             up_bias=None if self.up_bias is None else units.apply(self.up_bias, dim=1),
+            gate_bias=None if self.gate_bias is None else order.apply(self.gate_bias, dim=1),
             down_bias=self.down_bias,
         )

@@ -1,12 +1,13 @@
 """One Mixture-of-Experts layer."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from .expert_bank import ExpertBank
 from .router import Router
+from .symmetry_group import SymmetryGroup
 
 
 @dataclass(frozen=True)
@@ -17,11 +18,13 @@ class MoeLayer:
         router: one row per expert.
         experts: the routed experts.
         shared_experts: the always-active experts (DeepSeekMoE), or None.
+        group: the symmetries that the layer admits.
     """
 
     router: Router
     experts: ExpertBank
     shared_experts: ExpertBank | None = None
+    group: SymmetryGroup = field(default_factory=SymmetryGroup)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the layer under names such as `router.weight` and `shared_experts.down_proj`."""
@@ -40,7 +43,30 @@ class MoeLayer:
             return tensor.to(dtype)
 
         shared = self.shared_experts
-        return MoeLayer(self.router.map(cast), self.experts.map(cast), shared.map(cast) if shared else None)
+        return replace(
+            self,
+            router=self.router.map(cast),
+            experts=self.experts.map(cast),
+            shared_experts=shared.map(cast) if shared else None,
+        )
+
+    def in_gauge(self) -> "MoeLayer":
+        """The translate of the layer whose router rows, and selection biases, have mean zero over experts.
+
+        Each only where translation is a symmetry. The distance of two layers in this gauge is the least over all
+        translations of either.
+        """
+        router, group = self.router, self.group
+        if group.router_translation:
+            bias = router.bias
+            router = replace(
+                router,
+                weight=router.weight - router.weight.mean(dim=0),
+                bias=None if bias is None else bias - bias.mean(),
+            )
+        if group.selection_bias_constant and router.selection_bias is not None:
+            router = replace(router, selection_bias=router.selection_bias - router.selection_bias.mean())
+        return replace(self, router=router)
 
     @property
     def symmetry_shape(self) -> tuple[int, int, tuple[int, int] | None]:

@@ -1,42 +1,39 @@
 """The router of one Mixture-of-Experts layer."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, fields, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.symmetry import Permutation
 
-Scoring = Literal["softmax", "sigmoid"]
-
 
 @dataclass(frozen=True)
 class Router:
-    """Scores `s_e(x) = W_e x + b_e` of every expert e for a token x; one row per expert.
+    """Scores `s_e(x) = W_e x + b_e` of every expert e for a token x, and all else that belongs to an expert by number.
 
     Args:
         weight: W, `[E, H]`.
         bias: b, `[E]`, or None.
-        scoring: how scores become routing weights: "softmax" (over all or over the selected experts) or "sigmoid".
+        selection_bias: added to the scores for the choice of experts only (`e_score_correction_bias` and its kin),
+            `[E]`, or None.
+        per_expert_scale: a factor of each expert's routing weight, `[E]`, or None.
     """
 
     weight: Float[Tensor, "E H"]
     bias: Float[Tensor, " E"] | None = None
-    scoring: Scoring = "softmax"
-
-    @property
-    def is_translation_invariant(self) -> bool:
-        """Whether adding one affine map to all rows changes nothing.
-
-        A softmax and the order of the scores ignore a common shift (arXiv:2509.11348, section 3); a sigmoid does not.
-        """
-        return self.scoring == "softmax"
+    selection_bias: Float[Tensor, " E"] | None = None
+    per_expert_scale: Float[Tensor, " E"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Field name -> tensor, absent ones left out."""
-        return {"weight": self.weight} if self.bias is None else {"weight": self.weight, "bias": self.bias}
+        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+
+    def rows(self) -> Float[Tensor, "E d"]:
+        """All that belongs to an expert, one row each."""
+        return torch.cat([tensor.reshape(len(tensor), -1) for tensor in self.tensors().values()], dim=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Router":
         """The router with `function` applied to every tensor."""
@@ -45,12 +42,3 @@ class Router:
     def permute_experts(self, experts: Permutation) -> "Router":
         """The router whose row e is row `experts[e]` of this one."""
         return self.map(lambda tensor: experts.apply(tensor, dim=0))
-
-    def centred(self) -> "Router":
-        """The translate with zero mean over experts; itself where translation is not a symmetry.
-
-        The distance of two centred routers is the least distance over all translations of either.
-        """
-        if not self.is_translation_invariant:
-            return self
-        return self.map(lambda tensor: tensor - tensor.mean(dim=0))

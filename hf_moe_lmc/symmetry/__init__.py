@@ -2,5 +2,6 @@
 
 from .moe_symmetry import MoeSymmetry
 from .permutation import Permutation
+from .signed_permutation import SignedPermutation
 
-__all__ = ["MoeSymmetry", "Permutation"]
+__all__ = ["MoeSymmetry", "Permutation", "SignedPermutation"]

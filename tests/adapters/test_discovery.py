@@ -1,6 +1,6 @@
 import pytest
 import torch
-from transformers import GPT2Config, GPT2LMHeadModel, OlmoeConfig, OlmoeForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_moe_lmc.adapters import find_moe_layers
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
@@ -36,7 +36,7 @@ def test_write_is_the_inverse_of_read(name):
     """And together they name every tensor of the block but the shared expert's own gate."""
     tensors = build(name).state_dict()
     for spec in find_moe_layers(build(name)):
-        written = spec.write(spec.read(tensors))
+        written = spec.write(spec.read(tensors), tensors)
         assert all(torch.equal(tensors[key], tensor) for key, tensor in written.items())
         own = {key for key in tensors if key.startswith(f"{spec.name}.")}
         assert own - written.keys() <= {f"{spec.name}.shared_expert_gate.weight"}
@@ -49,10 +49,14 @@ def test_a_skeleton_without_weights_will_do(name):
     assert find_moe_layers(skeleton) == find_moe_layers(build(name))
 
 
-def test_an_unknown_block_is_refused_by_name():
-    config = OlmoeConfig(hidden_size=8, intermediate_size=4, num_hidden_layers=1, num_attention_heads=2, num_experts=4)
-    with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="OlmoeSparseMoeBlock"):
-        find_moe_layers(OlmoeForCausalLM(config))
+def test_an_unknown_router_is_refused_by_name():
+    class OwnRouter(torch.nn.Module):
+        pass
+
+    model = MODELS["mixtral"]()
+    model.model.layers[1].mlp.gate = OwnRouter()
+    with pytest.raises(UnsupportedArchitectureError, match=r"router model\.layers\.1\.mlp\.gate: a .*OwnRouter"):
+        find_moe_layers(model)
 
 
 def test_a_dense_model_is_refused():

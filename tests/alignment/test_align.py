@@ -5,18 +5,15 @@ from hf_moe_lmc import Alignment, align, merge
 from hf_moe_lmc.adapters import find_moe_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
-from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
+from hf_moe_lmc.symmetry import MoeSymmetry
+from tests.layers import derangement
 from tests.models import MODELS, build, logits, moe_gpt2, moe_vit
 
 
 def planted(model, seed: int = 0) -> dict[str, MoeSymmetry]:
     """A derangement of every layer of `model`."""
-    generator = torch.Generator().manual_seed(seed)
     tensors = model.state_dict()
-    return {
-        spec.name: MoeSymmetry.random_derangement(*spec.read(tensors).symmetry_shape, generator=generator)
-        for spec in find_moe_layers(model)
-    }
+    return {spec.name: derangement(spec.read(tensors), seed) for spec in find_moe_layers(model)}
 
 
 def scrambled(model, symmetries):
@@ -181,6 +178,6 @@ def test_merge_off_the_line():
 
 def test_apply_accepts_only_permutations_of_its_layers():
     model = build("mixtral")
-    wrong = {name: MoeSymmetry(Permutation.identity(5), Permutation.identity(5, 8)) for name in planted(model)}
+    wrong = {name: MoeSymmetry.identity(5, 8) for name in planted(model)}
     with pytest.raises(IncompatiblePairError, match="cannot act"):
         apply_symmetries(model.state_dict(), find_moe_layers(model), wrong)

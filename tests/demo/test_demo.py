@@ -20,6 +20,7 @@ from hf_moe_lmc.errors import BadInputError, OutputError
 from tests.demo.tiny import SEEDS, TINY
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.xdist_group("demo")  # one run of the demo serves all tests of this file
 METHODS = ["naive", "rescale_control", "units", "gate", "gram", "joint", "best_of_all_orders"]
 
 

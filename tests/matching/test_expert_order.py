@@ -1,5 +1,3 @@
-from dataclasses import replace
-
 import pytest
 import torch
 
@@ -7,8 +5,7 @@ from hf_moe_lmc.matching import match_experts
 from hf_moe_lmc.matching.expert_order import gate_cost, gram_cost, joint_similarity
 from hf_moe_lmc.matching.unit_matching import match_units
 from hf_moe_lmc.moe import act
-from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
-from tests.layers import LAYER_KINDS
+from tests.layers import LAYER_KINDS, derangement
 
 
 @pytest.fixture(params=LAYER_KINDS)
@@ -18,18 +15,19 @@ def layers(request):
 
 
 def test_gate_cost_equals_equation_10(layers):
-    a, b = (layer.router for layer in layers)
-    for i in range(5):
-        for j in range(5):
-            square = ((a.weight[i] - a.weight.mean(0)) - (b.weight[j] - b.weight.mean(0))).square().sum()
-            if a.bias is not None:
-                square += ((a.bias[i] - a.bias.mean()) - (b.bias[j] - b.bias.mean())) ** 2
-            torch.testing.assert_close(gate_cost(a, b)[i, j], square.sqrt())
-
-
-def test_gate_cost_of_a_sigmoid_router_is_not_centred(layers):
-    a, b = (replace(layer.router, scoring="sigmoid", bias=None) for layer in layers)
-    torch.testing.assert_close(gate_cost(a, b)[1, 2], (a.weight[1] - b.weight[2]).norm())
+    """Rows centred where the router is a softmax; selection biases, centred too, as one more column."""
+    a, b = (layer.in_gauge().router for layer in layers)
+    cost = gate_cost(a, b)
+    centred = layers[0].group.router_translation
+    for i in range(len(cost)):
+        for j in range(len(cost)):
+            rows = [x.router.weight - (x.router.weight.mean(0) if centred else 0) for x in layers]
+            square = (rows[0][i] - rows[1][j]).square().sum()
+            for name in ("bias", "selection_bias"):
+                values = [getattr(x.router, name) for x in layers]
+                if values[0] is not None:
+                    square += ((values[0][i] - values[0].mean()) - (values[1][j] - values[1].mean())) ** 2
+            torch.testing.assert_close(cost[i, j], square.sqrt())
 
 
 def test_gram_cost_equals_equation_11(layers):
@@ -39,43 +37,41 @@ def test_gram_cost_equals_equation_11(layers):
     def inward(matrix, bias, e):
         return matrix[e] if bias is None else torch.cat([matrix[e], bias[e][:, None]], dim=1)
 
-    for i in range(5):
-        for j in range(5):
+    for i in range(len(cost)):
+        for j in range(len(cost)):
             up_a, up_b = inward(a.up_proj, a.up_bias, i), inward(b.up_proj, b.up_bias, j)
             down_a, down_b = inward(a.down_proj, a.down_bias, i), inward(b.down_proj, b.down_bias, j)
             square = (up_a.T @ up_a - up_b.T @ up_b).square().sum()
             square += (down_a @ down_a.T - down_b @ down_b.T).square().sum()
             if a.gate_proj is not None:
-                gate_a, gate_b = a.gate_proj[i], b.gate_proj[j]
+                gate_a, gate_b = inward(a.gate_proj, a.gate_bias, i), inward(b.gate_proj, b.gate_bias, j)
                 square += (gate_a.T @ gate_a - gate_b.T @ gate_b).square().sum()
             torch.testing.assert_close(cost[i, j], square.sqrt())
 
 
-def test_gram_cost_ignores_the_order_of_units(layers):
+def test_gram_cost_ignores_the_order_and_signs_of_units(layers):
     a, b = layers[0].experts, layers[1].experts
-    units = Permutation.random_derangement(5, 7, generator=torch.Generator().manual_seed(0))
+    units = derangement(layers[1]).units
     torch.testing.assert_close(gram_cost(a, b.permute_units(units)), gram_cost(a, b))
 
 
 def test_joint_similarity_is_the_best_inner_product(layers):
-    a, b = layers
+    a, b = (layer.in_gauge() for layer in layers)
     table = joint_similarity(a, b)
-    rows = zip(*((layer.router.centred().weight, layer.router.centred().bias) for layer in layers), strict=True)
-    (weight_a, weight_b), (bias_a, bias_b) = rows
-    for i in range(5):
-        for j in range(5):
+    rows = a.router.rows() @ b.router.rows().T
+    for i in range(len(table)):
+        for j in range(len(table)):
             expert_a = a.experts.map(lambda tensor, i=i: tensor[i : i + 1])
             expert_b = b.experts.map(lambda tensor, j=j: tensor[j : j + 1])
-            matched = expert_b.permute_units(match_units(expert_a, expert_b))
+            matched = expert_b.permute_units(match_units(expert_a, expert_b, a.group.unit_signs))
             expected = sum((x * matched.tensors()[name]).sum() for name, x in expert_a.tensors().items())
-            expected += weight_a[i] @ weight_b[j] + (0 if bias_a is None else bias_a[i] * bias_b[j])
-            torch.testing.assert_close(table[i, j], expected)
+            torch.testing.assert_close(table[i, j], expected + rows[i, j])
 
 
 @pytest.mark.parametrize("method", ["gate", "gram", "joint"])
 def test_planted_order_is_found(layers, method):
     layer = layers[0]
-    planted = MoeSymmetry.random_derangement(*layer.symmetry_shape, generator=torch.Generator().manual_seed(0))
+    planted = derangement(layer)
     assert match_experts(layer, act(planted, layer), method) == planted.experts.inverse()
 
 

@@ -3,13 +3,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_moe_lmc.symmetry import MoeSymmetry
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
 SHAPES = st.tuples(st.integers(2, 5), st.integers(2, 6), st.none() | st.tuples(st.integers(1, 2), st.integers(2, 4)))
 
 
 def draw(shape, seed: int) -> MoeSymmetry:
-    return MoeSymmetry.random_derangement(*shape, generator=torch.Generator().manual_seed(seed))
+    experts, units, shared = shape
+    generator = torch.Generator().manual_seed(seed)
+    return MoeSymmetry(
+        Permutation.random_derangement(experts, generator=generator),
+        SignedPermutation.random_derangement(experts, units, generator=generator),
+        SignedPermutation.random_derangement(*shared, generator=generator) if shared else None,
+    )
 
 
 @given(SHAPES, st.integers(0, 1000))

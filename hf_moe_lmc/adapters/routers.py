@@ -1,0 +1,122 @@
+"""What the known routers do: one row per router class.
+
+A router that is not listed is refused: nothing in its tensors tells a softmax from a sigmoid.
+"""
+
+from torch import nn
+
+from hf_moe_lmc.errors import UnsupportedArchitectureError
+
+# Softmax over all scores or over the selected ones, whose answer ignores a shift common to all experts.
+SOFTMAX = frozenset(
+    {
+        "hf_moe_lmc.modeling.moe_block.MoeRouter",
+        "aria.AriaTextTopKRouter",
+        "deepseek_ocr2.DeepseekOcr2TextTopkRouter",
+        "deepseek_v2.DeepseekV2TopkRouter",
+        "diffusion_gemma.DiffusionGemmaTextRouter",
+        "ernie4_5_moe.Ernie4_5_MoeTopKRouter",
+        "flex_olmo.FlexOlmoTopKRouter",
+        "gemma4.Gemma4TextRouter",
+        "gpt_oss.GptOssTopKRouter",
+        "granitemoe.GraniteMoeTopKRouter",
+        "granitemoe_swa.GraniteMoeSWATopKRouter",
+        "granitemoehybrid.GraniteMoeHybridTopKRouter",
+        "granitemoeshared.GraniteMoeSharedTopKRouter",
+        "hunyuan_v1_moe.HunYuanMoEV1Gate",
+        "jamba.JambaTopKRouter",
+        "mellum.MellumTopKRouter",
+        "minimax.MiniMaxTopKRouter",
+        "mistral4.Mistral4TopkRouter",
+        "mistral_large4.MistralLarge4TextTopkRouter",
+        "mixtral.MixtralTopKRouter",
+        "olmoe.OlmoeTopKRouter",
+        "openai_privacy_filter.OpenAIPrivacyFilterTopKRouter",
+        "qwen2_moe.Qwen2MoeTopKRouter",
+        "qwen3_5_moe.Qwen3_5MoeTopKRouter",
+        "qwen3_moe.Qwen3MoeTopKRouter",
+        "qwen3_next.Qwen3NextTopKRouter",
+        "qwen3_omni_moe.Qwen3OmniMoeTalkerTextTopKRouter",
+        "qwen3_omni_moe.Qwen3OmniMoeThinkerTextTopKRouter",
+        "qwen3_vl_moe.Qwen3VLMoeTextTopKRouter",
+        "qwen4_exp.Qwen4ExpTextTopKRouter",
+        "unlimited_ocr.UnlimitedOcrTextTopkRouter",
+    }
+)
+
+# Sigmoids and other functions of the score itself; a shift changes their answer.
+SHIFT_SENSITIVE = frozenset(
+    {
+        "afmoe.AfmoeTokenChoiceRouter",
+        "axk1.AXK1TopkRouter",
+        "bailing_hybrid.BailingHybridTopkRouter",
+        "beam.BeamTopKRouter",
+        "deepseek_v3.DeepseekV3TopkRouter",
+        "deepseek_v32.DeepseekV32TopkRouter",
+        "dots1.Dots1TopkRouter",
+        "dots3_note.Dots3NoteTextTopkRouter",
+        "exaone_moe.ExaoneMoeTopkRouter",
+        "flint.FlintTopKRouter",
+        "glm4_moe.Glm4MoeTopkRouter",
+        "glm4_moe_lite.Glm4MoeLiteTopkRouter",
+        "glm4v_moe.Glm4vMoeTextTopkRouter",
+        "glm5_next.Glm5NextTextTopkRouter",
+        "glm_moe_dsa.GlmMoeDsaTopkRouter",
+        "hy_v3.HYV3TopKRouter",
+        "hy_v4.HYV4TopkRouter",
+        "inkling2.Inkling2TopKRouter",
+        "kimi_linear.KimiLinearTopkRouter",
+        "kolibri1.Kolibri1TopKRouter",
+        "laguna.LagunaTopKRouter",
+        "lfm2_moe.Lfm2MoeTopKRouter",
+        "llama4.Llama4Router",
+        "mimo_v2_flash.MiMoV2FlashTopkRouter",
+        "minimax_m2.MiniMaxM2TopKRouter",
+        "minimax_m3_vl.MiniMaxM3VLTopKRouter",
+        "muse_spark.MuseSparkTopkRouter",
+        "nemotron_h.NemotronHTopkRouter",
+        "phimoe.PhimoeTopKRouter",
+        "solar_open.SolarOpenTopkRouter",
+        "step3p7.Step3p7TopKRouter",
+    }
+)
+
+# Softmax or sigmoid, as the attribute named here says.
+CONFIGURED = {"cohere2_moe.Cohere2MoeTopKRouter": "expert_selection_fn"}
+
+# Masks the groups that lose with 0 where a selected score may be negative, so a common constant may change the choice.
+CONSTANT_SENSITIVE = frozenset({"axk2.AXK2TopkRouter"})
+
+
+def class_key(module: nn.Module) -> str:
+    """`folder.Class` for the models of Transformers, the full name for any other class."""
+    parts = type(module).__module__.split(".")
+    if parts[:2] == ["transformers", "models"]:
+        return f"{parts[2]}.{type(module).__qualname__}"
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
+def admits_translation(name: str, router: nn.Module) -> bool:
+    """Whether adding one vector to all rows of `router` (module name `name`) leaves its answer alone.
+
+    Raises:
+        UnsupportedArchitectureError: the router class is not known.
+    """
+    key = class_key(router)
+    if key in CONFIGURED:
+        return getattr(router, CONFIGURED[key]) == "softmax"
+    if key not in SOFTMAX | SHIFT_SENSITIVE | CONSTANT_SENSITIVE:
+        raise UnsupportedArchitectureError(f"router {name}: a {key}, whose symmetries are not known")
+    return key in SOFTMAX
+
+
+def admits_selection_bias_constant(router: nn.Module) -> bool:
+    """Whether a constant added to all selection biases leaves the choice of experts alone."""
+    return class_key(router) not in CONSTANT_SENSITIVE
+
+
+def expert_groups(router: nn.Module) -> int:
+    """How many groups of neighbouring experts group-limited routing tells apart; 1 where it does not limit."""
+    groups = getattr(router, "num_group", None) or 1
+    chosen = getattr(router, "topk_group", None) or 1
+    return 1 if getattr(router, "topk_method", None) == "greedy" or chosen >= groups else groups

@@ -1,0 +1,47 @@
+"""The battery over every Mixture-of-Experts family of the installed Transformers."""
+
+import pytest
+
+from hf_moe_lmc.errors import UnsupportedArchitectureError
+from tests import families
+from tests.battery import check
+
+# Refused by name so far; each entry is what the refusal must say.
+REFUSED = {
+    "dbrx": "no Mixture-of-Experts layer that is known",
+    "deepseek_v4": "DeepseekV4HashRouter",
+    "doge": "no Mixture-of-Experts layer that is known",
+    "ernie4_5_vl_moe": "Ernie4_5_VLMoeMoeTopKRouter",
+    "inkling": "InklingTopkRouter",
+    "jetmoe": "no Mixture-of-Experts layer that is known",
+    "longcat_flash": "LongcatFlashTopkRouter",
+    "nllb_moe": "no Mixture-of-Experts layer that is known",
+    "switch_transformers": "no Mixture-of-Experts layer that is known",
+    "zaya": "ZayaRouter",
+}
+SUPPORTED = [family for family in families.available() if family not in REFUSED]
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_symmetries_hold_and_controls_break(family):
+    result = check(family)
+    assert not result.failures
+    assert result.preserved
+    assert result.changed
+
+
+@pytest.mark.parametrize("family", SUPPORTED)
+def test_as_many_experts_as_hidden_units(family):
+    """The axis of experts is never told by its length."""
+    assert not check(family, experts=families.HIDDEN).failures
+
+
+@pytest.mark.parametrize("family", sorted(REFUSED.keys() & set(families.available())))
+def test_refused_by_name(family):
+    with pytest.raises(UnsupportedArchitectureError, match=REFUSED[family]):
+        check(family)
+
+
+def test_no_family_of_the_installed_transformers_is_forgotten():
+    covered = {family.folder for family in families.FAMILIES.values()} | families.NOT_COVERED.keys()
+    assert families.discover() <= covered
