@@ -97,10 +97,15 @@ def _router_tensors(specs: tuple[MoeLayerSpec, ...], tensors: Tensors, only: str
 
 
 def _translated(specs: tuple[MoeLayerSpec, ...], tensors: Tensors) -> Tensors:
-    weights = _router_tensors(specs, tensors, "weight")
-    generator = torch.Generator().manual_seed(3)
-    shifts = {name: torch.randn(weight.shape[1], generator=generator) for name, weight in weights.items()}
-    return tensors | {name: weight + shifts[name].to(weight) for name, weight in weights.items()}
+    """One vector added to the router rows of all routed experts."""
+    generator, moved = torch.Generator().manual_seed(3), dict(tensors)
+    for spec in specs:
+        name = dict(spec.router.tensors)["weight"]
+        moved[name] = tensors[name].clone()
+        moved[name][: spec.router.num_experts] += torch.randn(tensors[name].shape[1], generator=generator).to(
+            moved[name]
+        )
+    return moved
 
 
 def _moved(
@@ -137,13 +142,13 @@ def row(family: str) -> str:
     try:
         result = check(family)
     except UnsupportedArchitectureError as refusal:
-        reason = re.sub(r"^.*?: an? |, whose.*$", "", str(refusal))
+        reason = str(refusal).partition(": ")[2].removeprefix("a ")
         return f"| {family} | | | | refused: {reason} |"
     spec, group = result.spec, result.spec.group
     experts = spec.experts
-    layout = ["gated" if experts.is_gated else "MLP"]
-    layout += [name for name in ("transposed", "interleaved") if getattr(experts, f"is_{name}")]
-    layout += ["biases"] if experts.has_bias else []
+    layout = ["gated" if experts.is_gated else "MLP", type(experts).__name__.removesuffix("Experts").lower()]
+    layout += [name for name in ("transposed", "interleaved") if getattr(experts, f"is_{name}", False)]
+    layout += ["biases"] if getattr(experts, "has_bias", False) else []
     layout += ["shared"] if spec.shared_experts else []
     router = ["softmax" if group.router_translation else "not shift-invariant"]
     router += [field.replace("_", " ") for field, _ in spec.router.tensors if field != "weight"]

@@ -10,12 +10,13 @@ from .routers import class_key
 # together; False: `(up + 1)` breaks it.
 OWN_GATES = {
     "beam.BeamExperts": True,
-    "deepseek_v4.DeepseekV4Experts": True,
+    "dbrx.DbrxExpertGLU": True,
     "glm5_next.Glm5NextTextExperts": True,
     "gpt_oss.GptOssExperts": False,
     "hy_v4.HYV4Experts": True,
     "inkling2.Inkling2Experts": True,
     "llama4.Llama4TextExperts": True,
+    "longcat_flash.LongcatFlashExperts": True,
     "minimax_m3_vl.MiniMaxM3VLExperts": False,
     "openai_privacy_filter.OpenAIPrivacyFilterExperts": False,
     "step3p7.Step3p7Experts": True,

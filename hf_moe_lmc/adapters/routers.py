@@ -12,9 +12,11 @@ SOFTMAX = frozenset(
     {
         "hf_moe_lmc.modeling.moe_block.MoeRouter",
         "aria.AriaTextTopKRouter",
+        "dbrx.DbrxRouter",
         "deepseek_ocr2.DeepseekOcr2TextTopkRouter",
         "deepseek_v2.DeepseekV2TopkRouter",
         "diffusion_gemma.DiffusionGemmaTextRouter",
+        "ernie4_5_vl_moe.Ernie4_5_VLMoeMoeTopKRouter",
         "ernie4_5_moe.Ernie4_5_MoeTopKRouter",
         "flex_olmo.FlexOlmoTopKRouter",
         "gemma4.Gemma4TextRouter",
@@ -40,6 +42,7 @@ SOFTMAX = frozenset(
         "qwen3_omni_moe.Qwen3OmniMoeThinkerTextTopKRouter",
         "qwen3_vl_moe.Qwen3VLMoeTextTopKRouter",
         "qwen4_exp.Qwen4ExpTextTopKRouter",
+        "switch_transformers.SwitchTransformersTop1Router",
         "unlimited_ocr.UnlimitedOcrTextTopkRouter",
     }
 )
@@ -87,6 +90,10 @@ CONFIGURED = {"cohere2_moe.Cohere2MoeTopKRouter": "expert_selection_fn"}
 # Masks the groups that lose with 0 where a selected score may be negative, so a common constant may change the choice.
 CONSTANT_SENSITIVE = frozenset({"axk2.AXK2TopkRouter"})
 
+# With rows beyond those of the routed experts: zero experts, skipped tokens, shared experts. A shift of the routed rows
+# alone changes the answer of all of these.
+WITH_FURTHER_ROWS = frozenset({"inkling.InklingTopkRouter", "longcat_flash.LongcatFlashTopkRouter", "zaya.ZayaRouter"})
+
 
 def class_key(module: nn.Module) -> str:
     """`folder.Class` for the models of Transformers, the full name for any other class."""
@@ -105,14 +112,14 @@ def admits_translation(name: str, router: nn.Module) -> bool:
     key = class_key(router)
     if key in CONFIGURED:
         return getattr(router, CONFIGURED[key]) == "softmax"
-    if key not in SOFTMAX | SHIFT_SENSITIVE | CONSTANT_SENSITIVE:
+    if key not in SOFTMAX | SHIFT_SENSITIVE | CONSTANT_SENSITIVE | WITH_FURTHER_ROWS:
         raise UnsupportedArchitectureError(f"router {name}: a {key}, whose symmetries are not known")
     return key in SOFTMAX
 
 
 def admits_selection_bias_constant(router: nn.Module) -> bool:
     """Whether a constant added to all selection biases leaves the choice of experts alone."""
-    return class_key(router) not in CONSTANT_SENSITIVE
+    return class_key(router) not in CONSTANT_SENSITIVE | WITH_FURTHER_ROWS
 
 
 def expert_groups(router: nn.Module) -> int:
