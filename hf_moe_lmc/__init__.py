@@ -1,6 +1,7 @@
 """hf_moe_lmc: align, merge and evaluate Mixture-of-Experts checkpoints (linear mode connectivity)."""
 
-from .alignment import Alignment, align, merge
+from .adapters import moe_layers
+from .alignment import Alignment, align, merge, scramble
 from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
 
 __all__ = [
@@ -11,4 +12,6 @@ __all__ = [
     "MoeViTForImageClassification",
     "align",
     "merge",
+    "moe_layers",
+    "scramble",
 ]

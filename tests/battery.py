@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc import align
-from hf_moe_lmc.adapters import MoeLayerSpec, find_moe_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
@@ -61,7 +61,7 @@ def check(family: str, experts: int = 12) -> FamilyResult:
         UnsupportedArchitectureError: the family is refused.
     """
     model = families.build(family, experts=experts, dtype=torch.float64)
-    specs = find_moe_layers(model)
+    specs = moe_layers(model)
     tensors = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     before = families.outputs(model, family)
 
@@ -129,7 +129,7 @@ def _flips(identity: MoeSymmetry, groups: int) -> MoeSymmetry:
 
 def _recovered(family: str, experts: int) -> dict[str, bool]:
     reference, other = (families.build(family, experts=experts, dtype=torch.float32) for _ in range(2))
-    tensors, specs = reference.state_dict(), find_moe_layers(reference)
+    tensors, specs = reference.state_dict(), moe_layers(reference)
     other.load_state_dict(apply_symmetries(tensors, specs, _derangements(specs, tensors)))
     scrambled = other.state_dict()
     found = {order: align(reference, other, order).symmetries for order in ("gate", "gram", "joint")}

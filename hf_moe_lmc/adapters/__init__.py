@@ -1,6 +1,6 @@
 """Transformers module names <-> MoeLayer."""
 
-from .discovery import find_moe_layers
+from .discovery import moe_layers
 from .spec import MoeLayerSpec
 
-__all__ = ["MoeLayerSpec", "find_moe_layers"]
+__all__ = ["MoeLayerSpec", "moe_layers"]

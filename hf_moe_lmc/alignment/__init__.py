@@ -3,5 +3,6 @@
 from .align import align
 from .alignment import Alignment, apply_symmetries
 from .merge import merge
+from .scramble import scramble
 
-__all__ = ["Alignment", "align", "apply_symmetries", "merge"]
+__all__ = ["Alignment", "align", "apply_symmetries", "merge", "scramble"]

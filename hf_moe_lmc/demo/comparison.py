@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.adapters import find_moe_layers
-from hf_moe_lmc.alignment import Alignment, align, apply_symmetries
+from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.alignment import Alignment, align, apply_symmetries, scramble
 from hf_moe_lmc.connectivity import Barrier, Path, evaluate_path, linear_path, rescaled_path
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
@@ -68,7 +68,7 @@ def compare_methods(
     Returns:
         results by method name, and the alignment found by each expert order.
     """
-    (spec,) = find_moe_layers(reference)
+    (spec,) = moe_layers(reference)
     tensors, other_tensors = reference.state_dict(), other.state_dict()
     layer, other_layer = spec.read(tensors), spec.read(other_tensors)
 
@@ -116,16 +116,10 @@ class ScrambleResult:
     recovered_bit_for_bit: bool
 
 
-def scramble_and_recover(
-    reference: PreTrainedModel, scrambled: PreTrainedModel, seed: int, bench: Bench
-) -> ScrambleResult:
-    """The exact case: moves every expert and every unit of `scrambled`, a copy of `reference`, and aligns it back."""
-    (spec,) = find_moe_layers(reference)
+def scramble_and_recover(reference: PreTrainedModel, copy: PreTrainedModel, seed: int, bench: Bench) -> ScrambleResult:
+    """The exact case: moves every expert and every unit of `copy`, a copy of `reference`, and aligns it back."""
     tensors = reference.state_dict()
-    generator = torch.Generator().manual_seed(seed)
-    layer = spec.read(tensors)
-    planted = layer.group.random_derangement(*layer.symmetry_shape, generator=generator)
-    scrambled.load_state_dict(apply_symmetries(tensors, [spec], {spec.name: planted}))
+    scrambled, _ = scramble(copy, seed)
     naive = bench.measure(linear_path(tensors, scrambled.state_dict()), "scrambled")
     recovered = align(reference, scrambled, "joint").apply(scrambled).state_dict()
     aligned = bench.measure(linear_path(tensors, recovered), "scrambled, aligned")

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from tests.models import MODELS, build
 
@@ -25,7 +26,7 @@ SHAPES = {
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_are_found_and_read(name):
     model = build(name)
-    specs = find_moe_layers(model)
+    specs = moe_layers(model)
     assert [spec.name for spec in specs] == EXPECTED[name]
     for spec in specs:
         assert spec.read(model.state_dict()).symmetry_shape == SHAPES.get(name, (5, 7, None))
@@ -35,7 +36,7 @@ def test_layers_are_found_and_read(name):
 def test_write_is_the_inverse_of_read(name):
     """And together they name every tensor of the block but the shared expert's own gate."""
     tensors = build(name).state_dict()
-    for spec in find_moe_layers(build(name)):
+    for spec in moe_layers(build(name)):
         written = spec.write(spec.read(tensors), tensors)
         assert all(torch.equal(tensors[key], tensor) for key, tensor in written.items())
         own = {key for key in tensors if key.startswith(f"{spec.name}.")}
@@ -46,7 +47,7 @@ def test_write_is_the_inverse_of_read(name):
 def test_a_skeleton_without_weights_will_do(name):
     with torch.device("meta"):
         skeleton = MODELS[name]()
-    assert find_moe_layers(skeleton) == find_moe_layers(build(name))
+    assert moe_layers(skeleton) == moe_layers(build(name))
 
 
 def test_an_unknown_router_is_refused_by_name():
@@ -56,12 +57,42 @@ def test_an_unknown_router_is_refused_by_name():
     model = MODELS["mixtral"]()
     model.model.layers[1].mlp.gate = OwnRouter()
     with pytest.raises(UnsupportedArchitectureError, match=r"router model\.layers\.1\.mlp\.gate: a .*OwnRouter"):
-        find_moe_layers(model)
+        moe_layers(model)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about Transformers
+def test_an_adapter_that_is_not_merged_is_refused():
+    """Its own weights would stay behind; merged, the model is as any other."""
+    lora = LoraConfig(r=2, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
+    model = get_peft_model(MODELS["mixtral"](), lora)
+    with pytest.raises(UnsupportedArchitectureError, match=r"a PEFT .*merge the adapter first"):
+        moe_layers(model)
+    assert len(moe_layers(model.merge_and_unload())) == 2
+
+
+def test_quantised_experts_are_refused():
+    """By their scales, which would stay behind, or by the dtype of their weights."""
+    model = MODELS["mixtral"]()
+    model.model.layers[1].mlp.experts.register_buffer("down_proj_scale_inv", torch.ones(5, 1, 1))
+    with pytest.raises(UnsupportedArchitectureError, match="tensor down_proj_scale_inv is not known; a quantised"):
+        moe_layers(model)
+    model = MODELS["mixtral"]()
+    experts = model.model.layers[0].mlp.experts
+    experts.down_proj = torch.nn.Parameter(experts.down_proj.detach().to(torch.float8_e4m3fn), requires_grad=False)
+    with pytest.raises(UnsupportedArchitectureError, match=r"down_proj is torch\.float8_e4m3fn; a quantised"):
+        moe_layers(model)
+
+
+def test_a_router_tensor_of_unknown_role_is_refused():
+    model = MODELS["mixtral"]()
+    model.model.layers[0].mlp.gate.register_parameter("temperature", torch.nn.Parameter(torch.ones(5)))
+    with pytest.raises(UnsupportedArchitectureError, match="tensor temperature is not known"):
+        moe_layers(model)
 
 
 def test_a_dense_model_is_refused():
     with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="GPT2LMHeadModel has no"):
-        find_moe_layers(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)))
+        moe_layers(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)))
 
 
 def test_a_missing_tensor_is_named():
@@ -69,4 +100,4 @@ def test_a_missing_tensor_is_named():
     tensors = model.state_dict()
     del tensors["model.layers.1.mlp.gate.weight"]
     with pytest.raises(BadInputError, match=r"tensor model\.layers\.1\.mlp\.gate\.weight is missing"):
-        find_moe_layers(model)[1].read(tensors)
+        moe_layers(model)[1].read(tensors)

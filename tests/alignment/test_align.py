@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from hf_moe_lmc import Alignment, align, merge
-from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc import Alignment, align, merge, scramble
+from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.symmetry import MoeSymmetry
@@ -13,12 +13,12 @@ from tests.models import MODELS, build, logits, moe_gpt2, moe_vit
 def planted(model, seed: int = 0) -> dict[str, MoeSymmetry]:
     """A derangement of every layer of `model`."""
     tensors = model.state_dict()
-    return {spec.name: derangement(spec.read(tensors), seed) for spec in find_moe_layers(model)}
+    return {spec.name: derangement(spec.read(tensors), seed) for spec in moe_layers(model)}
 
 
 def scrambled(model, symmetries):
     copy = build_like(model)
-    copy.load_state_dict(apply_symmetries(model.state_dict(), find_moe_layers(model), symmetries))
+    copy.load_state_dict(apply_symmetries(model.state_dict(), moe_layers(model), symmetries))
     return copy
 
 
@@ -48,7 +48,7 @@ def test_control_experts_without_router(name):
     model = build(name)
     moved = scrambled(model, planted(model))
     state = moved.state_dict()
-    for spec in find_moe_layers(model):
+    for spec in moe_layers(model):
         state |= spec.router.write(spec.router.read(model.state_dict()))
     moved.load_state_dict(state)
     assert relative_difference(model, moved) > 1e-2
@@ -89,6 +89,22 @@ def test_save_and_load(name, tmp_path):
     alignment = align(build(name, seed=0), build(name, seed=1))
     alignment.save_pretrained(tmp_path / "alignment")
     assert Alignment.from_pretrained(tmp_path / "alignment") == alignment
+
+
+def test_scramble(name):
+    """Moves all weights, keeps the function, says what it did, and depends on the seed only."""
+    model, again, other = build(name), build(name), build(name)
+    before = logits(model)
+    scrambled, alignment = scramble(model, seed=3)
+    assert scrambled is model
+    assert float((logits(model) - before).abs().max() / before.abs().max()) < 2e-5
+    assert scramble(again, seed=3)[1] == alignment != scramble(other, seed=4)[1]
+    back = align(build(name), model, "joint")
+    for layer, found in back.layers.items():
+        planted_layer = alignment.layers[layer]
+        assert found.symmetry == planted_layer.symmetry.inverse()
+        assert found.distance_before == pytest.approx(planted_layer.distance_after)
+        assert found.distance_before > 1.0
 
 
 def test_models_of_different_classes():
@@ -158,7 +174,7 @@ def test_merge_ends_are_the_models(name):
     reference, other = build(name, seed=0), build(name, seed=1)
     alignment = align(reference, other)
     start, end = merge(reference, other, alignment, t=0.0), merge(reference, other, alignment, t=1.0)
-    aligned = apply_symmetries(other.state_dict(), find_moe_layers(other), alignment.symmetries)
+    aligned = apply_symmetries(other.state_dict(), moe_layers(other), alignment.symmetries)
     assert all(torch.equal(tensor, reference.state_dict()[key]) for key, tensor in start.state_dict().items())
     assert all(torch.equal(tensor, aligned[key]) for key, tensor in end.state_dict().items())
     assert start is not reference
@@ -180,4 +196,4 @@ def test_apply_accepts_only_permutations_of_its_layers():
     model = build("mixtral")
     wrong = {name: MoeSymmetry.identity(5, 8) for name in planted(model)}
     with pytest.raises(IncompatiblePairError, match="cannot act"):
-        apply_symmetries(model.state_dict(), find_moe_layers(model), wrong)
+        apply_symmetries(model.state_dict(), moe_layers(model), wrong)

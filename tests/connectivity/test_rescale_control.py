@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.connectivity import linear_path, rescaled_path
 from hf_moe_lmc.connectivity.rescale_control import output_sizes
 from tests.layers import naive_expert
@@ -13,7 +13,7 @@ NAMES = ["moe_vit shared", "mixtral", "qwen2_moe"]
 def test_output_sizes_equal_the_loop():
     """Every token counts for every expert, whether it was routed to it or not."""
     model = build("moe_vit shared")
-    spec = find_moe_layers(model)[0]
+    spec = moe_layers(model)[0]
     tokens = []
     handle = model.get_submodule(spec.name).register_forward_pre_hook(lambda module, args: tokens.append(args[0]))
     batch = inputs(model)
@@ -30,7 +30,7 @@ def test_output_sizes_equal_the_loop():
 @pytest.mark.parametrize("name", NAMES)
 def test_sizes_follow_the_line_and_the_ends_stay(name):
     a, b, scratch = (build(name, seed=seed, dtype=torch.float32) for seed in range(3))
-    specs, calibration = find_moe_layers(a)[:1], [inputs(a)]
+    specs, calibration = moe_layers(a)[:1], [inputs(a)]
     naive = linear_path(a.state_dict(), b.state_dict())
     path = rescaled_path(scratch, naive, specs, calibration)
     for t, model in ((0.0, a), (1.0, b)):
@@ -50,7 +50,7 @@ def test_sizes_follow_the_line_and_the_ends_stay(name):
 def test_only_the_outputs_of_experts_change():
     a, b, scratch = (build("moe_vit shared", seed=seed, dtype=torch.float32) for seed in range(3))
     naive = linear_path(a.state_dict(), b.state_dict())
-    path = rescaled_path(scratch, naive, find_moe_layers(a), [inputs(a)])
+    path = rescaled_path(scratch, naive, moe_layers(a), [inputs(a)])
     expected = naive(0.5)
     changed = {key for key, tensor in path(0.5).items() if not torch.equal(tensor, expected[key])}
     assert changed
@@ -59,7 +59,7 @@ def test_only_the_outputs_of_experts_change():
 
 def test_hooks_are_gone_afterwards():
     model = build("mixtral", dtype=torch.float32)
-    output_sizes(model, find_moe_layers(model), [inputs(model)])
+    output_sizes(model, moe_layers(model), [inputs(model)])
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
@@ -70,5 +70,5 @@ def test_a_dead_expert_stays_dead():
             experts = model.vit.layers[0].mlp.experts
             experts.down_proj[1] = 0
             experts.down_proj_bias[1] = 0
-    path = rescaled_path(scratch, linear_path(a.state_dict(), b.state_dict()), find_moe_layers(a), [inputs(a)])
+    path = rescaled_path(scratch, linear_path(a.state_dict(), b.state_dict()), moe_layers(a), [inputs(a)])
     assert all(torch.isfinite(tensor).all() for tensor in path(0.5).values())

@@ -23,7 +23,11 @@ def test_a_missing_file(tmp_path):
         load_digits(tmp_path / "mnist_5k.csv.gz")
 
 
-@pytest.mark.parametrize("content", [b"", b"<html></html>", b"\x1f\x8b\x08\x00half", gzip.compress(b"1,2\n3,4\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"<html></html>", b"\x1f\x8b\x08\x00half", gzip.compress(b"1,2\n3,4\n", mtime=0)],
+    ids=["empty", "HTML", "truncated", "other table"],
+)
 @pytest.mark.filterwarnings("ignore:loadtxt")
 def test_a_broken_file(tmp_path, content):
     file = tmp_path / "mnist_5k.csv.gz"

@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from hf_moe_lmc import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
-from hf_moe_lmc.adapters import find_moe_layers
+from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.modeling.moe_block import MoeBlock
 from tests.models import build, inputs, logits, moe_gpt2, moe_vit
@@ -49,7 +49,7 @@ def test_experts_implementations_agree(name, implementation):
 def test_block_equals_the_paper(name):
     """D(x) = sum over the top-K of softmax(scores) E(x), plus the shared expert; arXiv:2509.11348, section 2."""
     model = build(name)
-    spec = find_moe_layers(model)[0]
+    spec = moe_layers(model)[0]
     block, layer = model.get_submodule(spec.name), spec.read(model.state_dict())
     x = torch.randn(7, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     k = 5 if "dense" in name else 2
@@ -124,7 +124,7 @@ def test_from_dense(family, layers, replaced):
         if not any(key.startswith(f"{name}.") for name in blocks):
             assert torch.equal(tensors[key], tensor), key
     assert model.config.num_labels == dense.config.num_labels
-    assert find_moe_layers(model)[0].read(tensors).symmetry_shape[0] == 3
+    assert moe_layers(model)[0].read(tensors).symmetry_shape[0] == 3
 
 
 def test_initialisation_outside_the_experts_is_the_dense_one():
@@ -160,9 +160,9 @@ def test_load_balancing_loss(name):
     expected = 5 * (chosen.mean(0) * probabilities.mean(0)).sum()
     torch.testing.assert_close(balanced.aux_loss, expected)
     torch.testing.assert_close(balanced.loss, plain.loss + model.config.router_aux_loss_coef * expected)
-    assert len(balanced.router_logits) == len(find_moe_layers(model))
+    assert len(balanced.router_logits) == len(moe_layers(model))
     balanced.loss.backward()
-    for spec in find_moe_layers(model):
+    for spec in moe_layers(model):
         assert model.get_parameter(dict(spec.router.tensors)["bias"]).grad.abs().sum() > 0
 
 
