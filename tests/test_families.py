@@ -10,9 +10,7 @@ from tests.battery import check
 
 # Refused by name so far; each entry is what the refusal must say.
 REFUSED = {
-    "deepseek_v4": "DeepseekV4HashRouter: its table of token numbers",
     "doge": "DogeCDMoE: product keys",
-    "jetmoe": "JetMoeMoE: its parallel linears",
     "nllb_moe": "NllbMoeSparseMLP: Transformers sends all tokens to experts 0 and 1",
 }
 if Version(transformers.__version__) < Version("5.23"):

@@ -31,6 +31,7 @@ ROUTER_TENSORS = {
     "expert_bias": "selection_bias",
     "moe_statics.e_score_correction_bias": "selection_bias",
     "per_expert_scale": "per_expert_scale",
+    "tid2eid": "expert_table",
 }
 # Tensors of routers that do not belong to one expert or another.
 COMMON_ROUTER_TENSORS = frozenset({"scale", "global_scale", "router_states_scale"})
@@ -38,9 +39,7 @@ COMMON_ROUTER_MODULES = ("down_proj.", "router_mlp.norm.", "router_mlp.fc1.", "r
 
 # Blocks whose experts cannot be permuted as things stand, and why.
 REFUSED = {
-    "deepseek_v4.DeepseekV4HashRouter": "its table of token numbers -> experts is not rewritten yet",
     "doge.DogeCDMoE": "product keys are not read yet",
-    "jetmoe.JetMoeMoE": "its parallel linears are not read yet",
     "nllb_moe.NllbMoeSparseMLP": "Transformers sends all tokens to experts 0 and 1, so their order is no symmetry",
     "vitpose_backbone.VitPoseBackboneMoeMLP": "the caller chooses the expert by its number",
 }
@@ -67,8 +66,7 @@ def moe_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
         raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
     # Blocks of one layer may share their shared experts; the first one has them.
     specs, taken = [], set()
-    for layout, num_experts in routed:
-        block = _block(layout)
+    for layout, num_experts, block in routed:
         shared = shared_experts(block, modules)
         specs.append(
             _spec(block, layout, num_experts, shared if shared and shared.name not in taken else None, modules)
@@ -84,14 +82,6 @@ def _refuse(name: str, module: nn.Module) -> None:
         raise UnsupportedArchitectureError(
             f"layer {name}: a PEFT {type(module).__name__}; merge the adapter first (merge_and_unload)"
         )
-
-
-def _block(layout: ExpertLayout) -> str:
-    """The module name above `experts`."""
-    block, found, _ = f".{layout.name}".rpartition(".experts")
-    if not found:
-        raise UnsupportedArchitectureError(f"experts {layout.name}: expected in a module called experts")
-    return block.removeprefix(".")
 
 
 def _spec(

@@ -11,10 +11,12 @@ from .routers import class_key
 OWN_GATES = {
     "beam.BeamExperts": True,
     "dbrx.DbrxExpertGLU": True,
+    "deepseek_v4.DeepseekV4Experts": True,
     "glm5_next.Glm5NextTextExperts": True,
     "gpt_oss.GptOssExperts": False,
     "hy_v4.HYV4Experts": True,
     "inkling2.Inkling2Experts": True,
+    "jetmoe.JetMoeMoE": True,
     "llama4.Llama4TextExperts": True,
     "longcat_flash.LongcatFlashExperts": True,
     "minimax_m3_vl.MiniMaxM3VLExperts": False,

@@ -153,6 +153,27 @@ class FlatExperts:
 
 
 @dataclass(frozen=True)
+class ParallelExperts:
+    """Gated experts in two 3-D linears, `input_linear` `[E, 2F, H]` and `output_linear` `[E, H, F]` (JetMoe)."""
+
+    name: str
+    is_gated: bool = True
+
+    def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
+        """The experts out of tensors under module names, as views."""
+        gate, up = tensors[f"{self.name}.input_linear.weight"].chunk(2, dim=1)
+        return ExpertBank(up, tensors[f"{self.name}.output_linear.weight"], gate_proj=gate)
+
+    def write(self, experts: ExpertBank) -> dict[str, Tensor]:
+        """The inverse of `read`."""
+        inward = [tensor for tensor in (experts.gate_proj, experts.up_proj) if tensor is not None]
+        return {
+            f"{self.name}.input_linear.weight": torch.cat(inward, dim=1),
+            f"{self.name}.output_linear.weight": experts.down_proj,
+        }
+
+
+@dataclass(frozen=True)
 class ListedExperts:
     """One module `expert_0`, `expert_1`, ... per expert, of linears `wi` (up) and `wo` (down) (Switch Transformers)."""
 
@@ -191,4 +212,4 @@ class StackedExperts:
         return {f"{self.name}.{part}": tensor for part, tensor in experts.tensors().items()}
 
 
-ExpertLayout = FusedExperts | SharedMlp | FlatExperts | ListedExperts | StackedExperts
+ExpertLayout = FusedExperts | SharedMlp | FlatExperts | ParallelExperts | ListedExperts | StackedExperts

@@ -1,15 +1,25 @@
 """Which modules hold routed experts, and in which layout."""
 
+from typing import NamedTuple
+
 from torch import Tensor, nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
-from .layouts import ExpertLayout, FlatExperts, FusedExperts, ListedExperts
+from .layouts import ExpertLayout, FlatExperts, FusedExperts, ListedExperts, ParallelExperts
 from .routers import class_key
 
 
-def routed_experts(name: str, module: nn.Module) -> tuple[ExpertLayout, int] | None:
-    """The layout of the routed experts that `module` (module name `name`) holds, and their number E; None without.
+class RoutedExperts(NamedTuple):
+    """Routed experts found: their layout, their number E, and the module name of the block that routes to them."""
+
+    layout: ExpertLayout
+    num_experts: int
+    block: str
+
+
+def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
+    """The routed experts that `module` (module name `name`) holds; None if it holds none.
 
     Raises:
         UnsupportedArchitectureError: it holds tensors that are not known, or quantised ones.
@@ -18,15 +28,25 @@ def routed_experts(name: str, module: nn.Module) -> tuple[ExpertLayout, int] | N
     match class_key(module):
         case "dbrx.DbrxExpertGLU":
             size = int(module.moe_num_experts)  # pyrefly: ignore[bad-argument-type]
-            return FlatExperts(name, size), size
+            return RoutedExperts(FlatExperts(name, size), size, _block(name))
+        case "jetmoe.JetMoeMoE":
+            return RoutedExperts(ParallelExperts(name), module.get_parameter("input_linear.weight").shape[0], name)
         case "switch_transformers.SwitchTransformersExperts":
             size = len(list(module.children()))
-            return ListedExperts(name, size), size
+            return RoutedExperts(ListedExperts(name, size), size, _block(name))
     down_proj = tensors.get("down_proj")
     if down_proj is None or down_proj.ndim != 3:
         return None
     _check_tensors(name, tensors | dict(module.named_buffers(recurse=False)))
-    return _fused(name, module, tensors), down_proj.shape[0]
+    return RoutedExperts(_fused(name, module, tensors), down_proj.shape[0], _block(name))
+
+
+def _block(name: str) -> str:
+    """The module name above `experts`."""
+    block, found, _ = f".{name}".rpartition(".experts")
+    if not found:
+        raise UnsupportedArchitectureError(f"experts {name}: expected in a module called experts")
+    return block.removeprefix(".")
 
 
 def _check_tensors(name: str, tensors: dict[str, Tensor]) -> None:

@@ -27,13 +27,14 @@ class RouterSpec:
     def read(self, tensors: Mapping[str, Tensor]) -> Router:
         """The router out of tensors under module names, as views."""
         found = {field: tensors[name] for field, name in self.tensors}
+        table = found.pop("expert_table", None)
         # Ernie stores its selection biases as [1, E].
         rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in found.items()}
-        return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()})
+        return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()}, expert_table=table)
 
     def write(self, router: Router) -> dict[str, Tensor]:
         """The inverse of `read`, but for further rows and axes of length 1."""
-        return {name: router.tensors()[field] for field, name in self.tensors}
+        return {name: getattr(router, field) for field, name in self.tensors}
 
 
 @dataclass(frozen=True)

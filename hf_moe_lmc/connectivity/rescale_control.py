@@ -22,7 +22,7 @@ def rescaled_path(
     Args:
         model: where the measuring takes place; its weights are overwritten.
         path: the path to correct.
-        specs: its Mixture-of-Experts layers.
+        specs: its Mixture-of-Experts layers, of experts that are called with `(tokens, indices, weights)`.
         calibration: batches for `model`, never the ones evaluated on.
     """
     batches = list(calibration)

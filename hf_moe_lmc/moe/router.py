@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_moe_lmc.symmetry import Permutation
@@ -20,25 +20,32 @@ class Router:
         selection_bias: added to the scores for the choice of experts only (`e_score_correction_bias` and its kin),
             `[E]`, or None.
         per_expert_scale: a factor of each expert's routing weight, `[E]`, or None.
+        expert_table: for routing by token number, the numbers of the K experts of each of V tokens, `[V, K]`, or None.
     """
 
     weight: Float[Tensor, "E H"]
     bias: Float[Tensor, " E"] | None = None
     selection_bias: Float[Tensor, " E"] | None = None
     per_expert_scale: Float[Tensor, " E"] | None = None
+    expert_table: Int[Tensor, "V K"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
-        """Field name -> tensor, absent ones left out."""
-        return {field.name: value for field in fields(self) if (value := getattr(self, field.name)) is not None}
+        """Field name -> tensor with a row or entry per expert, absent ones left out."""
+        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "expert_table"}
+        return {name: tensor for name, tensor in found.items() if tensor is not None}
 
     def rows(self) -> Float[Tensor, "E d"]:
         """All that belongs to an expert, one row each."""
         return torch.cat([tensor.reshape(len(tensor), -1) for tensor in self.tensors().values()], dim=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Router":
-        """The router with `function` applied to every tensor."""
+        """The router with `function` applied to all of `tensors()`."""
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
 
     def permute_experts(self, experts: Permutation) -> "Router":
-        """The router whose row e is row `experts[e]` of this one."""
-        return self.map(lambda tensor: experts.apply(tensor, dim=0))
+        """The router whose row e is row `experts[e]` of this one; its table names the experts by their new slots."""
+        moved = self.map(lambda tensor: experts.apply(tensor, dim=0))
+        if self.expert_table is None:
+            return moved
+        slots = experts.inverse().index.to(self.expert_table)
+        return replace(moved, expert_table=slots[self.expert_table])
