@@ -1,0 +1,82 @@
+"""A checkpoint on disk as a lazy mapping of tensors under module names."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, reduce
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.errors import BadInputError
+
+from .conversion import TensorGroup, tensor_groups
+from .shards import stored_tensors
+from .stored_tensor import StoredTensor
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint(Mapping[str, Tensor]):
+    """The tensors of a checkpoint under module names; every look reads them from disk, nothing is kept.
+
+    Args:
+        folder: where its files are.
+        model: its skeleton, on the meta device.
+        stored: checkpoint key -> where the tensor lies.
+        groups: how stored tensors make up the model's.
+        ignored: keys that are no part of the model and that Transformers leaves out as well.
+    """
+
+    folder: Path
+    model: PreTrainedModel = field(repr=False)
+    stored: dict[str, StoredTensor] = field(repr=False)
+    groups: list[TensorGroup] = field(repr=False)
+    ignored: list[str]
+
+    @classmethod
+    def open(cls, folder: Path, model: PreTrainedModel) -> "Checkpoint":
+        """Plan the reading of the checkpoint in `folder`; reads headers only.
+
+        Raises:
+            BadInputError: it does not hold the tensors of `model`, each in its shape.
+        """
+        stored = stored_tensors(folder)
+        on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
+        try:
+            groups, ignored = tensor_groups(model, on_meta)
+        except BadInputError as error:
+            raise BadInputError(f"{folder}: {error}") from None
+        return cls(folder, model, stored, groups, ignored)
+
+    @cached_property
+    def _group_of(self) -> dict[str, TensorGroup]:
+        return {name: group for group in self.groups for name in group.names}
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.read([name])[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._group_of)
+
+    def __len__(self) -> int:
+        return len(self._group_of)
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The tensors of `names`, and those that are stored in one with them."""
+        groups = {id(group): group for group in (self._group_of[name] for name in names)}
+        return {name: tensor for group in groups.values() for name, tensor in self._read_group(group).items()}
+
+    def _read_group(self, group: TensorGroup) -> dict[str, Tensor]:
+        entries = [self.stored[key] for key in group.keys]
+        dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
+        shapes = {name: self.model.state_dict()[name].shape for name in group.names}
+        tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+        parts = group.to_stored(tensors)
+        owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+        if any(part.untyped_storage().data_ptr() not in owned for part in parts.values()):
+            return group.to_module({entry.key: entry.read() for entry in entries})
+        # What would be written are views of the tensors: reading into them needs no second copy.
+        for entry in entries:
+            entry.read_into(parts[entry.key])
+        return tensors

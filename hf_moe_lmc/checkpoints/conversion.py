@@ -1,0 +1,188 @@
+"""Checkpoint keys <-> module names, by Transformers' own conversion mapping.
+
+On disk most families store one tensor per expert, in memory one per layer. Only this file knows the functions of
+Transformers that translate; they are not exported at its top level, and a test round-trips every family.
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from transformers import PreTrainedModel
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+
+from hf_moe_lmc.errors import BadInputError
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class TensorGroup:
+    """The smallest set of tensors that is translated as a whole: most often one tensor, or the experts of one layer.
+
+    Args:
+        keys: in the checkpoint.
+        names: under module names.
+        conversion: between the two; None if a single tensor is only renamed.
+    """
+
+    keys: tuple[str, ...]
+    names: tuple[str, ...]
+    conversion: "Conversion | None" = field(default=None, repr=False)
+
+    def to_module(self, stored: Tensors) -> dict[str, Tensor]:
+        """Tensors under checkpoint keys -> tensors under module names."""
+        return self.conversion.to_module(stored) if self.conversion else {self.names[0]: stored[self.keys[0]]}
+
+    def to_stored(self, tensors: Tensors) -> dict[str, Tensor]:
+        """The inverse of `to_module`; views of `tensors` where only slicing and transposing are needed."""
+        return self.conversion.to_stored(tensors) if self.conversion else {self.keys[0]: tensors[self.names[0]]}
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """One converter of Transformers, bound to the tensors of one group.
+
+    Args:
+        converter: its rule.
+        name: the module name under which Transformers files the group.
+        seen: checkpoint key -> the key after renaming, which is what the rule speaks of.
+        patterns: checkpoint key -> the rule's pattern that it matched.
+        model: a skeleton; rules ask it for shapes.
+    """
+
+    converter: WeightConverter
+    name: str
+    seen: dict[str, str]
+    patterns: dict[str, str]
+    model: PreTrainedModel = field(repr=False)
+
+    def to_module(self, stored: Tensors) -> dict[str, Tensor]:
+        """Tensors under checkpoint keys -> tensors under module names."""
+        converter = deepcopy(self.converter)
+        for key, pattern in self.patterns.items():
+            converter.add_tensor(self.name, key, pattern, stored[key])
+        return self._run(converter, self.name)
+
+    def to_stored(self, tensors: Tensors) -> dict[str, Tensor]:
+        """Tensors under module names -> tensors under checkpoint keys; views where no data need move."""
+        converter, first = self.converter.reverse_transform(), ""
+        for name, tensor in tensors.items():
+            first, pattern = rename_source_key(name, [], [converter])
+            converter.add_tensor(first, name, pattern, tensor)
+        with _WithoutCopies():
+            found = self._run(converter, first)
+        # A checkpoint of the bare model lacks the prefix of one with a head, or the other way round.
+        prefix = f"{self.model.base_model_prefix}."
+        names = {alias: name for name in found for alias in (prefix + name, name.removeprefix(prefix), name)}
+        return {key: found[names[seen]] for key, seen in self.seen.items()}
+
+    def _run(self, converter: WeightConverter, name: str) -> dict[str, Tensor]:
+        found = converter.convert(name, model=self.model, config=self.model.config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in found.items()}
+
+
+class _WithoutCopies(TorchFunctionMode):
+    """Leaves strided views as they are."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
+
+
+def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorGroup], list[str]]:
+    """How the tensors of a checkpoint make up those of a model, planned without data.
+
+    Args:
+        model: a skeleton on the meta device.
+        stored: checkpoint key -> tensor on the meta device.
+
+    Returns:
+        the groups, in natural order of their keys; and the keys that Transformers leaves out when it loads.
+
+    Raises:
+        BadInputError: a tensor is missing, is not part of the model, or has another shape than the model's.
+    """
+    transforms = get_model_conversion_mapping(model)
+    renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
+    converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
+    by_pattern = {pattern: converter for converter in converters for pattern in converter.source_patterns}
+    expected, prefix = model.state_dict(), model.base_model_prefix
+    groups: dict[str, TensorGroup] = {}
+    conversions: dict[str, Conversion] = {}
+    strangers = []
+    # Transformers sorts likewise, and some of its renamings depend on the order.
+    for key in sorted(stored, key=dot_natural_key):
+        name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
+        if name not in expected and key in expected:
+            name, pattern = rename_source_key(key, [], [], prefix, expected)
+        if name not in expected:
+            strangers.append(key)
+        elif pattern is None:
+            if name in groups:
+                raise BadInputError(f"{key} and {groups[name].keys[0]} are both the model's {name}; remove one")
+            groups[name] = TensorGroup((key,), (name,))
+        else:
+            found = conversions.setdefault(name, Conversion(by_pattern[pattern], name, {}, {}, model))
+            found.seen[key], found.patterns[key] = rename_source_key(key, renamings, [])[0], pattern
+    for name, conversion in conversions.items():
+        groups[name] = _converted(conversion, stored, expected)
+    _check_shapes(groups.values(), stored, expected)
+    _check_complete(model, {name for group in groups.values() for name in group.names})
+    _check_strangers(model, strangers)
+    order = {key: position for position, key in enumerate(sorted(stored, key=dot_natural_key))}
+    return sorted(groups.values(), key=lambda group: order[group.keys[0]]), strangers
+
+
+def _converted(conversion: Conversion, stored: Tensors, expected: Tensors) -> TensorGroup:
+    keys = tuple(conversion.seen)
+    try:
+        tensors = conversion.to_module(stored)
+    except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
+        raise BadInputError(f"{keys[0]} and its kin do not make up the model's {conversion.name}: {error}") from None
+    names = tuple(tensors)
+    for name, tensor in tensors.items():
+        if name not in expected or tensor.shape != expected[name].shape:
+            wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
+            raise BadInputError(
+                f"{keys[0]} and its kin give {name} the shape {tuple(tensor.shape)}; config.json makes it {wanted}"
+            )
+    back = conversion.to_stored(tensors)
+    if any(back[key].shape != stored[key].shape for key in keys):
+        # A rule that transposes only if the shapes ask for it, and here they did not.
+        return TensorGroup(keys, names)
+    return TensorGroup(keys, names, conversion)
+
+
+def _check_shapes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tensors) -> None:
+    for group in groups:
+        if group.conversion is None and stored[group.keys[0]].shape != expected[group.names[0]].shape:
+            found, wanted = stored[group.keys[0]].shape, expected[group.names[0]].shape
+            raise BadInputError(f"{group.keys[0]} has shape {tuple(found)}; config.json makes it {tuple(wanted)}")
+
+
+def _check_complete(model: PreTrainedModel, found: set[str]) -> None:
+    tied = model.all_tied_weights_keys
+    optional = _any_of(model._keys_to_ignore_on_load_missing)
+    for name in model.state_dict():
+        absent = name not in found and tied.get(name) not in found
+        if absent and not (optional and optional.search(name)):
+            raise BadInputError(f"{name} is missing")
+
+
+def _check_strangers(model: PreTrainedModel, strangers: list[str]) -> None:
+    # Old checkpoints hold buffers that models compute by now.
+    patterns = {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", *(model._keys_to_ignore_on_load_unexpected or ())}
+    ignored = _any_of(patterns)
+    for key in strangers:
+        if ignored is None or not ignored.search(key):
+            raise BadInputError(f"{key} is not part of a {type(model).__name__}")
+
+
+def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
+    return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None

@@ -1,0 +1,153 @@
+"""Where a tensor lies in a safetensors file, and how it is read.
+
+The header is checked here and bytes are read with plain reads: a file that shrinks meanwhile is a short read, not a
+crash, and no mapped pages stay behind.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_moe_lmc.errors import BadInputError
+
+from .json_file import MAX_BYTES, parse_json
+
+# Names of the safetensors format.
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E8M0": torch.float8_e8m0fnu,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "C64": torch.complex64,
+}
+DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+
+# What people find in the place of a safetensors file: how it begins, and what it is.
+IMPOSTORS = {
+    b"version https://git-lfs": "a git-lfs pointer; fetch the file itself (git lfs pull)",
+    b"<": "an HTML page; download the file again",
+    b"PK": "a pickle, not safetensors; convert it first (model.save_pretrained)",
+    b"\x80": "a pickle, not safetensors; convert it first (model.save_pretrained)",
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Args:
+        key: its name there.
+        file: the safetensors file.
+        dtype, shape: of the tensor.
+        offset: of its first byte in the file.
+    """
+
+    key: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self) -> Tensor:
+        """The tensor.
+
+        Raises:
+            BadInputError: the file has become shorter or unreadable.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        self.read_into(tensor)
+        return tensor
+
+    def read_into(self, tensor: Tensor) -> None:
+        """Read the values into `tensor` of this shape; contiguous and of this dtype, without another copy."""
+        if tensor.dtype != self.dtype or not tensor.is_contiguous():
+            tensor.copy_(self.read())
+            return
+        buffer = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+        try:
+            with self.file.open("rb", buffering=0) as file:
+                file.seek(self.offset)
+                while buffer and (count := file.readinto(buffer)):
+                    buffer = buffer[count:]
+        except OSError as error:
+            raise BadInputError(f"cannot read {self.file}: {self.key}: {error.strerror}") from None
+        if buffer:
+            raise BadInputError(f"{self.file} ended while {self.key} was read; it must not change meanwhile")
+
+
+def read_header(file: Path) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, by its key.
+
+    Raises:
+        BadInputError: the file is not safetensors, is cut off, or its header and its size disagree.
+    """
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as opened:
+            start = opened.read(32)
+            length = int.from_bytes(start[:8], "little")
+            if len(start) < 8 or length > min(size - 8, MAX_BYTES):
+                raise BadInputError(f"{file} is {_impostor(start, size)}")
+            opened.seek(8)
+            header = parse_json(opened.read(length), file)
+    except OSError as error:
+        raise BadInputError(f"cannot read {file}: {error.strerror}") from None
+    header.pop("__metadata__", None)
+    data, found = 8 + length, {}
+    for key, entry in header.items():
+        found[key] = _stored_tensor(key, entry, file, data)
+    position = data
+    for tensor in sorted(found.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+        if tensor.offset != position:
+            raise BadInputError(f"{file}: {tensor.key} overlaps another tensor or leaves a hole; download it again")
+        position += tensor.nbytes
+    if position != size:
+        raise BadInputError(f"{file} has {size} bytes, but its header describes {position}; download it again")
+    return found
+
+
+def _impostor(start: bytes, size: int) -> str:
+    for signature, name in IMPOSTORS.items():
+        if start.startswith(signature):
+            return name
+    return f"no safetensors file, or cut off at {size} bytes; download it again"
+
+
+def _stored_tensor(key: str, entry: Any, file: Path, data: int) -> StoredTensor:
+    if not isinstance(entry, Mapping) or entry.keys() != {"dtype", "shape", "data_offsets"}:
+        raise BadInputError(f"{file}: {key}: its header entry is not {{dtype, shape, data_offsets}}")
+    name, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(name, str) or name not in DTYPES:
+        raise BadInputError(f"{file}: {key}: dtype {name!r} is not known")
+    if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
+        raise BadInputError(f"{file}: {key}: shape or data_offsets are not lists of sizes; download it again")
+    tensor = StoredTensor(key, file, DTYPES[name], tuple(shape), data + offsets[0])
+    if tensor.nbytes != offsets[1] - offsets[0]:
+        raise BadInputError(f"{file}: {key}: shape {shape} of {name} does not fill its {offsets}; download it again")
+    return tensor
+
+
+def _are_sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
