@@ -27,3 +27,9 @@ class OutputError(MoeLmcError):
     """The output location cannot be used; nothing was written there."""
 
     exit_code = 5
+
+
+class HubError(MoeLmcError):
+    """The Hub or the network did not answer, or refused."""
+
+    exit_code = 6

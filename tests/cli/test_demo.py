@@ -1,11 +1,12 @@
 import subprocess
 import sys
 from pathlib import Path
-
-import pytest
+from typing import get_args
 
 from hf_moe_lmc import cli
+from hf_moe_lmc.cli.demo import VARIANTS
 from hf_moe_lmc.demo import run as demo_run
+from hf_moe_lmc.modeling import MoeVariant
 
 
 def test_unknown_variant(tmp_path):
@@ -17,11 +18,6 @@ def test_unknown_variant(tmp_path):
     assert done.stderr.startswith("error: argument --variant: invalid choice: 'both'")
     assert "sparse" in done.stderr
     assert not any(tmp_path.iterdir())
-
-
-def test_no_command():
-    with pytest.raises(SystemExit, match="2"):
-        cli.main([])
 
 
 def test_output_is_a_file(tmp_path, capsys):
@@ -52,10 +48,5 @@ def test_one_seed(tmp_path, capsys):
     assert capsys.readouterr().err == "error: the demo compares pairs: give at least two different seeds, not [5]\n"
 
 
-def test_interrupted(tmp_path, capsys, monkeypatch):
-    def interrupt(*args: object) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(cli, "run_demo", interrupt)
-    assert cli.main(["demo", "--out", str(tmp_path)]) == 130
-    assert "run the same command again" in capsys.readouterr().err
+def test_variants_are_those_of_the_models():
+    assert get_args(MoeVariant) == VARIANTS

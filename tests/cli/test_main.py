@@ -1,0 +1,110 @@
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+from huggingface_hub.errors import LocalEntryNotFoundError
+
+import hf_moe_lmc
+from hf_moe_lmc import cli, demo
+from hf_moe_lmc.errors import HubError, IncompatiblePairError
+
+COMMAND = [sys.executable, "-m", "hf_moe_lmc.cli"]
+
+
+def failing(error: BaseException):
+    def run(*args: object) -> None:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (IncompatiblePairError("layer 3 differs; give another"), 4, "error: layer 3 differs; give another"),
+        (HubError("no answer; try later"), 6, "error: no answer; try later"),
+        (
+            OSError(errno.ENOSPC, "No space left on device", "out/a"),
+            5,
+            "error: out/a: No space left on device; make room and try again",
+        ),
+        (
+            LocalEntryNotFoundError("not\n cached"),
+            6,
+            "error: the Hub or the network failed: not cached; try again later",
+        ),
+        (
+            RuntimeError("two\nlines"),
+            1,
+            "error: RuntimeError: two lines; this was not foreseen, see it with --debug",
+        ),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again to go on"),
+    ],
+)
+def test_an_error_is_one_line_and_an_exit_code(error, code, line, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "run_demo", failing(error))
+    assert cli.main(["demo"]) == code
+    assert capsys.readouterr().err == line + "\n"
+
+
+@pytest.mark.parametrize("arguments", [["--debug", "demo"], ["demo", "--debug"]])
+def test_debug_shows_the_traceback(arguments, capsys, monkeypatch):
+    monkeypatch.setattr(demo, "run_demo", failing(RuntimeError("inner")))
+    assert cli.main(arguments) == 1
+    assert "Traceback" in (shown := capsys.readouterr().err)
+    assert shown.splitlines()[-1].startswith("error: RuntimeError: inner")
+
+
+def test_no_command():
+    with pytest.raises(SystemExit, match="2"):
+        cli.main([])
+
+
+def test_terminated_is_interrupted(tmp_path):
+    """SIGTERM in the middle of a real run."""
+    process = subprocess.Popen(
+        [*COMMAND, "demo", "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+    )
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "out").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in shown
+    assert shown.splitlines()[-1] == "interrupted; run the same command again to go on"
+
+
+def test_a_closed_output_is_no_error(monkeypatch):
+    """As with `| head`, whose reader leaves."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    script = (
+        "import sys; from hf_moe_lmc import cli; from hf_moe_lmc.cli import demo;"
+        "demo.run = lambda options: sys.stdout.write('line\\n' * 100000);"
+        "sys.exit(cli.main(['demo']))"
+    )
+    done = subprocess.run([sys.executable, "-c", script], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert done.stderr == b""
+    assert done.returncode == 141
+
+
+def test_help_loads_no_heavy_library():
+    script = (
+        "import sys; from hf_moe_lmc.cli.parser import parser; parser().format_help();"
+        "print({'torch', 'transformers', 'numpy', 'huggingface_hub'} & sys.modules.keys())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "set()\n"
+
+
+def test_every_public_name_exists():
+    assert all(getattr(hf_moe_lmc, name) for name in hf_moe_lmc.__all__)
+    assert set(hf_moe_lmc.__all__) <= set(dir(hf_moe_lmc))
+    with pytest.raises(AttributeError, match="no attribute 'absent'"):
+        hf_moe_lmc.absent  # noqa: B018
