@@ -41,7 +41,9 @@ def main(arguments: list[str] | None = None) -> int:
 @contextmanager
 def _quiet_libraries() -> Iterator[None]:
     """Without the log lines and warnings by which the libraries address programmers, not users of commands."""
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # read when Transformers is imported
+    # Read when the libraries are imported.
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
     with warnings.catch_warnings():
         if not sys.warnoptions:
             warnings.simplefilter("ignore")

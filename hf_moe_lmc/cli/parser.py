@@ -4,10 +4,10 @@ import argparse
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from . import demo
+from . import demo, inspect
 from .failures import USAGE
 
-COMMANDS = (demo,)
+COMMANDS = (inspect, demo)
 """Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to the exit code."""
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,

@@ -1,0 +1,144 @@
+"""What a model's Mixture-of-Experts layers are; from a meta-device skeleton as from a model with weights."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from hf_moe_lmc.moe import SymmetryGroup
+
+from .discovery import moe_layers
+from .routers import class_key
+from .spec import MoeLayerSpec
+from .top_k import experts_per_token, router_of
+
+
+@dataclass(frozen=True)
+class LayerInspection:
+    """One Mixture-of-Experts layer.
+
+    Args:
+        name: module name of the block.
+        num_experts: E.
+        num_units: F, units of an expert.
+        hidden_size: H, what an expert reads and writes.
+        experts_per_token: K.
+        expert_groups: G of group-limited routing; 1 without.
+        shared_experts: number of shared experts as they are stored (most families store all of them as one wide MLP).
+        shared_units: units of each.
+        router: class of the router.
+        symmetries: what leaves the function unchanged, in words.
+        log10_symmetries: log10 of the number of expert orders, unit orders and unit signs.
+        parameters: of router, experts and shared experts.
+        bytes: that they take.
+    """
+
+    name: str
+    num_experts: int
+    num_units: int
+    hidden_size: int
+    experts_per_token: int
+    expert_groups: int
+    shared_experts: int
+    shared_units: int
+    router: str
+    symmetries: tuple[str, ...]
+    log10_symmetries: float
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Inspection:
+    """A whole model.
+
+    Args:
+        model_class: its name.
+        layers: its Mixture-of-Experts layers in module order.
+        parameters, bytes: of the whole model, tied weights once.
+    """
+
+    model_class: str
+    layers: tuple[LayerInspection, ...]
+    parameters: int
+    bytes: int
+
+    @property
+    def log10_symmetries(self) -> float:
+        """log10 of the number of discrete symmetries of the model: the layers are independent."""
+        return sum(layer.log10_symmetries for layer in self.layers)
+
+
+def inspect(model: nn.Module) -> Inspection:
+    """Describe `model`, reading no weights.
+
+    Raises:
+        UnsupportedArchitectureError: as `moe_layers`; or a router does not say how many experts answer a token.
+    """
+    parameters, tensors = list(model.parameters()), model.state_dict()
+    return Inspection(
+        type(model).__name__,
+        tuple(_inspect_layer(model, spec, tensors) for spec in moe_layers(model)),
+        sum(parameter.numel() for parameter in parameters),
+        sum(parameter.nbytes for parameter in parameters),
+    )
+
+
+def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> LayerInspection:
+    layer = spec.read(tensors)
+    experts, units, shared = layer.symmetry_shape
+    router = router_of(model, spec)
+    modules = [router, model.get_submodule(spec.experts.name)]
+    modules += [model.get_submodule(spec.shared_experts.name)] if spec.shared_experts else []
+    # JetMoe's experts contain their router.
+    parameters = {id(parameter): parameter for module in modules for parameter in module.parameters()}.values()
+    return LayerInspection(
+        name=spec.name,
+        num_experts=experts,
+        num_units=units,
+        hidden_size=layer.experts.up_proj.shape[2],
+        experts_per_token=experts_per_token(model, spec),
+        expert_groups=spec.group.expert_groups,
+        shared_experts=shared[0] if shared else 0,
+        shared_units=shared[1] if shared else 0,
+        router=class_key(router).rpartition(".")[2],
+        symmetries=_symmetries(spec),
+        log10_symmetries=log10_order(spec.group, *layer.symmetry_shape),
+        parameters=sum(parameter.numel() for parameter in parameters),
+        bytes=sum(parameter.nbytes for parameter in parameters),
+    )
+
+
+def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
+    group, fields = spec.group, dict(spec.router.tensors)
+    words = {
+        "experts": group.expert_groups == 1,
+        f"experts in {group.expert_groups} groups": group.expert_groups > 1,
+        "units": True,
+        "unit signs": group.unit_signs,
+        "shared units": spec.shared_experts is not None,
+        "shared unit signs": group.shared_unit_signs,
+        "router translation": group.router_translation,
+        "selection bias constant": group.selection_bias_constant and "selection_bias" in fields,
+    }
+    return tuple(word for word, holds in words.items() if holds)
+
+
+def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[int, int] | None) -> float:
+    """log10 of `G! ((E/G)!)^G (F! 2^F)^E (F'! 2^F')^S`, each 2 only where signs are free.
+
+    The order of the discrete part of a layer's group, for the sizes of `MoeLayer.symmetry_shape`.
+    """
+
+    def of_units(size: int, signs: bool) -> float:
+        return _log10_factorial(size) + size * signs * math.log10(2)
+
+    groups = group.expert_groups
+    order = _log10_factorial(groups) + groups * _log10_factorial(experts // groups)
+    order += experts * of_units(units, group.unit_signs)
+    return order + (shared[0] * of_units(shared[1], group.shared_unit_signs) if shared else 0.0)
+
+
+def _log10_factorial(n: int) -> float:
+    return math.lgamma(n + 1) / math.log(10)

@@ -1,0 +1,101 @@
+"""`hf-moe-lmc inspect`."""
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from .table import text_table
+
+if TYPE_CHECKING:
+    from hf_moe_lmc.adapters import Inspection, LayerInspection
+
+HEAD = ("layers", "E", "F", "H", "K", "groups", "shared", "router", "parameters", "bytes", "symmetries")
+
+
+def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
+    """The options of `inspect`."""
+    inspect = commands.add_parser(
+        "inspect",
+        help="show the Mixture-of-Experts layers of a model, from its config.json alone",
+        description="Show every Mixture-of-Experts layer: E experts of F units, hidden size H, K experts per token, "
+        "shared experts, router, size, and the symmetries that leave its function unchanged. Reads no weights.",
+    )
+    inspect.add_argument("model", metavar="MODEL", help="a folder, or repo or repo@revision on the Hub")
+    inspect.add_argument("--json", action="store_true", help="print one JSON document")
+    inspect.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print what is found."""
+    from hf_moe_lmc.adapters import inspect
+    from hf_moe_lmc.modeling import meta_model, read_config
+
+    found = inspect(meta_model(read_config(options.model)))
+    if options.json:
+        document = asdict(found) | {"log10_symmetries": found.log10_symmetries}
+        sys.stdout.write(json.dumps(document, indent=2) + "\n")
+    else:
+        sys.stdout.write(render(found))
+    return 0
+
+
+def render(found: "Inspection") -> str:
+    """The table, layers that differ in their number only in one row, and a line about the whole model."""
+    rows = [
+        (
+            name,
+            layer.num_experts,
+            layer.num_units,
+            layer.hidden_size,
+            layer.experts_per_token,
+            layer.expert_groups,
+            f"{layer.shared_experts} x {layer.shared_units}" if layer.shared_experts else "-",
+            layer.router,
+            _short(layer.parameters),
+            f"{_short(layer.bytes)}B",
+            ", ".join(layer.symmetries),
+        )
+        for name, layer in fold(found.layers)
+    ]
+    return (
+        f"{text_table(HEAD, rows)}\n\n"
+        f"{found.model_class}: {len(found.layers)} Mixture-of-Experts layers, {_short(found.parameters)} parameters, "
+        f"{_short(found.bytes)}B, 10^{found.log10_symmetries:.0f} expert orders, unit orders and signs\n"
+    )
+
+
+def fold(layers: Sequence["LayerInspection"]) -> list[tuple[str, "LayerInspection"]]:
+    """Layers that differ in the first number of their name only, under one name such as `model.layers.3-60.mlp`."""
+    folded: dict[tuple[str, LayerInspection], list[int]] = {}
+    for layer in layers:
+        number = re.search(r"(?<=\.)\d+(?=\.|$)", layer.name)
+        pattern = f"{layer.name[: number.start()]}{{}}{layer.name[number.end() :]}" if number else layer.name
+        folded.setdefault((pattern, replace(layer, name="")), []).extend([int(number[0])] if number else [])
+    return [(pattern.format(_ranges(numbers)), layer) for (pattern, layer), numbers in folded.items()]
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """`[0, 1, 2, 5]` -> `0-2,5`; equal steps of more than one -> `1,3,...,9`."""
+    steps = {b - a for a, b in pairwise(numbers)}
+    if len(numbers) > 3 and len(steps) == 1 and steps != {1}:
+        return f"{numbers[0]},{numbers[1]},...,{numbers[-1]}"
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(str(run[0]) if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def _short(count: int) -> str:
+    """Three digits and a decimal prefix: 46.7 G."""
+    for size, prefix in ((10**12, "T"), (10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if count >= size:
+            return f"{count / size:.3g} {prefix}"
+    return f"{count} "

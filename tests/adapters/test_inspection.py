@@ -1,0 +1,93 @@
+import math
+from itertools import permutations, product
+
+import pytest
+import torch
+
+from hf_moe_lmc.adapters import inspect, moe_layers
+from hf_moe_lmc.adapters.inspection import log10_order
+from hf_moe_lmc.adapters.top_k import experts_per_token
+from hf_moe_lmc.errors import UnsupportedArchitectureError
+from hf_moe_lmc.modeling import meta_model, read_config
+from hf_moe_lmc.moe import SymmetryGroup
+from tests import families, models
+from tests.test_families import SUPPORTED
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_a_skeleton_from_config_json_looks_like_the_live_model(name, tmp_path):
+    model = families.build(name)
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"
+    model.config.save_pretrained(tmp_path)
+    assert inspect(meta_model(read_config(tmp_path))) == inspect(model)
+
+
+def chosen_experts(model, name: str) -> dict[str, int]:
+    """Name of the experts module -> how many experts its caller names per token, from a forward pass."""
+    found = {}
+
+    def hook(experts: str):
+        def note(module, args, kwargs):
+            tables = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and not x.is_floating_point()]
+            if experts_of_each := [table for table in tables if table.ndim == 2]:
+                found[experts] = experts_of_each[0].shape[1]
+
+        return note
+
+    for spec in moe_layers(model):
+        module = model.get_submodule(spec.experts.name)
+        module.register_forward_pre_hook(hook(spec.experts.name), with_kwargs=True)
+    families.outputs(model, name)
+    return found
+
+
+# Their experts are called otherwise.
+OTHER_CALLS = {"dbrx": 3, "jetmoe": 3, "llama4": 3, "switch_transformers": 1}
+
+
+@pytest.mark.parametrize("name", SUPPORTED)
+def test_experts_per_token_are_as_many_as_answer(name):
+    model = families.build(name)
+    said = {spec.experts.name: experts_per_token(model, spec) for spec in moe_layers(model)}
+    if name in OTHER_CALLS:
+        assert set(said.values()) == {OTHER_CALLS[name]}
+    else:
+        assert said == chosen_experts(model, name)
+
+
+def test_a_router_that_does_not_say_is_refused():
+    model = models.build("mixtral")
+    del model.model.layers[1].mlp.gate.top_k
+    del model.model.layers[1].mlp.top_k
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"layers\.1\.mlp: a mixtral\.MixtralTopKRouter does not say"
+    ):
+        inspect(model)
+
+
+def test_sizes_by_hand():
+    """qwen2_moe of tests/models.py: E = 5, F = 7, H = 12, a shared MLP of 9 units; router 5 x 12."""
+    layer = inspect(models.build("qwen2_moe", dtype=torch.bfloat16)).layers[1]
+    assert layer.name == "model.layers.2.mlp"
+    assert (layer.num_experts, layer.num_units, layer.hidden_size, layer.experts_per_token) == (5, 7, 12, 2)
+    assert (layer.shared_experts, layer.shared_units) == (1, 9)
+    assert layer.parameters == 5 * 12 + 5 * 3 * 7 * 12 + 3 * 9 * 12
+    assert layer.bytes == 2 * layer.parameters
+    assert layer.symmetries == (
+        "experts",
+        "units",
+        "unit signs",
+        "shared units",
+        "shared unit signs",
+        "router translation",
+    )
+
+
+def test_symmetries_are_counted_as_by_hand():
+    """E = 4 in 2 groups, F = 2 with signs, one shared expert of 3 units without."""
+    orders = [p for p in permutations(range(4)) if p[0] // 2 == p[1] // 2]
+    units = len(list(product(permutations(range(2)), product((1, -1), repeat=2))))
+    expected = len(orders) * units**4 * 6
+    found = log10_order(SymmetryGroup(expert_groups=2, unit_signs=True), 4, 2, (1, 3))
+    assert math.isclose(10**found, expected, rel_tol=1e-9)
