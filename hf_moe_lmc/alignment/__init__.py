@@ -2,7 +2,23 @@
 
 from .align import align
 from .alignment import Alignment, apply_symmetries
-from .merge import merge
+from .apply import apply
+from .config import AlignmentConfig
+from .merge import merge, merge_checkpoints
+from .opened_model import open_checkpoint, open_skeleton
 from .scramble import scramble
+from .stream import OutputOptions
 
-__all__ = ["Alignment", "align", "apply_symmetries", "merge", "scramble"]
+__all__ = [
+    "Alignment",
+    "AlignmentConfig",
+    "OutputOptions",
+    "align",
+    "apply",
+    "apply_symmetries",
+    "merge",
+    "merge_checkpoints",
+    "open_checkpoint",
+    "open_skeleton",
+    "scramble",
+]

@@ -1,56 +1,98 @@
 """Aligning one model to another."""
 
-from collections.abc import Mapping
-
-import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
-from torch import Tensor, nn
 
-from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from hf_moe_lmc.matching import ExpertOrder, align_layers
+from hf_moe_lmc.matching import ExpertOrder, LayerAlignment, align_layers
 from hf_moe_lmc.moe import MoeLayer
 
 from .alignment import Alignment
+from .config import AlignmentConfig
+from .model_record import ModelRecord, layer_digest
+from .opened_model import Model, OpenedModel, open_model
+from .pair import check_pair
 
 
-def align(reference: nn.Module, other: nn.Module, expert_order: ExpertOrder = "gate") -> Alignment:
+def align(
+    reference: Model,
+    other: Model,
+    config: AlignmentConfig | ExpertOrder | None = None,
+    reference_options: HubOptions | None = None,
+    other_options: HubOptions | None = None,
+) -> Alignment:
     """Weight matching of two models: per layer the symmetry that brings `other` close to `reference`.
 
-    Neither model is changed; `Alignment.apply` rewrites `other`. Needs no data.
+    Neither model is changed; `Alignment.apply` rewrites a live one, `apply` a checkpoint. Needs no data. Checkpoints
+    are read layer by layer, so they may be larger than memory; under `accelerate launch` or `torchrun` the processes,
+    all of which must call this, divide the layers of checkpoints and all get the same answer.
 
     Args:
-        reference: stays as it is.
+        reference: stays as it is; a live model, a folder, or a repository on the Hub (`org/model@revision`).
         other: a model of the same class, experts and units in any order.
-        expert_order: how experts are matched; see `hf_moe_lmc.matching.match_experts`.
+        config: how to match; or only the expert order.
+        reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
 
     Raises:
-        IncompatiblePairError: the models differ in class, or a layer differs in kind or size.
+        IncompatiblePairError: the models differ in what they compute, in class, or in the kind or size of a layer.
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
-        BadInputError: a weight is NaN or infinite.
+        BadInputError: a checkpoint is damaged, or a weight is NaN or infinite.
     """
-    if type(reference) is not type(other):
-        raise IncompatiblePairError(
-            f"the reference is a {type(reference).__name__}, the other a {type(other).__name__}; "
-            "give two models of one class"
-        )
-    specs, other_specs = moe_layers(reference), moe_layers(other)
-    if names := {spec.name for spec in specs} ^ {spec.name for spec in other_specs}:
-        raise IncompatiblePairError(f"layer {sorted(names)[0]} is a Mixture of Experts in one of the models only")
-    tensors, other_tensors = reference.state_dict(), other.state_dict()
-    layers = {}
-    for spec, other_spec in tqdm(list(zip(specs, other_specs, strict=True)), desc="aligning", unit="layer"):
-        a, b = _read_finite(spec, tensors), _read_finite(other_spec, other_tensors)
-        try:
-            layers[spec.name] = align_layers(a, b, expert_order)
-        except IncompatiblePairError as error:
-            raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
-    return Alignment(layers, expert_order)
+    return align_opened(open_model(reference, reference_options), open_model(other, other_options), config)
 
 
-def _read_finite(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> MoeLayer:
-    layer = spec.read(tensors)
-    for name, tensor in layer.tensors().items():
-        if not torch.isfinite(tensor).all():
-            raise BadInputError(f"layer {spec.name}: {name} holds NaN or infinite values")
-    return layer
+def align_opened(
+    reference: OpenedModel, other: OpenedModel, config: AlignmentConfig | ExpertOrder | None = None
+) -> Alignment:
+    """As `align`, for models that are open already."""
+    if isinstance(config, str):
+        config = AlignmentConfig(config)
+    config = config or AlignmentConfig()
+    check_pair(reference, other)
+    pairs = list(zip(reference.layers, other.layers, strict=True))
+    # Live models may differ from process to process, or exist in one only.
+    on_disk = reference.source is not None and other.source is not None
+    state = PartialState() if on_disk else None
+    share = pairs[state.process_index :: state.num_processes] if state else pairs
+    found = [
+        (spec.name, *_align_layer(reference, spec, other, other_spec, config))
+        for spec, other_spec in tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index))
+    ]
+    if state and state.num_processes > 1:
+        found = gather_object(found)
+        found.sort(key=lambda entry: [spec.name for spec in reference.layers].index(entry[0]))
+    return Alignment(
+        {name: layer for name, layer, _, _ in found},
+        config,
+        _record(reference, {name: digest for name, _, digest, _ in found}),
+        _record(other, {name: digest for name, _, _, digest in found}),
+    )
+
+
+def _align_layer(
+    reference: OpenedModel, spec: MoeLayerSpec, other: OpenedModel, other_spec: MoeLayerSpec, config: AlignmentConfig
+) -> tuple[LayerAlignment, str, str]:
+    """The alignment of one layer, and the digests of both."""
+    tensors, other_tensors = reference.read(spec.tensor_names), other.read(other_spec.tensor_names)
+    a, b = spec.read(tensors), other_spec.read(other_tensors)
+    for side, layer in ((reference, a), (other, b)):
+        _check_finite(side, spec.name, layer)
+    try:
+        found = align_layers(a, b, config.expert_order)
+    except IncompatiblePairError as error:
+        raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
+    return found, layer_digest(spec, tensors), layer_digest(other_spec, other_tensors)
+
+
+def _check_finite(side: OpenedModel, name: str, layer: MoeLayer) -> None:
+    for part, tensor in layer.tensors().items():
+        # The extremes carry any NaN, and finding them is an order faster than isfinite.
+        if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
+            raise BadInputError(f"layer {name}: {part} holds NaN or infinite values in {side.name}")
+
+
+def _record(side: OpenedModel, digests: dict[str, str]) -> ModelRecord:
+    return ModelRecord(side.name, side.source.commit if side.source else None, digests)

@@ -1,8 +1,9 @@
 """The alignment of two models: a small value that can be saved, loaded and applied."""
 
+import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TypeVar
@@ -13,15 +14,19 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.checkpoints import tensor_bytes
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment
 from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
+from .config import AlignmentConfig
+from .model_record import ModelRecord
+
 WEIGHTS_NAME = "alignment.safetensors"
 CONFIG_NAME = "alignment_config.json"
 
-Model = TypeVar("Model", bound=nn.Module)
+LiveModel = TypeVar("LiveModel", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -30,18 +35,68 @@ class Alignment:
 
     Args:
         layers: module name of each Mixture-of-Experts layer -> its symmetry and distances.
-        expert_order: how experts were matched.
+        config: how it was found; None if it was not found by matching.
+        reference, other: the models that it was made for; None if there is no such pair.
     """
 
     layers: dict[str, LayerAlignment]
-    expert_order: str
+    config: AlignmentConfig | None = None
+    reference: ModelRecord | None = None
+    other: ModelRecord | None = None
 
     @property
     def symmetries(self) -> dict[str, MoeSymmetry]:
         """Module name of each layer -> the symmetry to apply to it."""
         return {name: layer.symmetry for name, layer in self.layers.items()}
 
-    def apply(self, model: Model) -> Model:
+    @property
+    def digest(self) -> str:
+        """Sha-256 of the symmetries."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self._tensors().items()):
+            digest.update(name.encode())
+            digest.update(tensor_bytes(tensor.contiguous()))
+        return digest.hexdigest()
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = {}
+        for name, symmetry in self.symmetries.items():
+            tensors[f"{name}.experts"] = symmetry.experts.index
+            for part, units in (("units", symmetry.units), ("shared_units", symmetry.shared_units)):
+                if units is not None:
+                    tensors |= {f"{name}.{part}": units.permutation.index, f"{name}.{part}.signs": units.signs}
+        return tensors
+
+    def inverse(self) -> "Alignment":
+        """What undoes this alignment."""
+        return Alignment(
+            {
+                name: LayerAlignment(layer.symmetry.inverse(), layer.distance_after, layer.distance_before)
+                for name, layer in self.layers.items()
+            }
+        )
+
+    def compose(self, first: "Alignment") -> "Alignment":
+        """`first`, then this one, in one; distances are those before the first and after the last.
+
+        Raises:
+            IncompatiblePairError: the two are of different layers, or of different sizes.
+        """
+        if self.layers.keys() != first.layers.keys():
+            name = min(self.layers.keys() ^ first.layers.keys())
+            raise IncompatiblePairError(f"layer {name} exists in one of the alignments only")
+        layers = {}
+        for name, last in self.layers.items():
+            start = first.layers[name]
+            if last.symmetry.shape != start.symmetry.shape:
+                raise IncompatiblePairError(
+                    f"layer {name}: sizes {last.symmetry.shape} in one alignment, {start.symmetry.shape} in the other"
+                )
+            symmetry = last.symmetry @ start.symmetry
+            layers[name] = LayerAlignment(symmetry, start.distance_before, last.distance_after)
+        return Alignment(layers, None, None, first.other)
+
+    def apply(self, model: LiveModel) -> LiveModel:
         """Rewrite `model` in place, and return it; its function does not change, and no weight is rounded.
 
         Raises:
@@ -59,16 +114,18 @@ class Alignment:
         """Write the permutations to `alignment.safetensors` and the figures to `alignment_config.json` in `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors, layers = {}, {}
-        for name, layer in self.layers.items():
-            symmetry = layer.symmetry
-            tensors[f"{name}.experts"] = symmetry.experts.index
-            for part, units in (("units", symmetry.units), ("shared_units", symmetry.shared_units)):
-                if units is not None:
-                    tensors |= {f"{name}.{part}": units.permutation.index, f"{name}.{part}.signs": units.signs}
-            layers[name] = {"distance_before": layer.distance_before, "distance_after": layer.distance_after}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
-        config = {"version": version("hf_moe_lmc"), "expert_order": self.expert_order, "layers": layers}
+        layers = {
+            name: {"distance_before": layer.distance_before, "distance_after": layer.distance_after}
+            for name, layer in self.layers.items()
+        }
+        save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, folder / WEIGHTS_NAME)
+        config = {
+            "versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")},
+            "config": asdict(self.config) if self.config else None,
+            "reference": asdict(self.reference) if self.reference else None,
+            "other": asdict(self.other) if self.other else None,
+            "layers": layers,
+        }
         (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
     @classmethod
@@ -94,7 +151,12 @@ class Alignment:
                 )
                 for name, figures in config["layers"].items()
             }
-            return cls(layers, config["expert_order"])
+            return cls(
+                layers,
+                AlignmentConfig(**config["config"]) if config["config"] else None,
+                ModelRecord(**config["reference"]) if config["reference"] else None,
+                ModelRecord(**config["other"]) if config["other"] else None,
+            )
         except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
             raise BadInputError(f"{folder} does not hold an alignment: {error}") from error
 

@@ -6,10 +6,10 @@ from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.matching import LayerAlignment, layer_distance
 from hf_moe_lmc.moe import act
 
-from .alignment import Alignment, Model
+from .alignment import Alignment, LiveModel
 
 
-def scramble(model: Model, seed: int = 0) -> tuple[Model, Alignment]:
+def scramble(model: LiveModel, seed: int = 0) -> tuple[LiveModel, Alignment]:
     """Rewrite `model` in place by a random element of its symmetry group; it computes what it computed before.
 
     No expert and no unit keeps its place, and signs that are free are drawn.
@@ -29,5 +29,5 @@ def scramble(model: Model, seed: int = 0) -> tuple[Model, Alignment]:
         layer = spec.read(tensors)
         symmetry = layer.group.random_derangement(*layer.symmetry_shape, generator=generator)
         layers[spec.name] = LayerAlignment(symmetry, 0.0, layer_distance(layer, act(symmetry, layer)))
-    alignment = Alignment(layers, expert_order="random")
+    alignment = Alignment(layers)
     return alignment.apply(model), alignment

@@ -1,5 +1,27 @@
 """Files or Hub <-> tensors under module names, read lazily and written as a stream."""
 
 from .checkpoint import Checkpoint
+from .config_file import read_config
+from .layout import Layout, place
+from .output_folder import MANIFEST_NAME, StagedFolder, output_folder
+from .skeleton import meta_model
+from .source import COMPANIONS, HubOptions, Source, find_source
+from .stored_tensor import tensor_bytes
+from .writer import CheckpointWriter
 
-__all__ = ["Checkpoint"]
+__all__ = [
+    "COMPANIONS",
+    "MANIFEST_NAME",
+    "Checkpoint",
+    "CheckpointWriter",
+    "HubOptions",
+    "Layout",
+    "Source",
+    "StagedFolder",
+    "find_source",
+    "meta_model",
+    "output_folder",
+    "place",
+    "read_config",
+    "tensor_bytes",
+]

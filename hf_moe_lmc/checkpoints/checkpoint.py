@@ -53,6 +53,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def _group_of(self) -> dict[str, TensorGroup]:
         return {name: group for group in self.groups for name in group.names}
 
+    @cached_property
+    def _shapes(self) -> dict[str, torch.Size]:
+        return {name: tensor.shape for name, tensor in self.model.state_dict().items()}
+
     def __getitem__(self, name: str) -> Tensor:
         return self.read([name])[name]
 
@@ -67,11 +71,17 @@ class Checkpoint(Mapping[str, Tensor]):
         groups = {id(group): group for group in (self._group_of[name] for name in names)}
         return {name: tensor for group in groups.values() for name, tensor in self._read_group(group).items()}
 
+    def on_meta(self) -> dict[str, Tensor]:
+        """All tensors without their values."""
+        return {name: tensor for group in self.groups for name, tensor in self._empty(group, "meta").items()}
+
+    def _empty(self, group: TensorGroup, device: str) -> dict[str, Tensor]:
+        dtype = reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
+        return {name: torch.empty(self._shapes[name], dtype=dtype, device=device) for name in group.names}
+
     def _read_group(self, group: TensorGroup) -> dict[str, Tensor]:
         entries = [self.stored[key] for key in group.keys]
-        dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
-        shapes = {name: self.model.state_dict()[name].shape for name in group.names}
-        tensors = {name: torch.empty(shape, dtype=dtype) for name, shape in shapes.items()}
+        tensors = self._empty(group, "cpu")
         parts = group.to_stored(tensors)
         owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
         if any(part.untyped_storage().data_ptr() not in owned for part in parts.values()):

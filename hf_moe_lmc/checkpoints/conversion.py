@@ -15,7 +15,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightConverter, WeightRenaming, dot_natural_key, rename_source_key
+from transformers.core_model_loading import (
+    WeightConverter,
+    WeightRenaming,
+    dot_natural_key,
+    rename_source_key,
+    revert_weight_conversion,
+)
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -42,7 +48,8 @@ class TensorGroup:
 
     def to_stored(self, tensors: Tensors) -> dict[str, Tensor]:
         """The inverse of `to_module`; views of `tensors` where only slicing and transposing are needed."""
-        return self.conversion.to_stored(tensors) if self.conversion else {self.keys[0]: tensors[self.names[0]]}
+        own = {name: tensors[name] for name in self.names}
+        return self.conversion.to_stored(own) if self.conversion else {self.keys[0]: own[self.names[0]]}
 
 
 @dataclass(frozen=True)
@@ -65,14 +72,15 @@ class Conversion:
 
     def to_module(self, stored: Tensors) -> dict[str, Tensor]:
         """Tensors under checkpoint keys -> tensors under module names."""
-        converter = deepcopy(self.converter)
+        converter: Any = deepcopy(self.converter)
         for key, pattern in self.patterns.items():
             converter.add_tensor(self.name, key, pattern, stored[key])
         return self._run(converter, self.name)
 
     def to_stored(self, tensors: Tensors) -> dict[str, Tensor]:
         """Tensors under module names -> tensors under checkpoint keys; views where no data need move."""
-        converter, first = self.converter.reverse_transform(), ""
+        converter: Any = self.converter.reverse_transform()
+        first = ""
         for name, tensor in tensors.items():
             first, pattern = rename_source_key(name, [], [converter])
             converter.add_tensor(first, name, pattern, tensor)
@@ -83,7 +91,7 @@ class Conversion:
         names = {alias: name for name in found for alias in (prefix + name, name.removeprefix(prefix), name)}
         return {key: found[names[seen]] for key, seen in self.seen.items()}
 
-    def _run(self, converter: WeightConverter, name: str) -> dict[str, Tensor]:
+    def _run(self, converter: Any, name: str) -> dict[str, Tensor]:
         found = converter.convert(name, model=self.model, config=self.model.config)
         return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in found.items()}
 
@@ -186,3 +194,8 @@ def _check_strangers(model: PreTrainedModel, strangers: list[str]) -> None:
 
 def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
     return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None
+
+
+def original_tensors(model: PreTrainedModel, tensors: Tensors) -> dict[str, Tensor]:
+    """`tensors` of `model`, under module names, as `save_pretrained` would write them: under checkpoint keys."""
+    return revert_weight_conversion(model, dict(tensors))

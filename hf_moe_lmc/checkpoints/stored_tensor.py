@@ -85,7 +85,7 @@ class StoredTensor:
         if tensor.dtype != self.dtype or not tensor.is_contiguous():
             tensor.copy_(self.read())
             return
-        buffer = memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())
+        buffer = tensor_bytes(tensor)
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.offset)
@@ -95,6 +95,11 @@ class StoredTensor:
             raise BadInputError(f"cannot read {self.file}: {self.key}: {error.strerror}") from None
         if buffer:
             raise BadInputError(f"{self.file} ended while {self.key} was read; it must not change meanwhile")
+
+
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """The memory of a contiguous tensor on the CPU."""
+    return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
 def read_header(file: Path) -> dict[str, StoredTensor]:

@@ -33,9 +33,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 def run(options: argparse.Namespace) -> int:
     """Print what is found."""
     from hf_moe_lmc.adapters import inspect
-    from hf_moe_lmc.modeling import meta_model, read_config
+    from hf_moe_lmc.alignment import open_skeleton
 
-    found = inspect(meta_model(read_config(options.model)))
+    found = inspect(open_skeleton(options.model))
     if options.json:
         document = asdict(found) | {"log10_symmetries": found.log10_symmetries}
         sys.stdout.write(json.dumps(document, indent=2) + "\n")

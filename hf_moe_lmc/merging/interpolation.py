@@ -21,10 +21,11 @@ def interpolate(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], t:
         owner = "reference" if unpaired[0] in reference else "other"
         raise IncompatiblePairError(f"tensor {unpaired[0]} exists in the {owner} model only")
     for name in reference:
-        yield name, _interpolate_tensor(name, reference[name], other[name], t)
+        yield name, interpolate_tensor(name, reference[name], other[name], t)
 
 
-def _interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
+def interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
+    """`(1 - t) a + t b` in the dtype of `a`, as `interpolate` computes it; `name` is for errors."""
     if a.shape != b.shape:
         raise IncompatiblePairError(
             f"tensor {name}: shape {tuple(a.shape)} in the reference, {tuple(b.shape)} in the other"
@@ -33,5 +34,6 @@ def _interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
         if not torch.equal(a, b):
             raise IncompatiblePairError(f"tensor {name} ({a.dtype}) differs and cannot be interpolated")
         return a
-    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), torch.float32)
+    # For 16-bit tensors too, lerp computes in float32 and rounds once.
+    dtype = torch.promote_types(a.dtype, b.dtype)
     return torch.lerp(a.to(dtype), b.to(dtype), t).to(a.dtype)

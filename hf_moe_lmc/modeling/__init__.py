@@ -2,24 +2,13 @@
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
-from .config_file import read_config
 from .configuration import MoeGPT2Config, MoeVariant, MoeViTConfig
 from .moe_gpt2 import MoeGPT2LMHeadModel
 from .moe_vit import MoeViTForImageClassification
-from .skeleton import meta_model, model_class
 
 AutoConfig.register(MoeViTConfig.model_type, MoeViTConfig)
 AutoConfig.register(MoeGPT2Config.model_type, MoeGPT2Config)
 AutoModelForImageClassification.register(MoeViTConfig, MoeViTForImageClassification)
 AutoModelForCausalLM.register(MoeGPT2Config, MoeGPT2LMHeadModel)
 
-__all__ = [
-    "MoeGPT2Config",
-    "MoeGPT2LMHeadModel",
-    "MoeVariant",
-    "MoeViTConfig",
-    "MoeViTForImageClassification",
-    "meta_model",
-    "model_class",
-    "read_config",
-]
+__all__ = ["MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeVariant", "MoeViTConfig", "MoeViTForImageClassification"]

@@ -7,8 +7,8 @@ import torch
 from hf_moe_lmc.adapters import inspect, moe_layers
 from hf_moe_lmc.adapters.inspection import log10_order
 from hf_moe_lmc.adapters.top_k import experts_per_token
+from hf_moe_lmc.checkpoints import meta_model, read_config
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.modeling import meta_model, read_config
 from hf_moe_lmc.moe import SymmetryGroup
 from tests import families, models
 from tests.test_families import SUPPORTED

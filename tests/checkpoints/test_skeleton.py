@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import AutoConfig
 
+from hf_moe_lmc.checkpoints import meta_model, read_config
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.modeling import MoeGPT2Config, meta_model, read_config
+from hf_moe_lmc.modeling import MoeGPT2Config
 from tests import models
 
 

@@ -1,0 +1,44 @@
+"""Which model an alignment was made for."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.checkpoints import tensor_bytes
+from hf_moe_lmc.errors import IncompatiblePairError
+
+
+@dataclass(frozen=True)
+class ModelRecord:
+    """A model as it was when it was aligned.
+
+    Args:
+        name: class of a live model; folder or repository of a checkpoint.
+        commit: of the repository, or None.
+        digests: name of each Mixture-of-Experts layer -> `layer_digest`.
+    """
+
+    name: str
+    commit: str | None
+    digests: dict[str, str]
+
+    def check(self, spec: MoeLayerSpec, tensors: Mapping[str, Tensor], name: str) -> None:
+        """Raise `IncompatiblePairError` unless the layer in `tensors`, of the model `name`, is the recorded one."""
+        if layer_digest(spec, tensors) != self.digests.get(spec.name):
+            raise IncompatiblePairError(
+                f"layer {spec.name} of {name} is not that of {self.name}, for which the alignment was made; "
+                "align anew, or allow other weights"
+            )
+
+
+def layer_digest(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> str:
+    """Sha-256 of the values of one layer, whatever the layout of the checkpoint that it was read from."""
+    digest = hashlib.sha256()
+    for name in sorted(spec.tensor_names):
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor_bytes(tensor.cpu().contiguous()))
+    return digest.hexdigest()

@@ -1,0 +1,76 @@
+"""A model to be aligned, live or on disk, seen the same way."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
+from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, Source, find_source, meta_model, read_config
+
+
+@dataclass(frozen=True)
+class OpenedModel:
+    """A model and its tensors under module names.
+
+    Args:
+        name: class of a live model; folder or repository of a checkpoint.
+        model: the live model, or the checkpoint's skeleton on the meta device.
+        tensors: its state dict, or its checkpoint.
+        layers: its Mixture-of-Experts layers.
+        source: where the checkpoint came from; None for a live model.
+    """
+
+    name: str
+    model: nn.Module = field(repr=False)
+    tensors: Mapping[str, Tensor] = field(repr=False)
+    layers: tuple[MoeLayerSpec, ...] = field(repr=False)
+    source: Source | None = None
+
+    @property
+    def origin(self) -> dict[str, str | None]:
+        """Name and commit."""
+        return {"name": self.name, "commit": self.source.commit if self.source else None}
+
+    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """Some of its tensors; those of a checkpoint are read from disk."""
+        if isinstance(self.tensors, Checkpoint):
+            return self.tensors.read(names)
+        return {name: self.tensors[name] for name in names}
+
+
+Model = nn.Module | str | Path
+
+
+def open_model(model: Model, options: HubOptions | None = None) -> OpenedModel:
+    """A live model as it is, or the checkpoint in a folder or on the Hub, of which only headers are read.
+
+    Raises:
+        BadInputError: the checkpoint is damaged or incomplete.
+        UnsupportedArchitectureError: it is not known here.
+        HubError: the Hub does not give it.
+    """
+    if isinstance(model, nn.Module):
+        return OpenedModel(type(model).__name__, model, model.state_dict(), moe_layers(model))
+    return open_checkpoint(model, options)
+
+
+def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTrainedModel:
+    """The model of a folder or of a repository on the Hub, on the meta device; reads config.json alone.
+
+    Raises:
+        BadInputError: there is no usable config.json.
+        UnsupportedArchitectureError: the model is not known here.
+        HubError: the Hub does not give it.
+    """
+    return meta_model(read_config(find_source(name, options, weights=False).folder))
+
+
+def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> OpenedModel:
+    """The checkpoint in a folder or on the Hub, of which only headers are read; see `open_model`."""
+    source = find_source(name, options)
+    model = meta_model(read_config(source.folder))
+    return OpenedModel(source.name, model, Checkpoint.open(source.folder, model), moe_layers(model), source)

@@ -1,0 +1,79 @@
+"""config.json, checked before Transformers sees it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+from transformers import CONFIG_MAPPING, PreTrainedConfig
+
+from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
+
+from .json_file import read_json
+
+CONFIG_NAME = "config.json"
+
+# Fields that name code or kernels to load: a checkpoint does not decide what runs here.
+DROPPED = re.compile(r"_.*_internal|_?attn_implementation|_?experts_implementation|auto_map|custom_pipelines")
+
+SIZE = re.compile(r"(.*_)?(size|dim|rank|layers|heads|experts|depth|blocks)|(n|num)_.*")
+LARGEST_SIZE = 100_000_000
+COUNTS = ("layers", "experts", "n_layer", "depth", "blocks")  # ends of the names of fields that count modules
+MOST_MODULES = 10_000  # more would take for ever to build
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of the checkpoint in `folder`; code that it names is never run.
+
+    Raises:
+        BadInputError: it is missing, is no configuration of a model, has impossible sizes, or is of a quantised model.
+        UnsupportedArchitectureError: Transformers does not know its model type.
+    """
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        raise BadInputError(f"{path} is missing; give the folder of a model saved by save_pretrained")
+    values = _checked(_with_floats(read_json(path)), path)
+    model_type = values.pop("model_type", None)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(
+            f"{path}: the installed Transformers does not know model_type {model_type!r}"
+        )
+    if quantisation := values.get("quantization_config"):
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
+        raise BadInputError(
+            f"{path}: the weights are quantised ({method}); load the model with dequantize=True in its quantisation "
+            "config and save it first"
+        )
+    try:
+        return CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:  # every family checks its own fields, each with another kind of error
+        raise BadInputError(f"{path} is no configuration of a {model_type}: {' '.join(str(error).split())}") from None
+
+
+def _with_floats(value: Any) -> Any:
+    """`value` with infinities, which Transformers writes as `{"__float__": "Infinity"}`."""
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
+
+
+def _checked(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` without the fields that name code; sizes within reason, here and in nested configurations."""
+    kept = {key: value for key, value in values.items() if not DROPPED.fullmatch(key)}
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            kept[key] = _checked(value, path)
+        elif isinstance(value, int) and not isinstance(value, bool) and SIZE.fullmatch(key):
+            limit = MOST_MODULES if key.endswith(COUNTS) else LARGEST_SIZE
+            if not 0 <= value <= limit:
+                raise BadInputError(f"{path}: {key} is {value}; expected 0 to {limit}")
+    experts = [value for key in EXPERTS if isinstance(value := kept.get(key), int)]
+    for key in CHOSEN:
+        chosen = kept.get(key)
+        if experts and isinstance(chosen, int) and not 1 <= chosen <= max(experts):
+            raise BadInputError(f"{path}: {key} is {chosen} of {max(experts)} experts")
+    return kept

@@ -1,0 +1,110 @@
+"""Where every tensor of a new checkpoint will lie, decided before the first is written."""
+
+import json
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from .checkpoint import Checkpoint
+from .conversion import original_tensors
+from .shards import SINGLE_NAME
+from .stored_tensor import DTYPE_NAMES, StoredTensor
+
+Layout = Literal["kept", "original", "fused"]
+SHARD_BYTES = 5 * 10**9  # as Transformers
+
+# Key -> where the tensor will lie.
+Placement = dict[str, StoredTensor]
+
+
+def place(checkpoint: Checkpoint, folder: Path, layout: Layout = "kept", dtype: torch.dtype | None = None) -> Placement:
+    """Where the tensors of a checkpoint made like `checkpoint` go in `folder`.
+
+    Args:
+        checkpoint: the model.
+        folder: of the new files.
+        layout: "kept", the keys and shards of `checkpoint`; "original", the keys that Transformers saves by default;
+            "fused", module names.
+        dtype: of all floating-point tensors; None keeps every tensor's own.
+    """
+    if layout == "kept":
+        shards: dict[str, list[StoredTensor]] = {}
+        for tensor in sorted(checkpoint.stored.values(), key=lambda tensor: (tensor.file.name, tensor.offset)):
+            if tensor.key not in checkpoint.ignored:
+                shards.setdefault(tensor.file.name, []).append(tensor)
+        contents = {name: {t.key: (_cast(t.dtype, dtype), t.shape) for t in shards[name]} for name in shards}
+    else:
+        tensors = checkpoint.on_meta()
+        if layout == "original":
+            tensors = original_tensors(checkpoint.model, tensors)
+        contents = _sharded({key: (_cast(t.dtype, dtype), tuple(t.shape)) for key, t in tensors.items()})
+    return {
+        key: StoredTensor(key, folder / name, kind, shape, offset)
+        for name, entries in contents.items()
+        for key, kind, shape, offset in _with_offsets(entries)
+    }
+
+
+def header(tensors: Iterable[StoredTensor]) -> bytes:
+    """The first bytes of the safetensors file that holds exactly `tensors`."""
+    ordered = sorted(tensors, key=lambda tensor: tensor.offset)
+    return _header({tensor.key: (tensor.dtype, tensor.shape) for tensor in ordered})
+
+
+def index(placement: Placement) -> bytes | None:
+    """`model.safetensors.index.json`; None if there is but one file."""
+    if {tensor.file.name for tensor in placement.values()} == {SINGLE_NAME}:
+        return None
+    weight_map = {key: placement[key].file.name for key in sorted(placement)}
+    size = sum(tensor.nbytes for tensor in placement.values())
+    return json.dumps({"metadata": {"total_size": size}, "weight_map": weight_map}, indent=2).encode() + b"\n"
+
+
+Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def _cast(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
+    return wanted if wanted and dtype.is_floating_point else dtype
+
+
+def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
+    return math.prod(shape) * dtype.itemsize
+
+
+def _sharded(entries: Entries) -> dict[str, Entries]:
+    shards: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
+    filled = 0
+    for key, entry in entries.items():
+        if shards[-1] and filled + _nbytes(*entry) > SHARD_BYTES:
+            shards.append({})
+            filled = 0
+        shards[-1][key] = entry
+        filled += _nbytes(*entry)
+    if len(shards) == 1:
+        return {SINGLE_NAME: shards[0]}
+    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+
+
+def _header(entries: Entries) -> bytes:
+    described: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    start = 0
+    for key, (dtype, shape) in entries.items():
+        end = start + _nbytes(dtype, shape)
+        described[key] = {"dtype": DTYPE_NAMES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+        start = end
+    text = json.dumps(described, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _with_offsets(entries: Entries) -> list[tuple[str, torch.dtype, tuple[int, ...], int]]:
+    # Wide dtypes first keeps every tensor aligned, as safetensors does.
+    ordered = dict(sorted(entries.items(), key=lambda item: -item[1][0].itemsize))
+    offset, placed = len(_header(ordered)), []
+    for key, (dtype, shape) in ordered.items():
+        placed.append((key, dtype, shape, offset))
+        offset += _nbytes(dtype, shape)
+    return placed
