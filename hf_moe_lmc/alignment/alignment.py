@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -57,6 +58,13 @@ class Alignment:
             digest.update(name.encode())
             digest.update(tensor_bytes(tensor.contiguous()))
         return digest.hexdigest()
+
+    def summary(self) -> str:
+        """One line: how far the models were apart, and how far they are once aligned."""
+        before = math.hypot(*(layer.distance_before for layer in self.layers.values()))
+        after = math.hypot(*(layer.distance_after for layer in self.layers.values()))
+        moved = sum(not layer.symmetry.is_identity for layer in self.layers.values())
+        return f"{moved} of {len(self.layers)} layers moved: distance {before:.4g} before, {after:.4g} after"
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {}

@@ -16,6 +16,7 @@ from hf_moe_lmc.merging import interpolate, interpolate_tensor
 from .align import align, align_opened
 from .alignment import Alignment, LiveModel, apply_symmetries
 from .apply import aligned, check_layers
+from .config import AlignmentConfig
 from .opened_model import open_checkpoint
 from .pair import check_pair
 from .steps import Step
@@ -48,7 +49,7 @@ def merge_checkpoints(
     reference: str | Path,
     other: str | Path,
     output: str | Path,
-    alignment: Alignment | None = None,
+    alignment: Alignment | AlignmentConfig | None = None,
     t: float | Sequence[float] = 0.5,
     options: OutputOptions | None = None,
     reference_options: HubOptions | None = None,
@@ -63,7 +64,7 @@ def merge_checkpoints(
         reference: t = 0; gives the merge its configuration, layout, dtypes and tokenizer.
         other: t = 1, once aligned.
         output: a new folder; with several `t`, a folder of one folder `t-...` each, all written in one pass.
-        alignment: what `align(reference, other)` found; None aligns first.
+        alignment: what `align(reference, other)` found, or how to align first.
         t: in [0, 1].
         options: layout, dtype, overwrite.
         reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
@@ -82,11 +83,9 @@ def merge_checkpoints(
     options = options or OutputOptions()
     first, second = open_checkpoint(reference, reference_options), open_checkpoint(other, other_options)
     check_pair(first, second)
-    if alignment is None:
-        alignment = align_opened(first, second)
-    check_layers(alignment, second)
+    found = alignment if isinstance(alignment, Alignment) else align_opened(first, second, alignment)
+    check_layers(found, second)
     if PartialState().is_main_process:
-        found = alignment
 
         def compute(step: Step) -> Iterator[dict[str, Tensor]]:
             moved = aligned(found, second, step, allow_other_weights)
@@ -96,7 +95,7 @@ def merge_checkpoints(
 
         recipe = {
             "command": "merge",
-            "alignment": alignment.digest,
+            "alignment": found.digest,
             "reference": first.origin,
             "other": second.origin,
         }
@@ -105,7 +104,7 @@ def merge_checkpoints(
             Path(output).mkdir(exist_ok=True)
         outputs = [Output(folder, recipe | {"t": point}) for folder, point in zip(folders, points, strict=True)]
         write_checkpoints(first, outputs, compute, [second], options)
-    return alignment
+    return found
 
 
 def _check_on_the_line(t: float) -> None:

@@ -35,6 +35,23 @@ class OpenedModel:
         """Name and commit."""
         return {"name": self.name, "commit": self.source.commit if self.source else None}
 
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """Its checkpoint.
+
+        Raises:
+            TypeError: the model is live.
+        """
+        if not isinstance(self.tensors, Checkpoint):
+            raise TypeError(f"{self.name} is in memory; this works on checkpoints")
+        return self.tensors
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Module name of each tensor -> bytes."""
+        tensors = self.tensors.on_meta() if isinstance(self.tensors, Checkpoint) else self.tensors
+        return {name: tensor.nbytes for name, tensor in tensors.items()}
+
     def read(self, names: Iterable[str]) -> dict[str, Tensor]:
         """Some of its tensors; those of a checkpoint are read from disk."""
         if isinstance(self.tensors, Checkpoint):

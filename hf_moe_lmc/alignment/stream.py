@@ -1,7 +1,6 @@
 """Checkpoints rewritten step by step into new folders."""
 
 import json
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -82,7 +81,7 @@ def write_checkpoints(
         OutputError: an output folder may not be written.
         BadInputError: a result is NaN, infinite, or too large for its dtype.
     """
-    checkpoints = [_checkpoint(opened) for opened in (model, *others)]
+    checkpoints = [opened.checkpoint for opened in (model, *others)]
     folders = [checkpoint.folder for checkpoint in checkpoints]
     identity = {"inputs": [_identity(checkpoint) for checkpoint in checkpoints], "options": _as_json(options)}
     size = sum(tensor.nbytes for tensor in place(checkpoints[0], Path(), options.layout, options.dtype).values())
@@ -100,7 +99,7 @@ def write_checkpoints(
             for s in staged
         ]
         groups = [group.names for owner in (*checkpoints, *writers) for group in owner.groups]
-        steps = cut_steps(_sizes(checkpoints[0]), model.layers, groups)
+        steps = cut_steps(model.sizes, model.layers, groups)
         for step in _with_progress(steps):
             if all(step.name in s.done for s in staged):
                 continue
@@ -109,12 +108,6 @@ def write_checkpoints(
                     writer.write(step.name, tensors)
         for s, writer, output in zip(staged, writers, outputs, strict=True):
             _finish(s, writer, output, checkpoints[0].folder, options)
-
-
-def _checkpoint(opened: OpenedModel) -> Checkpoint:
-    if not isinstance(opened.tensors, Checkpoint):
-        raise TypeError(f"{opened.name} is no checkpoint")
-    return opened.tensors
 
 
 def _identity(checkpoint: Checkpoint) -> list[list[Any]]:
@@ -129,10 +122,6 @@ def _as_json(options: OutputOptions) -> dict[str, Any]:
 
 def _versions() -> dict[str, Any]:
     return {"versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")}}
-
-
-def _sizes(checkpoint: Checkpoint) -> dict[str, int]:
-    return {name: math.prod(tensor.shape) * tensor.dtype.itemsize for name, tensor in checkpoint.on_meta().items()}
 
 
 def _with_progress(steps: Sequence[Step]) -> Iterator[Step]:

@@ -58,7 +58,9 @@ def _with_floats(value: Any) -> Any:
         return [_with_floats(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
+    return (
+        float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
+    )
 
 
 def _checked(values: dict[str, Any], path: Path) -> dict[str, Any]:

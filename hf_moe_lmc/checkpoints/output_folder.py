@@ -53,7 +53,12 @@ class StagedFolder:
 
 @contextmanager
 def output_folder(
-    out: Path, recipe: Mapping[str, Any], inputs: Sequence[Path], size: int, overwrite: bool = False
+    out: Path,
+    recipe: Mapping[str, Any],
+    inputs: Sequence[Path],
+    size: int,
+    overwrite: bool = False,
+    marker: str = MANIFEST_NAME,
 ) -> Iterator[StagedFolder]:
     """Write `out` inside this context; it appears when the context ends without an error.
 
@@ -65,6 +70,7 @@ def output_folder(
         inputs: folders that are read meanwhile.
         size: bytes to be written.
         overwrite: whether an earlier output may be replaced.
+        marker: the file by which an earlier output is known.
 
     Raises:
         OutputError: `out` may not be written, or is being written by another process; it is left as it was.
@@ -76,7 +82,7 @@ def output_folder(
     with _locked(out):
         old = out.with_name(f".{out.name}.old")
         _recover(out, old)
-        _check_free(out, overwrite)
+        _check_free(out, overwrite, marker)
         staging = out.with_name(f".{out.name}.partial")
         staged = _resumed(staging, recipe) or _started(staging, recipe)
         _check_space(out.parent, size - _allocated(staging))
@@ -122,13 +128,13 @@ def _recover(out: Path, old: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _check_free(out: Path, overwrite: bool) -> None:
+def _check_free(out: Path, overwrite: bool, marker: str) -> None:
     if not out.exists():
         return
     if not out.is_dir():
         raise OutputError(f"{out} is a file; give another output")
     if any(out.iterdir()):
-        if not (out / MANIFEST_NAME).is_file():
+        if not (out / marker).is_file():
             raise OutputError(f"{out} holds files that are not of this package; give another output")
         if not overwrite:
             raise OutputError(f"{out} holds an earlier output; replace it with --overwrite or give another output")

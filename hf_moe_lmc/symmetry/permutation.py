@@ -65,13 +65,17 @@ class Permutation:
             tensor: `[*batch, ..., n, ...]`, its leading axes being the batch axes of this permutation.
             dim: the non-negative axis of length n, counted in `tensor`.
         """
-        batch = self.index.ndim - 1
-        index = self.index.to(tensor.device)
+        batch, index = self.index.ndim - 1, self.index.to(tensor.device)
         if batch == 0:
             return tensor.index_select(dim, index)
+        if dim == batch:
+            # Whole rows, gathered out of all batches at once: an order faster than entry by entry.
+            first = torch.arange(0, index.numel(), self.size, device=index.device)
+            rows = index.flatten(0, -2) + first[:, None]
+            return tensor.flatten(0, dim).index_select(0, rows.flatten()).view(tensor.shape)
         shape = [*index.shape[:-1], *[1] * (tensor.ndim - batch)]
         shape[dim] = self.size
-        return tensor.take_along_dim(index.reshape(shape), dim)
+        return tensor.gather(dim, index.reshape(shape).expand(tensor.shape))
 
     def inverse(self) -> "Permutation":
         """The permutation q with `p @ q = q @ p = identity`."""

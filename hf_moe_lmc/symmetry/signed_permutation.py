@@ -65,7 +65,7 @@ class SignedPermutation:
         batch = self.signs.ndim - 1
         shape = [*self.signs.shape[:-1], *[1] * (tensor.ndim - batch)]
         shape[dim] = self.signs.shape[-1]
-        return moved * self.signs.to(tensor).reshape(shape)
+        return moved.mul_(self.signs.to(tensor).reshape(shape))
 
     def reorder(self, batch: Permutation) -> "SignedPermutation":
         """The batch whose entry e is entry `batch[e]` of this one; for a batch of one axis."""

@@ -116,7 +116,10 @@ def test_models_of_different_classes():
     ("fields", "message"),
     [
         ({"num_experts": 6}, "num_experts is 5 in the reference, 6 in the other"),
-        ({"moe_intermediate_size": 8}, r"moe_intermediate_size is 7 in the reference, 8 in the other; tensor vit\.layers"),
+        (
+            {"moe_intermediate_size": 8},
+            r"moe_intermediate_size is 7 in the reference, 8 in the other; tensor vit\.layers",
+        ),
         ({"moe_layers": [0]}, r"layer vit\.layers\.2\.mlp is a Mixture of Experts in one of the models only"),
         ({"moe_variant": "shared"}, r"tensor vit.layers.0.mlp.shared\S+ exists in the other model only"),
     ],

@@ -1,0 +1,89 @@
+"""What a long run will read, write and need, before it starts."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from hf_moe_lmc.checkpoints import place
+
+from .opened_model import OpenedModel
+from .pair import check_pair
+from .steps import cut_steps
+from .stream import OutputOptions
+
+BASE_BYTES = 500 * 10**6  # Python, torch and Transformers themselves
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run needs; sizes in bytes.
+
+    Args:
+        layers: number of Mixture-of-Experts layers.
+        read, written: from and to disk.
+        memory: an upper estimate of the peak.
+        free: on the disk of the output; None if nothing large is written.
+        harmless: differences of the pair that do no harm.
+    """
+
+    layers: int
+    read: int
+    written: int
+    memory: int
+    free: int | None
+    harmless: list[str]
+
+    @property
+    def text(self) -> str:
+        """One fact a line."""
+        lines = [
+            f"Mixture-of-Experts layers  {self.layers}",
+            f"to read                    {_gigabytes(self.read)}",
+            f"to write                   {_gigabytes(self.written)}",
+            f"memory at most about       {_gigabytes(self.memory)}",
+        ]
+        lines += [] if self.free is None else [f"free on the output's disk  {_gigabytes(self.free)}"]
+        lines += [f"allowed difference: {difference}" for difference in self.harmless]
+        return "\n".join(lines) + "\n"
+
+
+def plan_alignment(reference: OpenedModel, other: OpenedModel) -> Plan:
+    """What `align` needs.
+
+    Raises:
+        IncompatiblePairError: the models cannot be aligned.
+    """
+    harmless = check_pair(reference, other)
+    layers = [
+        sum(side.sizes[name] for name in spec.tensor_names) for side in (reference, other) for spec in side.layers
+    ]
+    # Both layers as they are stored, and no more than twice that for what is compared in float32.
+    return Plan(len(reference.layers), sum(layers), 0, BASE_BYTES + 4 * max(layers), None, harmless)
+
+
+def plan_writing(
+    reference: OpenedModel, other: OpenedModel | None, outputs: int, folder: str | Path, options: OutputOptions
+) -> Plan:
+    """What `apply`, or with `other` `merge`, needs for a number of `outputs`, alignment not included.
+
+    Raises:
+        IncompatiblePairError: the models cannot be merged.
+    """
+    sides = [reference] if other is None else [reference, other]
+    harmless = [] if other is None else check_pair(reference, other)
+    checkpoint = reference.checkpoint
+    written = sum(tensor.nbytes for tensor in place(checkpoint, Path(), options.layout, options.dtype).values())
+    steps = cut_steps(reference.sizes, reference.layers, [group.names for group in checkpoint.groups])
+    largest = max(step.nbytes for step in steps)
+    return Plan(
+        len(reference.layers),
+        sum(sum(side.sizes.values()) for side in sides),
+        outputs * written,
+        BASE_BYTES + (len(sides) + 2) * largest,
+        shutil.disk_usage(Path(folder).absolute().parent).free,
+        harmless,
+    )
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.3g} GB"

@@ -1,0 +1,50 @@
+"""`hf-moe-lmc align`."""
+
+import argparse
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from .arguments import MODEL, add_expert_order, add_output
+
+
+def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
+    """The options of `align`."""
+    align = commands.add_parser(
+        "align",
+        help="find the rewrite of one checkpoint that brings it closest to another",
+        description="Match experts and units of OTHER to those of REFERENCE, layer by layer; save the permutations, "
+        "a few MB. Neither checkpoint is changed. Under `accelerate launch` the processes divide the layers.",
+    )
+    align.add_argument("reference", metavar="REFERENCE", help=MODEL)
+    align.add_argument("other", metavar="OTHER", help=MODEL)
+    add_output(align, "folder of the alignment")
+    add_expert_order(align)
+    align.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Align and save; say what was achieved."""
+    from accelerate import PartialState
+
+    from hf_moe_lmc.alignment import AlignmentConfig, align_opened, open_checkpoint, plan_alignment
+    from hf_moe_lmc.alignment.alignment import CONFIG_NAME
+    from hf_moe_lmc.checkpoints import output_folder
+
+    reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
+    if options.dry_run:
+        sys.stdout.write(plan_alignment(reference, other).text)
+        return 0
+    config = AlignmentConfig(options.expert_order)
+    recipe = {"command": "align", "reference": reference.origin, "other": other.origin, "config": vars(config)}
+    inputs = [side.source.folder for side in (reference, other) if side.source]
+    main = PartialState().is_main_process
+    folder = output_folder(Path(options.output), recipe, inputs, 0, options.overwrite, CONFIG_NAME)
+    with folder if main else nullcontext() as staged:
+        alignment = align_opened(reference, other, config)
+        if staged:
+            alignment.save_pretrained(staged.path)
+    if main:
+        sys.stdout.write(f"{alignment.summary()}\nWritten to {options.output}\n")
+    return 0

@@ -1,0 +1,53 @@
+"""Arguments that several commands take."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from hf_moe_lmc.alignment import OutputOptions
+
+MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+def add_output(command: argparse.ArgumentParser, what: str) -> None:
+    """Where the result goes, and what to say before it is computed."""
+    command.add_argument("-o", "--output", metavar="FOLDER", required=True, help=f"{what}; must be new or empty")
+    command.add_argument("--overwrite", action="store_true", help="replace an earlier output of this package")
+    command.add_argument("--dry-run", action="store_true", help="only say what would be read and written")
+
+
+def add_writing(command: argparse.ArgumentParser) -> None:
+    """How a checkpoint is written."""
+    command.add_argument(
+        "--layout",
+        choices=("kept", "original", "fused"),
+        default="kept",
+        help="keys and shards as the input has them, as Transformers saves by default, or under module names "
+        "(default: kept)",
+    )
+    command.add_argument("--dtype", choices=DTYPES, help="of all floating-point tensors (default: as the input)")
+    command.add_argument(
+        "--allow-other-weights",
+        action="store_true",
+        help="apply the alignment to weights that it was not made for, such as another fine-tune",
+    )
+
+
+def add_expert_order(command: argparse.ArgumentParser) -> None:
+    """How experts are matched."""
+    command.add_argument(
+        "--expert-order",
+        choices=("units", "gate", "gram", "joint"),
+        default="gate",
+        help="match experts not at all, by router rows, by Gram matrices, or exactly (default: gate)",
+    )
+
+
+def output_options(options: argparse.Namespace) -> "OutputOptions":
+    """How a checkpoint is to be written, out of the parsed arguments."""
+    import torch
+
+    from hf_moe_lmc.alignment import OutputOptions
+
+    return OutputOptions(options.layout, getattr(torch, options.dtype) if options.dtype else None, options.overwrite)

@@ -1,0 +1,56 @@
+"""`hf-moe-lmc merge`."""
+
+import argparse
+import sys
+from typing import Any
+
+from .arguments import MODEL, add_expert_order, add_output, add_writing, output_options
+
+
+def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
+    """The options of `merge`."""
+    merge = commands.add_parser(
+        "merge",
+        help="merge two checkpoints along the straight line between them, aligned",
+        description="Write (1 - t) REFERENCE + t (OTHER, aligned) to a new folder: an ordinary checkpoint, with the "
+        "tokenizer and the settings of REFERENCE. Layer by layer, so both may be larger than memory.",
+    )
+    merge.add_argument("reference", metavar="REFERENCE", help=MODEL)
+    merge.add_argument("other", metavar="OTHER", help=MODEL)
+    merge.add_argument("--alignment", metavar="FOLDER", help="a saved alignment (default: align first)")
+    merge.add_argument(
+        "--t",
+        type=float,
+        nargs="+",
+        default=[0.5],
+        help="0 is REFERENCE, 1 is OTHER; several make one folder t-... each, in one pass (default: 0.5)",
+    )
+    add_output(merge, "folder of the merge")
+    add_writing(merge)
+    add_expert_order(merge)
+    merge.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Align if need be, merge and write."""
+    from accelerate import PartialState
+
+    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, merge_checkpoints, open_checkpoint, plan_writing
+
+    how = output_options(options)
+    if options.dry_run:
+        reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
+        sys.stdout.write(plan_writing(reference, other, len(options.t), options.output, how).text)
+        return 0
+    alignment = merge_checkpoints(
+        options.reference,
+        options.other,
+        options.output,
+        Alignment.from_pretrained(options.alignment) if options.alignment else AlignmentConfig(options.expert_order),
+        options.t[0] if len(options.t) == 1 else options.t,
+        how,
+        allow_other_weights=options.allow_other_weights,
+    )
+    if PartialState().is_main_process:
+        sys.stdout.write(f"{alignment.summary()}\nWritten to {options.output}\n")
+    return 0
