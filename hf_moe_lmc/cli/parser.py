@@ -4,10 +4,10 @@ import argparse
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from . import demo, inspect
+from . import demo, inspect, verify
 from .failures import USAGE
 
-COMMANDS = (inspect, demo)
+COMMANDS = (inspect, verify, demo)
 """Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to the exit code."""
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,

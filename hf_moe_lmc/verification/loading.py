@@ -1,0 +1,33 @@
+"""Whole models with their weights, or not at all."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.alignment import open_checkpoint
+
+
+def load_model(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder or of a repository on the Hub, with "eager" attention and experts.
+
+    Its checkpoint is checked first, as for an alignment; its tokenizer lies in `name_or_path`.
+
+    Raises:
+        BadInputError: the checkpoint is damaged or incomplete.
+        UnsupportedArchitectureError: it is not known here.
+        HubError: the Hub does not give it.
+    """
+    opened = open_checkpoint(name)
+    cls: Any = type(opened.model)
+    model = cls.from_pretrained(
+        opened.source.folder,
+        config=opened.model.config,
+        dtype=dtype,
+        use_safetensors=True,
+        local_files_only=True,
+        attn_implementation="eager",
+    )
+    model.set_experts_implementation("eager")  # the others reject float64 on a CPU
+    return model.eval()
