@@ -82,7 +82,7 @@ def verify(
         batches: kind of input -> keyword arguments of the models; None draws random ones (`random_batches`).
 
     Raises:
-        IncompatiblePairError: the models differ in class, dtype, layers or output shape.
+        IncompatiblePairError: the models differ in class, dtype, or the shape of a tensor.
         BadInputError: a dtype without tolerance, inputs that cannot be made, or a layer that no input reaches.
         UnsupportedArchitectureError: as `moe_layers`.
     """
@@ -125,10 +125,14 @@ def _check_pair(before: PreTrainedModel, after: PreTrainedModel) -> tuple[MoeLay
         )
     if before.dtype != after.dtype:
         raise IncompatiblePairError(f"before is {before.dtype}, after {after.dtype}; convert one of them")
-    specs = moe_layers(before)
-    if names := {spec.name for spec in specs} ^ {spec.name for spec in moe_layers(after)}:
-        raise IncompatiblePairError(f"layer {min(names)} is a Mixture of Experts in one of the models only")
-    return specs
+    shapes, others = ({name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (before, after))
+    for name in sorted(shapes.keys() | others.keys()):
+        if shapes.get(name) != others.get(name):
+            raise IncompatiblePairError(
+                f"tensor {name} has the shape {shapes.get(name)} before and {others.get(name)} after; "
+                "give two models of one size"
+            )
+    return moe_layers(before)
 
 
 def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
