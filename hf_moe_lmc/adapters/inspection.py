@@ -57,14 +57,12 @@ class Inspection:
         model_class: its name.
         layers: its Mixture-of-Experts layers in module order.
         parameters, bytes: of the whole model, tied weights once.
-        quantized: whether the configuration says that the checkpoint is quantised; `bytes` are those without.
     """
 
     model_class: str
     layers: tuple[LayerInspection, ...]
     parameters: int
     bytes: int
-    quantized: bool
 
     @property
     def log10_symmetries(self) -> float:
@@ -84,7 +82,6 @@ def inspect(model: nn.Module) -> Inspection:
         tuple(_inspect_layer(model, spec, tensors) for spec in moe_layers(model)),
         sum(parameter.numel() for parameter in parameters),
         sum(parameter.nbytes for parameter in parameters),
-        getattr(getattr(model, "config", None), "quantization_config", None) is not None,
     )
 
 

@@ -66,7 +66,6 @@ def render(found: "Inspection") -> str:
         f"{text_table(HEAD, rows)}\n\n"
         f"{found.model_class}: {len(found.layers)} Mixture-of-Experts layers, {_short(found.parameters)} parameters, "
         f"{_short(found.bytes)}B, 10^{found.log10_symmetries:.0f} expert orders, unit orders and signs\n"
-        + ("The checkpoint is quantised; the sizes are those of the dequantised model.\n" if found.quantized else "")
     )
 
 

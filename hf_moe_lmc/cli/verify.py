@@ -93,7 +93,7 @@ def _text_batches(model: "PreTrainedModel", text: str | None) -> dict[str, Any]:
     from hf_moe_lmc.errors import BadInputError
     from hf_moe_lmc.verification import SAMPLE_TEXT, text_batch
 
-    folder = Path(model.name_or_path)
+    folder = Path(str(model.name_or_path))
     if not any((folder / name).exists() for name in TOKENIZER_FILES):
         if text is not None:
             raise BadInputError(f"no tokenizer in {folder} to read the text with; leave --text out")

@@ -6,7 +6,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.alignment import open_checkpoint
+import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
+from hf_moe_lmc.checkpoints import Checkpoint, find_source, meta_model, read_config
 
 
 def load_model(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
@@ -19,11 +20,13 @@ def load_model(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
         UnsupportedArchitectureError: it is not known here.
         HubError: the Hub does not give it.
     """
-    opened = open_checkpoint(name)
-    cls: Any = type(opened.model)
+    folder = find_source(name).folder
+    skeleton = meta_model(read_config(folder))
+    Checkpoint.open(folder, skeleton)  # refuses what from_pretrained would fill with random weights
+    cls: Any = type(skeleton)
     model = cls.from_pretrained(
-        opened.source.folder,
-        config=opened.model.config,
+        folder,
+        config=skeleton.config,
         dtype=dtype,
         use_safetensors=True,
         local_files_only=True,

@@ -65,10 +65,3 @@ def test_a_family_that_is_refused_is_refused_by_name(tmp_path, capsys):
     shown = capsys.readouterr().err
     assert shown.startswith("error: layer model.encoder.layers.1.ffn: a nllb_moe.NllbMoeSparseMLP: ")
     assert shown.count("\n") == 1
-
-
-def test_a_quantised_checkpoint_is_described_and_said_to_be_one(tmp_path, capsys):
-    model = families.build("deepseek_v3")
-    model.config.quantization_config = {"quant_method": "fp8", "weight_block_size": [128, 128]}
-    assert cli.main(["inspect", save_config(model, tmp_path)]) == 0
-    assert "The checkpoint is quantised" in capsys.readouterr().out.splitlines()[-1]
