@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from .adapters import moe_layers
     from .alignment import Alignment, align, merge, scramble
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
+    from .verification import Verification, verify
 
 __all__ = [
     "Alignment",
@@ -14,10 +15,12 @@ __all__ = [
     "MoeGPT2LMHeadModel",
     "MoeViTConfig",
     "MoeViTForImageClassification",
+    "Verification",
     "align",
     "merge",
     "moe_layers",
     "scramble",
+    "verify",
 ]
 
 # Name -> module that it is imported from when first used (PEP 562): the command line answers before torch is loaded.
@@ -27,6 +30,7 @@ _HOMES = {
     **dict.fromkeys(
         ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"), "modeling"
     ),
+    **dict.fromkeys(("Verification", "verify"), "verification"),
 }
 
 

@@ -3,5 +3,6 @@
 from .discovery import moe_layers
 from .inspection import Inspection, LayerInspection, inspect
 from .spec import MoeLayerSpec
+from .top_k import experts_per_token, router_of
 
-__all__ = ["Inspection", "LayerInspection", "MoeLayerSpec", "inspect", "moe_layers"]
+__all__ = ["Inspection", "LayerInspection", "MoeLayerSpec", "experts_per_token", "inspect", "moe_layers", "router_of"]

@@ -40,7 +40,6 @@ def test_json(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("name", "folded"),
     [
-        ("jamba", ["model.layers.1,3.feed_forward"]),
         ("switch_transformers", ["encoder.block.1.layer.1.mlp", "decoder.block.1.layer.2.mlp"]),
         ("ernie4_5_vl_moe", ["layers.1-2.mlp.text_moe", "layers.1-2.mlp.vision_moe"]),
     ],

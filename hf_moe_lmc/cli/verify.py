@@ -1,0 +1,105 @@
+"""`hf-moe-lmc verify`."""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .table import text_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from hf_moe_lmc.verification import Verification
+
+EQUAL, NOT_EQUAL = 0, 1
+HEAD = ("layer", "block difference", "experts difference", "routing agreement", "experts reached")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
+    """The options of `verify`."""
+    verify = commands.add_parser(
+        "verify",
+        help="show that a rewritten model computes what it computed before",
+        description="Compare the logits of two models on random inputs and on text, and every Mixture-of-Experts block "
+        "on the same inputs. Exit code 0: equal up to rounding; 1: not equal.",
+    )
+    verify.add_argument("before", metavar="BEFORE", help="a folder, or repo or repo@revision on the Hub")
+    verify.add_argument("after", metavar="AFTER", help="the same model rewritten")
+    verify.add_argument(
+        "--dtype", choices=("float32", "float64"), default="float32", help="what to compute in (default: float32)"
+    )
+    verify.add_argument(
+        "--text", type=Path, metavar="FILE", help="text to compare on (default: a short one of our own)"
+    )
+    verify.add_argument("--json", action="store_true", help="print one JSON document")
+    verify.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Print how far the models differ."""
+    import torch
+
+    from hf_moe_lmc.verification import load_model, random_batches, verify
+
+    text = _read_text(options.text)
+    dtype = getattr(torch, options.dtype)
+    before, after = load_model(options.before, dtype), load_model(options.after, dtype)
+    batches = {"random": random_batches(before)} | _text_batches(before, text)
+    found = verify(before, after, batches)
+    if options.json:
+        sys.stdout.write(json.dumps(asdict(found) | {"equal": found.equal}, indent=2) + "\n")
+    else:
+        sys.stdout.write(render(found, options.dtype))
+    return EQUAL if found.equal else NOT_EQUAL
+
+
+def render(found: "Verification", dtype: str) -> str:
+    """The table of the layers, a line for each kind of input, and the verdict."""
+    rows = [
+        (
+            layer.name,
+            f"{layer.difference:.1e}",
+            f"{layer.experts_difference:.1e}",
+            f"{layer.routing_agreement:.2%}",
+            f"{layer.experts_reached} of {layer.num_experts}",
+        )
+        for layer in found.layers
+    ]
+    outputs = "".join(f"outputs on {kind} inputs: {x:.1e}\n" for kind, x in found.outputs.items())
+    verdict = "equal up to rounding" if found.equal else "NOT EQUAL"
+    return (
+        f"{text_table(HEAD, rows)}\n\n{outputs}{verdict} (relative differences in {dtype}; tolerance "
+        f"{found.output_tolerance:.0e} for outputs, {found.block_tolerance:.0e} for layers)\n"
+    )
+
+
+def _read_text(file: Path | None) -> str | None:
+    from hf_moe_lmc.errors import BadInputError
+
+    try:
+        return file.read_text(encoding="utf-8") if file else None
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"the text {file} cannot be read: {error}; give a UTF-8 file") from error
+
+
+def _text_batches(model: "PreTrainedModel", text: str | None) -> dict[str, Any]:
+    """The text in tokens, if there is a tokenizer beside the model."""
+    from transformers import AutoTokenizer
+
+    from hf_moe_lmc.errors import BadInputError
+    from hf_moe_lmc.verification import SAMPLE_TEXT, text_batch
+
+    folder = Path(str(model.name_or_path))
+    if not any((folder / name).exists() for name in TOKENIZER_FILES):
+        if text is not None:
+            raise BadInputError(f"no tokenizer in {folder} to read the text with; leave --text out")
+        return {}
+    try:
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        raise BadInputError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
+    return {"text": [text_batch(model, tokenizer, SAMPLE_TEXT if text is None else text)]}

@@ -1,0 +1,16 @@
+"""Proof that a rewritten model computes what it computed before."""
+
+from .inputs import random_batches, text_batch
+from .loading import load_model
+from .model_comparison import LayerVerification, Verification, verify
+from .sample_text import SAMPLE_TEXT
+
+__all__ = [
+    "SAMPLE_TEXT",
+    "LayerVerification",
+    "Verification",
+    "load_model",
+    "random_batches",
+    "text_batch",
+    "verify",
+]

@@ -1,0 +1,141 @@
+"""Comparing two models that should compute the same."""
+
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+
+from .block_comparison import BlockComparison
+from .difference import relative_difference
+from .expert_probe import experts_difference
+from .inputs import random_batches
+
+Batches = Sequence[Mapping[str, Tensor]]
+
+# Measured on random rewrites of all families with weights of order 1: blocks up to 5e-7 in both dtypes (routers compute
+# in float32 even in a float64 model), outputs, through which that grows layer by layer, up to 1e-4 and 2e-5.
+BLOCK_TOLERANCE = 1e-5
+OUTPUT_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3}
+
+
+@dataclass(frozen=True)
+class LayerVerification:
+    """One Mixture-of-Experts layer, both versions fed with what `before` feeds it.
+
+    Args:
+        name: module name of the block.
+        difference: `max |after(x) - before(x)| / max |before(x)|` of the block's outputs, the worst of all batches.
+        experts_difference: how far the experts differ by weight, reached or not, together with their router rows, up to
+            their order and that of their units (`experts_difference`).
+        routing_agreement: share of (token, expert) choices that one renumbering of the experts explains.
+        experts_reached: how many experts at least one token chose.
+        num_experts: E.
+    """
+
+    name: str
+    difference: float
+    experts_difference: float
+    routing_agreement: float
+    experts_reached: int
+    num_experts: int
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What was compared, and how far it differs.
+
+    Args:
+        outputs: kind of input -> `max |after - before| / max |before|` of the logits, the worst of all batches.
+        layers: the Mixture-of-Experts layers in module order.
+        output_tolerance, block_tolerance: the largest differences that count as rounding.
+    """
+
+    outputs: dict[str, float]
+    layers: tuple[LayerVerification, ...]
+    output_tolerance: float
+    block_tolerance: float = BLOCK_TOLERANCE
+
+    @property
+    def equal(self) -> bool:
+        """Whether outputs and blocks differ by rounding only."""
+        return all(difference <= self.output_tolerance for difference in self.outputs.values()) and all(
+            max(layer.difference, layer.experts_difference) <= self.block_tolerance for layer in self.layers
+        )
+
+
+@torch.no_grad()
+def verify(
+    before: PreTrainedModel, after: PreTrainedModel, batches: Mapping[str, Batches] | None = None
+) -> Verification:
+    """Whether `after`, a rewrite of `before`, computes the same.
+
+    Args:
+        before, after: of one class, on one device, both float32 or both float64; float64 needs
+            `set_experts_implementation("eager")` on a CPU. They are put in evaluation mode.
+        batches: kind of input -> keyword arguments of the models; None draws random ones (`random_batches`).
+
+    Raises:
+        IncompatiblePairError: the models differ in class, dtype, or the shape of a tensor.
+        BadInputError: a dtype without tolerance, inputs that cannot be made, or a layer that no input reaches.
+        UnsupportedArchitectureError: as `moe_layers`.
+    """
+    specs = _check_pair(before, after)
+    if before.dtype not in OUTPUT_TOLERANCES:
+        raise BadInputError(f"models are compared in float32 or float64, not in {before.dtype}; convert them first")
+    before.eval()
+    after.eval()
+    kinds = {"random": random_batches(before)} if batches is None else batches
+    with ExitStack() as stack:
+        blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
+        outputs = {
+            kind: max(
+                relative_difference(_output(before, batch), _output(after, batch)) for batch in tqdm(of, desc=kind)
+            )
+            for kind, of in kinds.items()
+        }
+    for block in blocks:
+        if not block.was_run:
+            raise BadInputError(f"layer {block.spec.name}: no input reaches it; give batches that do")
+    a, b = before.state_dict(), after.state_dict()
+    layers = tuple(
+        LayerVerification(
+            name=block.spec.name,
+            difference=block.difference,
+            experts_difference=experts_difference(block.spec.read(a), block.spec.read(b)),
+            routing_agreement=block.agreement,
+            experts_reached=block.experts_reached,
+            num_experts=block.spec.router.num_experts,
+        )
+        for block in blocks
+    )
+    return Verification(outputs, layers, OUTPUT_TOLERANCES[before.dtype])
+
+
+def _check_pair(before: PreTrainedModel, after: PreTrainedModel) -> tuple[MoeLayerSpec, ...]:
+    if type(before) is not type(after):
+        raise IncompatiblePairError(
+            f"before is a {type(before).__name__}, after a {type(after).__name__}; give two models of one class"
+        )
+    if before.dtype != after.dtype:
+        raise IncompatiblePairError(f"before is {before.dtype}, after {after.dtype}; convert one of them")
+    shapes, others = ({name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (before, after))
+    for name in sorted(shapes.keys() | others.keys()):
+        if shapes.get(name) != others.get(name):
+            raise IncompatiblePairError(
+                f"tensor {name} has the shape {shapes.get(name)} before and {others.get(name)} after; "
+                "give two models of one size"
+            )
+    return moe_layers(before)
+
+
+def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits, or the last hidden state of a model without a head."""
+    result = model(**batch, use_cache=False) if "input_ids" in batch else model(**batch)
+    return result["logits"] if "logits" in result else result["last_hidden_state"]
