@@ -27,6 +27,13 @@ class FusedExperts:
     is_transposed: bool = False
     is_interleaved: bool = False
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of the tensors that `read` reads and `write` writes."""
+        inward = "gate_up_proj" if self.is_gated else "up_proj"
+        suffixes = ("", "_bias") if self.has_bias else ("",)
+        return tuple(f"{self.name}.{part}{suffix}" for part in (inward, "down_proj") for suffix in suffixes)
+
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, as views."""
         inward = "gate_up_proj" if self.is_gated else "up_proj"
@@ -95,6 +102,13 @@ class SharedMlp:
         """Whether there is a gate."""
         return self.gate is not None
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of the tensors that `read` reads and `write` writes."""
+        linears = dict.fromkeys(linear for linear in (self.gate, self.up, self.down) if linear)
+        kinds = ("weight", "bias") if self.has_bias else ("weight",)
+        return tuple(f"{self.name}.{linear}.{kind}" for linear in linears for kind in kinds)
+
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The shared experts out of tensors under module names, as views with E = 1."""
         gate, up = self._inward(tensors, "weight")
@@ -139,6 +153,11 @@ class FlatExperts:
     num_experts: int
     is_gated: bool = True
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of the tensors that `read` reads and `write` writes."""
+        return tuple(f"{self.name}.{part}" for part in self._PARTS)
+
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, as views."""
         gate, up, down = (tensors[f"{self.name}.{part}"].unflatten(0, (self.num_experts, -1)) for part in self._PARTS)
@@ -158,6 +177,11 @@ class ParallelExperts:
 
     name: str
     is_gated: bool = True
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of the tensors that `read` reads and `write` writes."""
+        return (f"{self.name}.input_linear.weight", f"{self.name}.output_linear.weight")
 
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, as views."""
@@ -181,6 +205,11 @@ class ListedExperts:
     num_experts: int
     is_gated: bool = False
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of the tensors that `read` reads and `write` writes."""
+        return (*self._names("wi"), *self._names("wo"))
+
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, stacked."""
         up, down = (torch.stack([tensors[name] for name in self._names(part)]) for part in ("wi", "wo"))
@@ -201,6 +230,11 @@ class StackedExperts:
 
     name: str
     is_gated: bool = True
+
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of the tensors that `read` reads and `write` writes."""
+        return tuple(f"{self.name}.{part}" for part in ("gate_proj", "up_proj", "down_proj"))
 
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, as views."""

@@ -53,6 +53,12 @@ class MoeLayerSpec:
     shared_experts: ExpertLayout | None
     group: SymmetryGroup
 
+    @property
+    def tensor_names(self) -> tuple[str, ...]:
+        """Module names of all tensors that `read` reads and `write` writes: enough to stream a checkpoint by layer."""
+        parts = (self.experts, self.shared_experts) if self.shared_experts else (self.experts,)
+        return (*(name for _, name in self.router.tensors), *(name for part in parts for name in part.tensor_names))
+
     def read(self, tensors: Mapping[str, Tensor]) -> MoeLayer:
         """The layer out of tensors under module names (a state dict, or a lazily read checkpoint).
 

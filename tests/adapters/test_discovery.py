@@ -1,3 +1,5 @@
+import re
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
@@ -5,6 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, VitPoseBackbone, VitPoseBa
 
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
+from tests import families
 from tests.models import MODELS, build
 
 EXPECTED = {
@@ -41,6 +44,36 @@ def test_write_is_the_inverse_of_read(name):
         assert all(torch.equal(tensors[key], tensor) for key, tensor in written.items())
         own = {key for key in tensors if key.startswith(f"{spec.name}.")}
         assert own - written.keys() <= {f"{spec.name}.shared_expert_gate.weight"}
+
+
+# One family for each layout of experts, of shared experts and of routers.
+LAYOUTS = [
+    "mixtral",
+    "gpt_oss",
+    "nemotron_h",
+    "dbrx",
+    "jetmoe",
+    "switch_transformers",
+    "inkling",
+    "granitemoeshared",
+    "minimax_m3_vl",
+    "deepseek_v3",
+    "deepseek_v4",
+    "gemma4",
+]
+
+
+@pytest.mark.parametrize("family", LAYOUTS)
+def test_tensor_names_are_all_that_a_layer_reads_and_writes(family):
+    model = families.build(family)
+    tensors = model.state_dict()
+    for spec in moe_layers(model):
+        own = {name: tensors[name] for name in spec.tensor_names}
+        assert len(own) == len(spec.tensor_names)
+        assert spec.write(spec.read(own), own).keys() == own.keys()
+        for name in own:
+            with pytest.raises(BadInputError, match=f"tensor {re.escape(name)} is missing"):
+                spec.read({key: tensor for key, tensor in own.items() if key != name})
 
 
 @pytest.mark.parametrize("name", MODELS)
