@@ -1,6 +1,6 @@
 """Transformers module names <-> MoeLayer."""
 
-from .discovery import moe_layers
+from .discovery import alignable_layers, moe_layers, unaligned_layers
 from .spec import MoeLayerSpec
 
-__all__ = ["MoeLayerSpec", "moe_layers"]
+__all__ = ["MoeLayerSpec", "alignable_layers", "moe_layers", "unaligned_layers"]

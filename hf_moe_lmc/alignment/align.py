@@ -6,7 +6,7 @@ import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 
-from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 from hf_moe_lmc.moe import MoeLayer
@@ -34,7 +34,7 @@ def align(reference: nn.Module, other: nn.Module, expert_order: ExpertOrder = "g
             f"the reference is a {type(reference).__name__}, the other a {type(other).__name__}; "
             "give two models of one class"
         )
-    specs, other_specs = moe_layers(reference), moe_layers(other)
+    specs, other_specs = alignable_layers(reference), alignable_layers(other)
     if names := {spec.name for spec in specs} ^ {spec.name for spec in other_specs}:
         raise IncompatiblePairError(f"layer {sorted(names)[0]} is a Mixture of Experts in one of the models only")
     tensors, other_tensors = reference.state_dict(), other.state_dict()

@@ -2,7 +2,7 @@
 
 from copy import deepcopy
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import interpolate
 
@@ -27,7 +27,7 @@ def merge(reference: Model, other: Model, alignment: Alignment | None = None, t:
         raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other)")
     if alignment is None:
         alignment = align(reference, other)
-    aligned = apply_symmetries(other.state_dict(), moe_layers(other), alignment.symmetries)
+    aligned = apply_symmetries(other.state_dict(), alignable_layers(other), alignment.symmetries)
     merged = deepcopy(reference)
     merged.load_state_dict(dict(interpolate(reference.state_dict(), aligned, t)))
     return merged
