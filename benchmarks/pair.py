@@ -1,6 +1,6 @@
 """Two Mixtral-shaped checkpoints: siblings, the second scrambled and with noise on every weight.
 
-    python -m benchmarks.pair FOLDER [--layers 10]
+python -m benchmarks.pair FOLDER [--layers 10]
 """
 
 import argparse

@@ -31,15 +31,18 @@ SIZES: dict[str, object] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "sliding_window": 5,
-    "intermediate_size": 44,
-    "moe_intermediate_size": 20,
-    "shared_expert_intermediate_size": 28,
-    "shared_intermediate_size": 28,
+    # multiples of 8: the rows of grouped_mm begin at multiples of 16 bytes
+    "intermediate_size": 48,
+    "moe_intermediate_size": 24,
+    "shared_expert_intermediate_size": 40,
+    "shared_intermediate_size": 40,
     "n_shared_experts": 2,
     "num_shared_experts": 2,
     "moe_num_shared_experts": 2,
     "first_k_dense_replace": 1,
     "num_dense_layers": 1,
+    "mlp_only_layers": [0],
+    "mlp_layer_types": ["dense", "sparse", "sparse"],
     "n_group": lambda experts: 3 if experts % 3 == 0 else 4,
     "topk_group": 2,
     # multi-head latent attention and its sparse indexer
@@ -98,13 +101,11 @@ def row(
     return Family(folder, model, fields, float32, embeds, since)
 
 
-SPARSE = ["dense", "sparse", "sparse"]
-
 FAMILIES: dict[str, Family] = {
     "mixtral": row("mixtral", "MixtralForCausalLM"),
     "minimax": row("minimax", "MiniMaxForCausalLM", block_size=4),
     "minimax_m2": row("minimax_m2", "MiniMaxM2ForCausalLM"),
-    "minimax_m3_vl": row("minimax_m3_vl", "MiniMaxM3VLForCausalLM", dense_intermediate_size=44),
+    "minimax_m3_vl": row("minimax_m3_vl", "MiniMaxM3VLForCausalLM", dense_intermediate_size=48),
     "qwen2_moe": row("qwen2_moe", "Qwen2MoeForCausalLM"),
     "qwen3_moe": row("qwen3_moe", "Qwen3MoeForCausalLM"),
     "qwen3_next": row("qwen3_next", "Qwen3NextForCausalLM"),
@@ -113,7 +114,7 @@ FAMILIES: dict[str, Family] = {
     "qwen3_vl_moe": row("qwen3_vl_moe", "Qwen3VLMoeTextModel"),
     "qwen3_omni_moe.thinker": row("qwen3_omni_moe", "Qwen3OmniMoeThinkerTextModel"),
     "qwen3_omni_moe.talker": row(
-        "qwen3_omni_moe", "Qwen3OmniMoeTalkerModel", embeds=True, shared_expert_intermediate_size=28
+        "qwen3_omni_moe", "Qwen3OmniMoeTalkerModel", embeds=True, shared_expert_intermediate_size=40
     ),
     "olmoe": row("olmoe", "OlmoeForCausalLM"),
     "flex_olmo": row("flex_olmo", "FlexOlmoForCausalLM"),
@@ -131,8 +132,8 @@ FAMILIES: dict[str, Family] = {
         o_lora_rank=8,
         mlp_layer_types=["hash_moe", "moe", "moe"],
     ),
-    "deepseek_ocr2": row("deepseek_ocr2", "DeepseekOcr2TextModel", mlp_layer_types=SPARSE),
-    "unlimited_ocr": row("unlimited_ocr", "UnlimitedOcrTextModel", mlp_layer_types=SPARSE),
+    "deepseek_ocr2": row("deepseek_ocr2", "DeepseekOcr2TextModel"),
+    "unlimited_ocr": row("unlimited_ocr", "UnlimitedOcrTextModel"),
     "glm4_moe": row("glm4_moe", "Glm4MoeForCausalLM"),
     "glm4_moe_lite": row("glm4_moe_lite", "Glm4MoeLiteForCausalLM"),
     "glm4v_moe": row(
@@ -141,7 +142,7 @@ FAMILIES: dict[str, Family] = {
         rope_parameters={"rope_theta": 10000.0, "partial_rotary_factor": 0.5, "mrope_section": [1, 1, 0]},
     ),
     "glm_moe_dsa": row("glm_moe_dsa", "GlmMoeDsaForCausalLM"),
-    "glm5_next": row("glm5_next", "Glm5NextTextModel", qk_rope_head_dim=0, index_kpool=3, mlp_layer_types=SPARSE),
+    "glm5_next": row("glm5_next", "Glm5NextTextModel", qk_rope_head_dim=0, index_kpool=3),
     "gpt_oss": row("gpt_oss", "GptOssForCausalLM"),
     "openai_privacy_filter": row("openai_privacy_filter", "OpenAIPrivacyFilterForTokenClassification"),
     "granitemoe": row("granitemoe", "GraniteMoeForCausalLM"),
@@ -161,14 +162,14 @@ FAMILIES: dict[str, Family] = {
         n_heads=4,
         n_layers=2,
         attn_config={"kv_n_heads": 2, "clip_qkv": 8.0, "rope_theta": 10000.0},
-        ffn_config=lambda experts: {"ffn_hidden_size": 20, "moe_num_experts": experts, "moe_top_k": TOP_K},
+        ffn_config=lambda experts: {"ffn_hidden_size": 24, "moe_num_experts": experts, "moe_top_k": TOP_K},
     ),
-    "llama4": row("llama4", "Llama4ForCausalLM"),
+    "llama4": row("llama4", "Llama4ForCausalLM", moe_layers=[1, 2], intermediate_size_mlp=48),
     "ernie4_5_moe": row("ernie4_5_moe", "Ernie4_5_MoeForCausalLM"),
     "ernie4_5_vl_moe": row(
         "ernie4_5_vl_moe",
         "Ernie4_5_VLMoeTextModel",
-        moe_intermediate_size=[20, 14],
+        moe_intermediate_size=[24, 16],
         rope_parameters={"rope_theta": 10000.0, "mrope_section": [1, 1, 2]},
     ),
     "hunyuan_v1_moe": row("hunyuan_v1_moe", "HunYuanMoEV1ForCausalLM"),
@@ -176,14 +177,22 @@ FAMILIES: dict[str, Family] = {
     "hy_v4": row("hy_v4", "HYV4ForCausalLM"),
     "dots1": row("dots1", "Dots1ForCausalLM"),
     "dots3_note": row(
-        "dots3_note", "Dots3NoteForCausalLM", use_sliding_window=False, shared_experts_intermediate_size=28
+        "dots3_note", "Dots3NoteForCausalLM", use_sliding_window=False, shared_experts_intermediate_size=40
+    ),
+    "dots3_note.vision": row(
+        "dots3_note",
+        "Dots3NoteVisionModel",
+        patch_size=2,
+        adapter_in_dim=HIDDEN,
+        adapter_out_dim=HIDDEN,
+        pyramid_num_routed=lambda experts: [-1, experts, experts],
     ),
     "lfm2_moe": row("lfm2_moe", "Lfm2MoeForCausalLM", layer_types=["conv", "full_attention", "conv"]),
     "switch_transformers": row(
         "switch_transformers",
         "SwitchTransformersForConditionalGeneration",
         d_kv=8,
-        d_ff=44,
+        d_ff=48,
         num_heads=4,
         num_layers=2,
         num_decoder_layers=2,
@@ -197,8 +206,8 @@ FAMILIES: dict[str, Family] = {
         decoder_layers=2,
         encoder_sparse_step=2,
         decoder_sparse_step=2,
-        encoder_ffn_dim=44,
-        decoder_ffn_dim=44,
+        encoder_ffn_dim=48,
+        decoder_ffn_dim=48,
         encoder_attention_heads=4,
         decoder_attention_heads=4,
     ),
@@ -208,7 +217,7 @@ FAMILIES: dict[str, Family] = {
     "axk1": row("axk1", "AXK1ForCausalLM"),
     "axk2": row("axk2", "AXK2ForCausalLM"),
     "bailing_hybrid": row("bailing_hybrid", "BailingHybridForCausalLM"),
-    "beam": row("beam", "BeamForCausalLM", mlp_layer_types=SPARSE),
+    "beam": row("beam", "BeamForCausalLM"),
     "cohere2_moe": row("cohere2_moe", "Cohere2MoeForCausalLM"),
     "diffusion_gemma": row("diffusion_gemma", "DiffusionGemmaEncoderTextModel", global_head_dim=8),
     # before "since", the layer took the (hidden states, router logits) of its experts for a tensor: transformers#40079
@@ -220,7 +229,7 @@ FAMILIES: dict[str, Family] = {
         num_experts=lambda experts: (math.isqrt(experts - 1) + 1) ** 2,
     ),
     "exaone_moe": row("exaone_moe", "ExaoneMoeForCausalLM"),
-    "flint": row("flint", "FlintForCausalLM", mlp_only_layers=[0]),
+    "flint": row("flint", "FlintForCausalLM"),
     "gemma4": row(
         "gemma4",
         "Gemma4ForCausalLM",
@@ -258,8 +267,8 @@ FAMILIES: dict[str, Family] = {
         "LongcatFlashForCausalLM",
         num_layers=2,
         head_dim=4,
-        ffn_hidden_size=44,
-        expert_ffn_hidden_size=20,
+        ffn_hidden_size=48,
+        expert_ffn_hidden_size=24,
         zero_expert_num=4,
     ),
     "mimo_v2_flash": row("mimo_v2_flash", "MiMoV2FlashForCausalLM"),
@@ -269,20 +278,19 @@ FAMILIES: dict[str, Family] = {
     "nemotron_h": row(
         "nemotron_h",
         "NemotronHForCausalLM",
-        hybrid_override_pattern="ME*E",
+        hybrid_override_pattern="ME*E-",
         ssm_state_size=4,
         mamba_num_heads=4,
         mamba_head_dim=16,
         n_groups=2,
         chunk_size=4,
-        moe_shared_expert_intermediate_size=28,
+        moe_shared_expert_intermediate_size=40,
     ),
     "solar_open": row("solar_open", "SolarOpenForCausalLM"),
     "step3p7": row(
         "step3p7",
         "Step3p7TextModel",
-        mlp_layer_types=SPARSE,
-        share_expert_dim=28,
+        share_expert_dim=40,
         swiglu_limits=[0.5] * 3,
         swiglu_limits_shared=[0.5] * 3,
     ),
@@ -325,11 +333,23 @@ def configuration(name: str, experts: int) -> PreTrainedConfig:
     return cls(**{key: value(experts) if callable(value) else value for key, value in (fields | family.fields).items()})
 
 
-def build(name: str, *, experts: int = 12, seed: int = 0, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
-    """The family `name` with all that `state_dict` holds drawn anew from `seed`: nothing stays at its default."""
+def build(
+    name: str,
+    *,
+    experts: int = 12,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float32,
+    implementation: str = "eager",
+) -> PreTrainedModel:
+    """The family `name` with all that `state_dict` holds drawn anew from `seed`: nothing stays at its default.
+
+    `implementation` is that of the experts, where their class leaves the choice; only "eager" takes float64.
+    """
     family = FAMILIES[name]
     model = family.model_class()(configuration(name, experts)).eval()
-    model.set_experts_implementation("eager")  # the others reject float64 on a CPU
+    for module in model.modules():  # dots3_note's layers have configurations of their own
+        if hasattr(module, "config"):
+            module.config._experts_implementation = implementation
     generator = torch.Generator().manual_seed(seed)
     for key, value in model.state_dict().items():
         if key.endswith("tid2eid"):  # the experts of each token, where a table routes
@@ -347,8 +367,12 @@ def build(name: str, *, experts: int = 12, seed: int = 0, dtype: torch.dtype = t
 
 
 def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
-    """Two random sequences of seven tokens."""
+    """Two random sequences of seven tokens, or two random images."""
     generator = torch.Generator().manual_seed(1)
+    if "grid_thw" in inspect.signature(model.forward).parameters:  # two images of 4 x 4 patches
+        pixels = model.config.num_channels * model.config.patch_size**2
+        patches = torch.randn(32, pixels, generator=generator)
+        return {"pixel_values": patches.to(model.dtype), "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
     if FAMILIES[name].embeds:
         return {"inputs_embeds": torch.randn(2, 7, HIDDEN, generator=generator).to(model.dtype)}
     batch = {"input_ids": torch.randint(3, VOCABULARY, (2, 7), generator=generator)}
@@ -362,5 +386,6 @@ def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
 @torch.no_grad()
 def outputs(model: PreTrainedModel, name: str) -> Tensor:
     """The logits, or the last hidden state of a model without a head."""
-    result = model(**inputs(model, name), use_cache=False)
+    batch = inputs(model, name)
+    result = model(**batch) if "pixel_values" in batch else model(**batch, use_cache=False)
     return result["logits"] if "logits" in result else result["last_hidden_state"]

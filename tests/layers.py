@@ -116,3 +116,16 @@ def same_weights(a: MoeLayer, b: MoeLayer) -> bool:
 def derangement(layer: MoeLayer, seed: int = 0) -> MoeSymmetry:
     """A random symmetry of `layer` that moves every expert and every unit."""
     return layer.group.random_derangement(*layer.symmetry_shape, generator=torch.Generator().manual_seed(seed))
+
+
+def scaled_units(experts: ExpertBank, degree: int, seed: int = 0) -> ExpertBank:
+    """Every unit's up_proj row and up_bias times a random c in [0.5, 2], its down_proj column divided by c^degree."""
+    generator = torch.Generator().manual_seed(seed)
+    uniform = torch.rand(experts.num_experts, experts.num_units, generator=generator, dtype=torch.float64)
+    factor = (4.0**uniform / 2).to(experts.up_proj)
+    return replace(
+        experts,
+        up_proj=experts.up_proj * factor[..., None],
+        down_proj=experts.down_proj / factor[:, None] ** degree,
+        up_bias=None if experts.up_bias is None else experts.up_bias * factor,
+    )

@@ -1,8 +1,18 @@
 """Transformers module names <-> MoeLayer."""
 
-from .discovery import moe_layers
+from .discovery import alignable_layers, moe_layers, unaligned_layers
 from .inspection import Inspection, LayerInspection, inspect
 from .spec import MoeLayerSpec
 from .top_k import experts_per_token, router_of
 
-__all__ = ["Inspection", "LayerInspection", "MoeLayerSpec", "experts_per_token", "inspect", "moe_layers", "router_of"]
+__all__ = [
+    "Inspection",
+    "LayerInspection",
+    "MoeLayerSpec",
+    "alignable_layers",
+    "experts_per_token",
+    "inspect",
+    "moe_layers",
+    "router_of",
+    "unaligned_layers",
+]

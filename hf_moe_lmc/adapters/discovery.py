@@ -1,17 +1,21 @@
-"""Finding the Mixture-of-Experts layers of a model."""
+"""Finding the layers of a Mixture-of-Experts model whose experts or units can be aligned."""
 
-from torch import Tensor, nn
+from torch import nn
+from transformers.utils import logging
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import SymmetryGroup
 
-from .gates import admits_unit_signs
-from .layouts import ExpertLayout
-from .routed_experts import routed_experts
-from .routers import admits_selection_bias_constant, admits_translation, class_key, expert_groups
-from .shared_experts import NAMES as SHARED_EXPERTS
-from .shared_experts import shared_experts
+from .class_key import class_key
+from .gates import UnitFreedom, expert_units, mlp_units
+from .layouts import DenseMlp, ExpertLayout, ListedExperts, StackedExperts
+from .mlps import SHARED, dense_mlps, shared_experts, unknown_mlps
+from .refusals import module_tensors, refuse_by_class, refuse_quantised
+from .routed_experts import RoutedExperts, routed_experts
+from .routers import admits_scale, admits_selection_bias_constant, admits_translation, expert_groups
 from .spec import MoeLayerSpec, RouterSpec
+
+logger = logging.get_logger(__name__)
 
 ROUTERS = ("gate", "router")
 
@@ -37,12 +41,12 @@ ROUTER_TENSORS = {
 COMMON_ROUTER_TENSORS = frozenset({"scale", "global_scale", "router_states_scale"})
 COMMON_ROUTER_MODULES = ("down_proj.", "router_mlp.norm.", "router_mlp.fc1.", "router_mlp.fc2.")
 
-# Blocks whose experts cannot be permuted as things stand, and why.
-REFUSED = {
-    "doge.DogeCDMoE": "product keys are not read yet",
-    "nllb_moe.NllbMoeSparseMLP": "Transformers sends all tokens to experts 0 and 1, so their order is no symmetry",
-    "vitpose_backbone.VitPoseBackboneMoeMLP": "the caller chooses the expert by its number",
-}
+# Experts whose order is no symmetry: Transformers sends all tokens of NLLB-MoE to its experts 0 and 1.
+FIXED_EXPERTS = frozenset({"nllb_moe.NllbMoeExperts"})
+# Experts whose units are no symmetry: those of JetMoe's attention are dimensions of query heads.
+FIXED_UNITS = frozenset({"jetmoe.JetMoeMoA"})
+# Experts whose answers are normalised before they are weighted.
+NORMALISED = frozenset({"muse_spark.MuseSparkExperts"})
 
 
 def moe_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
@@ -54,74 +58,108 @@ def moe_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
         UnsupportedArchitectureError: a router, a gate or a layout is not known, an adapter is not merged, weights are
             quantised, or there is no such layer.
     """
+    return tuple(spec for spec in _discover(model)[0] if spec.router)
+
+
+def alignable_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
+    """`moe_layers`, and every dense MLP among them as a layer without router, in module order.
+
+    Dense MLPs are found by their class. A warning names those that stay unaligned (`unaligned_layers`).
+
+    Raises:
+        UnsupportedArchitectureError: as `moe_layers`.
+    """
+    specs, unaligned = _discover(model)
+    if unaligned:
+        logger.warning_once(
+            f"{type(model).__name__}: no symmetry is known of {', '.join(unaligned)}; they are merged as they are. "
+            "See hf_moe_lmc.register_adapter."
+        )
+    return specs
+
+
+def unaligned_layers(model: nn.Module) -> tuple[str, ...]:
+    """Module names that stand where other layers of `model` have their experts, and are of no known class.
+
+    Raises:
+        UnsupportedArchitectureError: as `moe_layers`.
+    """
+    return _discover(model)[1]
+
+
+def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ...]]:
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        _refuse(name, module)
+        refuse_by_class(name, module)
     routed = [
         found
         for name, module in modules.items()
-        if name.rpartition(".")[2] not in SHARED_EXPERTS and (found := routed_experts(name, module))
+        if name.rpartition(".")[2] not in SHARED and (found := routed_experts(name, module))
     ]
     if not routed:
         raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
     # Blocks of one layer may share their shared experts; the first one has them.
-    specs, taken = [], set()
-    for layout, num_experts, block in routed:
-        shared = shared_experts(block, modules)
-        specs.append(
-            _spec(block, layout, num_experts, shared if shared and shared.name not in taken else None, modules)
-        )
+    specs, taken = [], {found.layout.name for found in routed}
+    for found in routed:
+        shared = shared_experts(found.block, modules)
+        specs.append(_moe_spec(found, shared if shared and shared.name not in taken else None, modules))
         taken |= {shared.name} if shared else set()
-    return tuple(specs)
+    specs += [_dense_spec(layout, modules) for layout in dense_mlps(modules, taken)]
+    place = {name: index for index, name in enumerate(modules)}
+    specs.sort(key=lambda spec: place[spec.name])
+    blocks = {found.block for found in routed}
+    return tuple(specs), tuple(unknown_mlps(modules, blocks, {spec.name for spec in specs}))
 
 
-def _refuse(name: str, module: nn.Module) -> None:
-    if reason := REFUSED.get(class_key(module)):
-        raise UnsupportedArchitectureError(f"layer {name}: a {class_key(module)}: {reason}")
-    if type(module).__module__.startswith("peft.tuners."):
-        raise UnsupportedArchitectureError(
-            f"layer {name}: a PEFT {type(module).__name__}; merge the adapter first (merge_and_unload)"
-        )
+def _dense_spec(mlp: DenseMlp | StackedExperts, modules: dict[str, nn.Module]) -> MoeLayerSpec:
+    refuse_quantised(mlp.tensor_names, modules)
+    units = mlp_units(mlp.name, modules[mlp.name])
+    group = SymmetryGroup(fixed_experts=True, unit_signs=units.signs, unit_scale_degree=units.scale_degree)
+    return MoeLayerSpec(mlp.name, None, mlp, None, group)
 
 
-def _spec(
-    block_name: str,
-    layout: ExpertLayout,
-    num_experts: int,
-    shared: ExpertLayout | None,
-    modules: dict[str, nn.Module],
+def _moe_spec(
+    found: RoutedExperts, shared: DenseMlp | StackedExperts | None, modules: dict[str, nn.Module]
 ) -> MoeLayerSpec:
-    block = modules[block_name]
+    block, layout = modules[found.block], found.layout
+    refuse_quantised((*layout.tensor_names, *(shared.tensor_names if shared else ())), modules)
     router_name = next((child for child in ROUTERS if isinstance(getattr(block, child, None), nn.Module)), None)
     if router_name is None:
         raise UnsupportedArchitectureError(f"experts {layout.name}: no router beside them in {class_key(block)}")
-    router = block.get_submodule(router_name)
-    signs = admits_unit_signs(layout.name, modules[layout.name], layout.is_gated)
+    router, key = block.get_submodule(router_name), class_key(modules[layout.name])
+    units = _units(layout, modules)
+    shared_units = mlp_units(shared.name, modules[shared.name]) if shared else UnitFreedom(False, 0)
     group = SymmetryGroup(
         expert_groups=expert_groups(router),
-        router_translation=admits_translation(f"{block_name}.{router_name}", router),
+        fixed_experts=key in FIXED_EXPERTS,
+        fixed_units=key in FIXED_UNITS,
+        router_translation=admits_translation(f"{found.block}.{router_name}", router),
+        router_scale=admits_scale(router),
         selection_bias_constant=admits_selection_bias_constant(router),
-        unit_signs=signs,
-        # A family's shared experts apply the gate of its routed ones.
-        shared_unit_signs=signs and shared is not None and shared.is_gated,
+        unit_signs=units.signs,
+        unit_scale_degree=units.scale_degree,
+        expert_output_scale=key in NORMALISED,
+        shared_unit_signs=shared_units.signs,
+        shared_unit_scale_degree=shared_units.scale_degree,
     )
-    tensors = _router_tensors(block_name, block, router_name)
-    return MoeLayerSpec(block_name, RouterSpec(tensors, num_experts), layout, shared, group)
+    tensors = _router_tensors(found.block, block, router_name)
+    return MoeLayerSpec(found.block, RouterSpec(tensors, found.num_experts), layout, shared, group)
+
+
+def _units(layout: ExpertLayout, modules: dict[str, nn.Module]) -> UnitFreedom:
+    if isinstance(layout, ListedExperts):
+        return mlp_units(layout.experts[0].name, modules[layout.experts[0].name])
+    return expert_units(layout.name, modules[layout.name])
 
 
 def _router_tensors(block_name: str, block: nn.Module, router_name: str) -> tuple[tuple[str, str], ...]:
-    found = {}
-    for name, _ in _tensors(block.get_submodule(router_name), recurse=True):
+    found, router = {}, f"{block_name}.{router_name}"
+    for name, _ in module_tensors(block.get_submodule(router_name), recurse=True):
         if name in ROUTER_TENSORS:
-            found[ROUTER_TENSORS[name]] = f"{block_name}.{router_name}.{name}"
+            found[ROUTER_TENSORS[name]] = f"{router}.{name}"
         elif name not in COMMON_ROUTER_TENSORS and not name.startswith(COMMON_ROUTER_MODULES):
-            router = f"{block_name}.{router_name}"
             raise UnsupportedArchitectureError(f"router {router}: tensor {name} is not known; its role is not guessed")
-    for name, _ in _tensors(block, recurse=False):
+    for name, _ in module_tensors(block, recurse=False):
         if ROUTER_TENSORS.get(name) == "selection_bias":
             found["selection_bias"] = f"{block_name}.{name}"
     return tuple(sorted(found.items()))
-
-
-def _tensors(module: nn.Module, recurse: bool) -> list[tuple[str, Tensor]]:
-    return [*module.named_parameters(recurse=recurse), *module.named_buffers(recurse=recurse)]

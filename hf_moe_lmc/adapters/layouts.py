@@ -80,8 +80,8 @@ class FusedExperts:
 
 
 @dataclass(frozen=True)
-class SharedMlp:
-    """Shared experts as one wide MLP of linears.
+class DenseMlp:
+    """One MLP of linears: a dense layer, shared experts as one wide MLP, or one expert of a list.
 
     Args:
         name: module name.
@@ -89,6 +89,7 @@ class SharedMlp:
         gate: name of the gate's linear; equal to `up` where one linear holds the gate's rows, then the others; None
             without a gate.
         has_bias: whether the linears have biases.
+        is_transposed: whether they hold `[in, out]` (GPT-2's Conv1D).
     """
 
     name: str
@@ -96,6 +97,7 @@ class SharedMlp:
     down: str
     gate: str | None
     has_bias: bool
+    is_transposed: bool = False
 
     @property
     def is_gated(self) -> bool:
@@ -110,12 +112,12 @@ class SharedMlp:
         return tuple(f"{self.name}.{linear}.{kind}" for linear in linears for kind in kinds)
 
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
-        """The shared experts out of tensors under module names, as views with E = 1."""
+        """The MLP out of tensors under module names, as views with E = 1."""
         gate, up = self._inward(tensors, "weight")
         gate_bias, up_bias = self._inward(tensors, "bias") if self.has_bias else (None, None)
         return ExpertBank(
             up_proj=up,
-            down_proj=tensors[f"{self.name}.{self.down}.weight"][None],
+            down_proj=self._tensor(tensors, self.down, "weight"),
             gate_proj=gate,
             up_bias=up_bias,
             gate_bias=gate_bias,
@@ -133,16 +135,24 @@ class SharedMlp:
                 tensors[f"{self.up}.{kind}"] = torch.cat([gate, up], dim=1)
             else:
                 tensors |= {f"{self.gate}.{kind}": gate, f"{self.up}.{kind}": up}
-        return {f"{self.name}.{name}": tensor[0] for name, tensor in tensors.items() if tensor is not None}
+        return {
+            f"{self.name}.{name}": self._turned(tensor[0]) for name, tensor in tensors.items() if tensor is not None
+        }
 
     def _inward(self, tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor | None, Tensor]:
-        up = tensors[f"{self.name}.{self.up}.{kind}"][None]
+        up = self._tensor(tensors, self.up, kind)
         if self.gate is None:
             return None, up
         if self.gate == self.up:
             gate, up = up.chunk(2, dim=1)
             return gate, up
-        return tensors[f"{self.name}.{self.gate}.{kind}"][None], up
+        return self._tensor(tensors, self.gate, kind), up
+
+    def _tensor(self, tensors: Mapping[str, Tensor], linear: str, kind: str) -> Tensor:
+        return self._turned(tensors[f"{self.name}.{linear}.{kind}"])[None]
+
+    def _turned(self, tensor: Tensor) -> Tensor:
+        return tensor.T if self.is_transposed and tensor.ndim == 2 else tensor
 
 
 @dataclass(frozen=True)
@@ -173,10 +183,15 @@ class FlatExperts:
 
 @dataclass(frozen=True)
 class ParallelExperts:
-    """Gated experts in two 3-D linears, `input_linear` `[E, 2F, H]` and `output_linear` `[E, H, F]` (JetMoe)."""
+    """Experts in two 3-D linears, `input_linear` `[E, 2F or F, H]` and `output_linear` `[E, H, F]` (JetMoe).
+
+    Args:
+        name: module name.
+        is_gated: whether `input_linear` holds the rows of the gate, then the others.
+    """
 
     name: str
-    is_gated: bool = True
+    is_gated: bool
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
@@ -185,43 +200,55 @@ class ParallelExperts:
 
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, as views."""
-        gate, up = tensors[f"{self.name}.input_linear.weight"].chunk(2, dim=1)
-        return ExpertBank(up, tensors[f"{self.name}.output_linear.weight"], gate_proj=gate)
+        inward, down = (tensors[name] for name in self.tensor_names)
+        if not self.is_gated:
+            return ExpertBank(inward, down)
+        gate, up = inward.chunk(2, dim=1)
+        return ExpertBank(up, down, gate_proj=gate)
 
     def write(self, experts: ExpertBank) -> dict[str, Tensor]:
         """The inverse of `read`."""
         inward = [tensor for tensor in (experts.gate_proj, experts.up_proj) if tensor is not None]
-        return {
-            f"{self.name}.input_linear.weight": torch.cat(inward, dim=1),
-            f"{self.name}.output_linear.weight": experts.down_proj,
-        }
+        return dict(zip(self.tensor_names, (torch.cat(inward, dim=1), experts.down_proj), strict=True))
 
 
 @dataclass(frozen=True)
 class ListedExperts:
-    """One module `expert_0`, `expert_1`, ... per expert, of linears `wi` (up) and `wo` (down) (Switch Transformers)."""
+    """One MLP per expert (Switch Transformers).
+
+    Args:
+        name: module name.
+        experts: the MLPs in the order of experts, alike but for their names.
+    """
 
     name: str
-    num_experts: int
-    is_gated: bool = False
+    experts: tuple[DenseMlp, ...]
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether there is a gate."""
+        return self.experts[0].is_gated
+
+    @property
+    def has_bias(self) -> bool:
+        """Whether the linears have biases."""
+        return self.experts[0].has_bias
 
     @property
     def tensor_names(self) -> tuple[str, ...]:
         """Module names of the tensors that `read` reads and `write` writes."""
-        return (*self._names("wi"), *self._names("wo"))
+        return tuple(name for expert in self.experts for name in expert.tensor_names)
 
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
         """The experts out of tensors under module names, stacked."""
-        up, down = (torch.stack([tensors[name] for name in self._names(part)]) for part in ("wi", "wo"))
-        return ExpertBank(up, down)
+        banks = [expert.read(tensors).tensors() for expert in self.experts]
+        return ExpertBank(**{field: torch.cat([bank[field] for bank in banks]) for field in banks[0]})
 
     def write(self, experts: ExpertBank) -> dict[str, Tensor]:
         """The inverse of `read`."""
-        up = zip(self._names("wi"), experts.up_proj, strict=True)
-        return dict([*up, *zip(self._names("wo"), experts.down_proj, strict=True)])
-
-    def _names(self, part: str) -> list[str]:
-        return [f"{self.name}.expert_{e}.{part}.weight" for e in range(self.num_experts)]
+        banks = (experts.map(lambda tensor, e=e: tensor[e : e + 1]) for e in range(len(self.experts)))
+        written = [expert.write(bank) for expert, bank in zip(self.experts, banks, strict=True)]
+        return {name: tensor for tensors in written for name, tensor in tensors.items()}
 
 
 @dataclass(frozen=True)
@@ -246,4 +273,4 @@ class StackedExperts:
         return {f"{self.name}.{part}": tensor for part, tensor in experts.tensors().items()}
 
 
-ExpertLayout = FusedExperts | SharedMlp | FlatExperts | ParallelExperts | ListedExperts | StackedExperts
+ExpertLayout = FusedExperts | DenseMlp | FlatExperts | ParallelExperts | ListedExperts | StackedExperts

@@ -2,12 +2,14 @@
 
 from typing import NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
-from .layouts import ExpertLayout, FlatExperts, FusedExperts, ListedExperts, ParallelExperts
-from .routers import class_key
+from .class_key import class_key
+from .gates import MLPS
+from .layouts import DenseMlp, ExpertLayout, FlatExperts, FusedExperts, ListedExperts, ParallelExperts
+from .mlps import mlp_layout
 
 
 class RoutedExperts(NamedTuple):
@@ -22,23 +24,32 @@ def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
     """The routed experts that `module` (module name `name`) holds; None if it holds none.
 
     Raises:
-        UnsupportedArchitectureError: it holds tensors that are not known, or quantised ones.
+        UnsupportedArchitectureError: it is called `experts`, but its layout is not known.
     """
-    tensors = dict(module.named_parameters(recurse=False))
     match class_key(module):
         case "dbrx.DbrxExpertGLU":
             size = int(module.moe_num_experts)  # pyrefly: ignore[bad-argument-type]
             return RoutedExperts(FlatExperts(name, size), size, _block(name))
-        case "jetmoe.JetMoeMoE":
-            return RoutedExperts(ParallelExperts(name), module.get_parameter("input_linear.weight").shape[0], name)
-        case "switch_transformers.SwitchTransformersExperts":
-            size = len(list(module.children()))
-            return RoutedExperts(ListedExperts(name, size), size, _block(name))
+        case "jetmoe.JetMoeMoE" | "jetmoe.JetMoeMoA" as key:
+            size = module.get_parameter("input_linear.weight").shape[0]
+            return RoutedExperts(ParallelExperts(name, is_gated=key == "jetmoe.JetMoeMoE"), size, name)
+    tensors = dict(module.named_parameters(recurse=False))
     down_proj = tensors.get("down_proj")
-    if down_proj is None or down_proj.ndim != 3:
+    if down_proj is not None and down_proj.ndim == 3 and tensors.keys() & {"gate_up_proj", "up_proj"}:
+        return RoutedExperts(_fused(name, module, tensors), down_proj.shape[0], _block(name))
+    if name.rpartition(".")[2] != "experts" or class_key(module) == "dbrx.DbrxExperts":
         return None
-    _check_tensors(name, tensors | dict(module.named_buffers(recurse=False)))
-    return RoutedExperts(_fused(name, module, tensors), down_proj.shape[0], _block(name))
+    # Beside the experts of a list there may be modules without weights, such as Dropout.
+    children = {child: expert for child, expert in module.named_children() if list(expert.parameters())}
+    if not children or not all(class_key(expert) in MLPS for expert in children.values()):
+        kinds = sorted({class_key(expert) for expert in children.values()})
+        raise UnsupportedArchitectureError(
+            f"experts {name}: the layout of {class_key(module)} is not known"
+            + (f", nor the MLP {kinds[0]}; see hf_moe_lmc.register_adapter" if kinds else "")
+        )
+    layouts = [mlp_layout(f"{name}.{child}", expert) for child, expert in children.items()]
+    experts = tuple(layout for layout in layouts if isinstance(layout, DenseMlp))
+    return RoutedExperts(ListedExperts(name, experts), len(experts), _block(name))
 
 
 def _block(name: str) -> str:
@@ -47,19 +58,6 @@ def _block(name: str) -> str:
     if not found:
         raise UnsupportedArchitectureError(f"experts {name}: expected in a module called experts")
     return block.removeprefix(".")
-
-
-def _check_tensors(name: str, tensors: dict[str, Tensor]) -> None:
-    known = {f"{part}{suffix}" for part in ("gate_up_proj", "up_proj", "down_proj") for suffix in ("", "_bias")}
-    if strangers := tensors.keys() - known:
-        raise UnsupportedArchitectureError(
-            f"experts {name}: tensor {min(strangers)} is not known; a quantised model must be dequantised first"
-        )
-    for tensor_name, tensor in tensors.items():
-        if not tensor.is_floating_point() or tensor.element_size() < 2:
-            raise UnsupportedArchitectureError(
-                f"experts {name}: {tensor_name} is {tensor.dtype}; a quantised model must be dequantised first"
-            )
 
 
 def _fused(name: str, experts: nn.Module, tensors: dict[str, nn.Parameter]) -> FusedExperts:

@@ -7,46 +7,47 @@ from torch import nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
+from .class_key import class_key
+
 # Softmax over all scores or over the selected ones, whose answer ignores a shift common to all experts.
-SOFTMAX = frozenset(
-    {
-        "hf_moe_lmc.modeling.moe_block.MoeRouter",
-        "aria.AriaTextTopKRouter",
-        "dbrx.DbrxRouter",
-        "deepseek_ocr2.DeepseekOcr2TextTopkRouter",
-        "deepseek_v2.DeepseekV2TopkRouter",
-        "diffusion_gemma.DiffusionGemmaTextRouter",
-        "ernie4_5_vl_moe.Ernie4_5_VLMoeMoeTopKRouter",
-        "ernie4_5_moe.Ernie4_5_MoeTopKRouter",
-        "flex_olmo.FlexOlmoTopKRouter",
-        "gemma4.Gemma4TextRouter",
-        "gpt_oss.GptOssTopKRouter",
-        "granitemoe.GraniteMoeTopKRouter",
-        "granitemoe_swa.GraniteMoeSWATopKRouter",
-        "granitemoehybrid.GraniteMoeHybridTopKRouter",
-        "granitemoeshared.GraniteMoeSharedTopKRouter",
-        "hunyuan_v1_moe.HunYuanMoEV1Gate",
-        "jetmoe.JetMoeTopKGating",
-        "jamba.JambaTopKRouter",
-        "mellum.MellumTopKRouter",
-        "minimax.MiniMaxTopKRouter",
-        "mistral4.Mistral4TopkRouter",
-        "mistral_large4.MistralLarge4TextTopkRouter",
-        "mixtral.MixtralTopKRouter",
-        "olmoe.OlmoeTopKRouter",
-        "openai_privacy_filter.OpenAIPrivacyFilterTopKRouter",
-        "qwen2_moe.Qwen2MoeTopKRouter",
-        "qwen3_5_moe.Qwen3_5MoeTopKRouter",
-        "qwen3_moe.Qwen3MoeTopKRouter",
-        "qwen3_next.Qwen3NextTopKRouter",
-        "qwen3_omni_moe.Qwen3OmniMoeTalkerTextTopKRouter",
-        "qwen3_omni_moe.Qwen3OmniMoeThinkerTextTopKRouter",
-        "qwen3_vl_moe.Qwen3VLMoeTextTopKRouter",
-        "qwen4_exp.Qwen4ExpTextTopKRouter",
-        "switch_transformers.SwitchTransformersTop1Router",
-        "unlimited_ocr.UnlimitedOcrTextTopkRouter",
-    }
-)
+SOFTMAX = {
+    "hf_moe_lmc.modeling.moe_block.MoeRouter",
+    "aria.AriaTextTopKRouter",
+    "dbrx.DbrxRouter",
+    "deepseek_ocr2.DeepseekOcr2TextTopkRouter",
+    "deepseek_v2.DeepseekV2TopkRouter",
+    "diffusion_gemma.DiffusionGemmaTextRouter",
+    "ernie4_5_vl_moe.Ernie4_5_VLMoeMoeTopKRouter",
+    "ernie4_5_moe.Ernie4_5_MoeTopKRouter",
+    "flex_olmo.FlexOlmoTopKRouter",
+    "gemma4.Gemma4TextRouter",
+    "gpt_oss.GptOssTopKRouter",
+    "granitemoe.GraniteMoeTopKRouter",
+    "granitemoe_swa.GraniteMoeSWATopKRouter",
+    "granitemoehybrid.GraniteMoeHybridTopKRouter",
+    "granitemoeshared.GraniteMoeSharedTopKRouter",
+    "hunyuan_v1_moe.HunYuanMoEV1Gate",
+    "jetmoe.JetMoeTopKGating",
+    "jamba.JambaTopKRouter",
+    "mellum.MellumTopKRouter",
+    "minimax.MiniMaxTopKRouter",
+    "mistral4.Mistral4TopkRouter",
+    "mistral_large4.MistralLarge4TextTopkRouter",
+    "mixtral.MixtralTopKRouter",
+    "olmoe.OlmoeTopKRouter",
+    "openai_privacy_filter.OpenAIPrivacyFilterTopKRouter",
+    "qwen2_moe.Qwen2MoeTopKRouter",
+    "qwen3_5_moe.Qwen3_5MoeTopKRouter",
+    "qwen3_moe.Qwen3MoeTopKRouter",
+    "qwen3_next.Qwen3NextTopKRouter",
+    "qwen3_omni_moe.Qwen3OmniMoeTalkerTextTopKRouter",
+    "qwen3_omni_moe.Qwen3OmniMoeThinkerTextTopKRouter",
+    "qwen3_vl_moe.Qwen3VLMoeTextTopKRouter",
+    "qwen4_exp.Qwen4ExpTextTopKRouter",
+    "nllb_moe.NllbMoeTop2Router",
+    "switch_transformers.SwitchTransformersTop1Router",
+    "unlimited_ocr.UnlimitedOcrTextTopkRouter",
+}
 
 # Sigmoids and other functions of the score itself; a shift changes their answer.
 SHIFT_SENSITIVE = frozenset(
@@ -61,6 +62,7 @@ SHIFT_SENSITIVE = frozenset(
         "deepseek_v32.DeepseekV32TopkRouter",
         "dots1.Dots1TopkRouter",
         "dots3_note.Dots3NoteTextTopkRouter",
+        "dots3_note.Dots3NoteVisionTopKRouter",
         "exaone_moe.ExaoneMoeTopkRouter",
         "flint.FlintTopKRouter",
         "glm4_moe.Glm4MoeTopkRouter",
@@ -91,19 +93,35 @@ SHIFT_SENSITIVE = frozenset(
 CONFIGURED = {"cohere2_moe.Cohere2MoeTopKRouter": "expert_selection_fn"}
 
 # Masks the groups that lose with 0 where a selected score may be negative, so a common constant may change the choice.
-CONSTANT_SENSITIVE = frozenset({"axk2.AXK2TopkRouter"})
+CONSTANT_SENSITIVE = {"axk2.AXK2TopkRouter"}
 
 # With rows beyond those of the routed experts: zero experts, skipped tokens, shared experts. A shift of the routed rows
 # alone changes the answer of all of these.
 WITH_FURTHER_ROWS = frozenset({"inkling.InklingTopkRouter", "longcat_flash.LongcatFlashTopkRouter", "zaya.ZayaRouter"})
 
+# Whose weight is 1 where one expert is chosen; so are the routers whose attribute norm_topk_prob says so.
+RENORMALISING = frozenset(
+    {
+        "hf_moe_lmc.modeling.moe_block.MoeRouter",
+        "aria.AriaTextTopKRouter",
+        "gpt_oss.GptOssTopKRouter",
+        "granitemoe.GraniteMoeTopKRouter",
+        "granitemoe_swa.GraniteMoeSWATopKRouter",
+        "granitemoehybrid.GraniteMoeHybridTopKRouter",
+        "granitemoeshared.GraniteMoeSharedTopKRouter",
+        "hunyuan_v1_moe.HunYuanMoEV1Gate",
+        "jetmoe.JetMoeTopKGating",
+        "minimax.MiniMaxTopKRouter",
+        "mixtral.MixtralTopKRouter",
+        "openai_privacy_filter.OpenAIPrivacyFilterTopKRouter",
+        "qwen3_5_moe.Qwen3_5MoeTopKRouter",
+        "qwen3_omni_moe.Qwen3OmniMoeThinkerTextTopKRouter",
+        "qwen3_vl_moe.Qwen3VLMoeTextTopKRouter",
+    }
+)
 
-def class_key(module: nn.Module) -> str:
-    """`folder.Class` for the models of Transformers, the full name for any other class."""
-    parts = type(module).__module__.split(".")
-    if parts[:2] == ["transformers", "models"]:
-        return f"{parts[2]}.{type(module).__qualname__}"
-    return f"{type(module).__module__}.{type(module).__qualname__}"
+# Attribute of the router that holds the number of expert groups, where it is not num_group.
+GROUPS: dict[str, str] = {}
 
 
 def admits_translation(name: str, router: nn.Module) -> bool:
@@ -116,8 +134,17 @@ def admits_translation(name: str, router: nn.Module) -> bool:
     if key in CONFIGURED:
         return getattr(router, CONFIGURED[key]) == "softmax"
     if key not in SOFTMAX | SHIFT_SENSITIVE | CONSTANT_SENSITIVE | WITH_FURTHER_ROWS:
-        raise UnsupportedArchitectureError(f"router {name}: a {key}, whose symmetries are not known")
+        raise UnsupportedArchitectureError(
+            f"router {name}: a {key}, whose symmetries are not known; see hf_moe_lmc.register_adapter"
+        )
     return key in SOFTMAX
+
+
+def admits_scale(router: nn.Module) -> bool:
+    """Whether a positive factor of all rows of `router` leaves its answer alone: one expert, with weight 1."""
+    key = class_key(router)
+    renormalises = key in RENORMALISING or bool(getattr(router, "norm_topk_prob", False))
+    return key in SOFTMAX and renormalises and getattr(router, "top_k", None) == 1 and expert_groups(router) == 1
 
 
 def admits_selection_bias_constant(router: nn.Module) -> bool:
@@ -127,6 +154,6 @@ def admits_selection_bias_constant(router: nn.Module) -> bool:
 
 def expert_groups(router: nn.Module) -> int:
     """How many groups of neighbouring experts group-limited routing tells apart; 1 where it does not limit."""
-    groups = getattr(router, "num_group", None) or 1
+    groups = getattr(router, GROUPS.get(class_key(router), "num_group"), None) or 1
     chosen = getattr(router, "topk_group", None) or 1
     return 1 if getattr(router, "topk_method", None) == "greedy" or chosen >= groups else groups

@@ -43,21 +43,27 @@ class MoeLayerSpec:
 
     Args:
         name: module name of the block, such as `model.layers.3.mlp`.
-        router, experts, shared_experts: its parts.
+        router: None for a dense MLP, which is one expert.
+        experts, shared_experts: its experts.
         group: the symmetries that it admits.
     """
 
     name: str
-    router: RouterSpec
+    router: RouterSpec | None
     experts: ExpertLayout
     shared_experts: ExpertLayout | None
     group: SymmetryGroup
 
     @property
+    def parts(self) -> tuple[ExpertLayout, ...]:
+        """The layouts of the routed and of the shared experts."""
+        return (self.experts, self.shared_experts) if self.shared_experts else (self.experts,)
+
+    @property
     def tensor_names(self) -> tuple[str, ...]:
         """Module names of all tensors that `read` reads and `write` writes: enough to stream a checkpoint by layer."""
-        parts = (self.experts, self.shared_experts) if self.shared_experts else (self.experts,)
-        return (*(name for _, name in self.router.tensors), *(name for part in parts for name in part.tensor_names))
+        router = (name for _, name in self.router.tensors) if self.router else ()
+        return (*router, *(name for part in self.parts for name in part.tensor_names))
 
     def read(self, tensors: Mapping[str, Tensor]) -> MoeLayer:
         """The layer out of tensors under module names (a state dict, or a lazily read checkpoint).
@@ -67,7 +73,7 @@ class MoeLayerSpec:
         """
         try:
             return MoeLayer(
-                self.router.read(tensors),
+                self.router.read(tensors) if self.router else None,
                 self.experts.read(tensors),
                 self.shared_experts.read(tensors) if self.shared_experts else None,
                 self.group,
@@ -80,7 +86,9 @@ class MoeLayerSpec:
 
         Rows beyond the routed experts are those of `tensors`.
         """
-        written = self.router.write(layer.router) | self.experts.write(layer.experts)
+        written = self.experts.write(layer.experts)
+        if self.router and layer.router:
+            written |= self.router.write(layer.router)
         if self.shared_experts and layer.shared_experts:
             written |= self.shared_experts.write(layer.shared_experts)
         return {name: _completed(tensor, tensors[name]) for name, tensor in written.items()}

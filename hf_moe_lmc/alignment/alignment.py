@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import tensor_bytes
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment
@@ -111,7 +111,7 @@ class Alignment:
             IncompatiblePairError: `model` has other layers than the alignment was made for.
         """
         state = model.state_dict()
-        rewritten = apply_symmetries(state, moe_layers(model), self.symmetries)
+        rewritten = apply_symmetries(state, alignable_layers(model), self.symmetries)
         with torch.no_grad():
             for name, tensor in state.items():
                 if rewritten[name] is not tensor:

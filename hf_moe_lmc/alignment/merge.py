@@ -8,7 +8,7 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import interpolate, interpolate_tensor
@@ -39,7 +39,7 @@ def merge(reference: LiveModel, other: LiveModel, alignment: Alignment | None = 
     _check_on_the_line(t)
     if alignment is None:
         alignment = align(reference, other)
-    moved = apply_symmetries(other.state_dict(), moe_layers(other), alignment.symmetries)
+    moved = apply_symmetries(other.state_dict(), alignable_layers(other), alignment.symmetries)
     merged = deepcopy(reference)
     merged.load_state_dict(dict(interpolate(reference.state_dict(), moved, t)))
     return merged

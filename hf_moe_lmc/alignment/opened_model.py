@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
-from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, Source, find_source, meta_model, read_config
 
 
@@ -71,7 +71,7 @@ def open_model(model: Model, options: HubOptions | None = None) -> OpenedModel:
         HubError: the Hub does not give it.
     """
     if isinstance(model, nn.Module):
-        return OpenedModel(type(model).__name__, model, model.state_dict(), moe_layers(model))
+        return OpenedModel(type(model).__name__, model, model.state_dict(), alignable_layers(model))
     return open_checkpoint(model, options)
 
 
@@ -90,4 +90,4 @@ def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> Open
     """The checkpoint in a folder or on the Hub, of which only headers are read; see `open_model`."""
     source = find_source(name, options)
     model = meta_model(read_config(source.folder))
-    return OpenedModel(source.name, model, Checkpoint.open(source.folder, model), moe_layers(model), source)
+    return OpenedModel(source.name, model, Checkpoint.open(source.folder, model), alignable_layers(model), source)

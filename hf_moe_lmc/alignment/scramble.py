@@ -2,7 +2,7 @@
 
 import torch
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.matching import LayerAlignment, layer_distance
 from hf_moe_lmc.moe import act
 
@@ -25,7 +25,7 @@ def scramble(model: LiveModel, seed: int = 0) -> tuple[LiveModel, Alignment]:
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
     """
     generator, tensors, layers = torch.Generator().manual_seed(seed), model.state_dict(), {}
-    for spec in moe_layers(model):
+    for spec in alignable_layers(model):
         layer = spec.read(tensors)
         symmetry = layer.group.random_derangement(*layer.symmetry_shape, generator=generator)
         layers[spec.name] = LayerAlignment(symmetry, 0.0, layer_distance(layer, act(symmetry, layer)))

@@ -15,6 +15,8 @@ def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
 
 def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:
     """Raise `IncompatiblePairError`, naming the difference, unless both layers have the same parts and sizes."""
+    if (reference.router is None) != (other.router is None):
+        raise IncompatiblePairError("a Mixture of Experts in one of the models, dense in the other")
     sizes = ("experts", "units per expert", "(number, units) of shared experts")
     for what, a, b in zip(sizes, reference.symmetry_shape, other.symmetry_shape, strict=True):
         if a != b:

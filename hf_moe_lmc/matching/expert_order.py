@@ -27,12 +27,13 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             "gram" compares the experts' Gram matrices, which do not depend on the order of units; "joint" solves
             every pair's unit assignment, E^2 of them, and is the exact optimum of the squared distance.
     """
-    if method == "units":
-        return Permutation.identity(reference.experts.num_experts)
     reference, other = reference.in_gauge(), other.in_gauge()
+    router, other_router = reference.router, other.router
+    if method == "units" or reference.group.fixed_experts or router is None or other_router is None:
+        return Permutation.identity(reference.experts.num_experts)
     match method:
         case "gate":
-            similarity = -gate_cost(reference.router, other.router)
+            similarity = -gate_cost(router, other_router)
         case "gram":
             similarity = -gram_cost(reference.experts, other.experts)
         case "joint":
@@ -66,15 +67,17 @@ def joint_similarity(reference: MoeLayer, other: MoeLayer) -> Float[Tensor, "E E
     `2 sum_i T[i, sigma(i)]`, so one assignment on T finds the optimum over the whole group. Layers in the gauge of
     `MoeLayer.in_gauge`.
     """
-    table = (reference.router.rows() @ other.router.rows().T).double().cpu()
-    a, b = reference.experts, other.experts
+    a, b, group = reference.experts, other.experts, reference.group
+    table = torch.zeros(a.num_experts, b.num_experts, dtype=torch.float64)
+    if reference.router and other.router:
+        table += (reference.router.rows() @ other.router.rows().T).double().cpu()
     if a.down_bias is not None and b.down_bias is not None:
         table += (a.down_bias @ b.down_bias.T).double().cpu()
     for j in range(b.num_experts):
         # Expert j of the other model against all experts of the reference: the single expert broadcasts.
-        similarity = unit_similarity(a, b.map(lambda tensor, j=j: tensor[j : j + 1]), reference.group.unit_signs)
+        similarity = unit_similarity(a, b.map(lambda tensor, j=j: tensor[j : j + 1]), group.unit_signs)
         for i in range(a.num_experts):
-            table[i, j] += solve_assignment(similarity[i]).objective
+            table[i, j] += similarity[i].trace() if group.fixed_units else solve_assignment(similarity[i]).objective
     return table
 
 

@@ -6,7 +6,7 @@ from functools import reduce
 import torch
 
 from hf_moe_lmc.moe import MoeLayer, act
-from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
 from .distance import check_comparable, layer_distance
 from .expert_order import ExpertOrder, match_experts
@@ -29,7 +29,10 @@ class LayerAlignment:
 
 
 def align_layers(
-    reference: MoeLayer, other: MoeLayer, expert_order: ExpertOrder | Permutation = "gate"
+    reference: MoeLayer,
+    other: MoeLayer,
+    expert_order: ExpertOrder | Permutation = "gate",
+    balance_scales: bool = False,
 ) -> LayerAlignment:
     """Weight matching of one layer: the symmetry that brings `other` close to `reference`.
 
@@ -41,6 +44,8 @@ def align_layers(
         reference: stays as it is.
         other: the layer to be rewritten.
         expert_order: a method of `match_experts`, or a given order `[E]`.
+        balance_scales: match the layers as `MoeLayer.balanced`, so that free scales do not count. No scale is written,
+            and the distances are those of the layers as they are.
 
     Raises:
         IncompatiblePairError: the layers differ in kind or size.
@@ -49,11 +54,16 @@ def align_layers(
     dtypes = (tensor.dtype for layer in (reference, other) for tensor in layer.tensors().values())
     dtype = reduce(torch.promote_types, dtypes, torch.float32)
     reference, other = reference.to(dtype), other.to(dtype)
+    before, after = reference, other
+    if balance_scales:
+        reference, other = reference.balanced(), other.balanced()
     experts = expert_order if isinstance(expert_order, Permutation) else match_experts(reference, other, expert_order)
     shared, other_shared, group = reference.shared_experts, other.shared_experts, reference.group
     symmetry = MoeSymmetry(
         experts,
-        match_units(reference.experts, other.experts.permute_experts(experts), group.unit_signs),
+        SignedPermutation.identity(*reference.symmetry_shape[:2])
+        if group.fixed_units
+        else match_units(reference.experts, other.experts.permute_experts(experts), group.unit_signs),
         match_units(shared, other_shared, group.shared_unit_signs) if shared and other_shared else None,
     )
-    return LayerAlignment(symmetry, layer_distance(reference, other), layer_distance(reference, act(symmetry, other)))
+    return LayerAlignment(symmetry, layer_distance(before, after), layer_distance(before, act(symmetry, after)))

@@ -18,7 +18,7 @@ def act(symmetry: MoeSymmetry, layer: MoeLayer) -> MoeLayer:
     shared = layer.shared_experts
     return replace(
         layer,
-        router=layer.router.permute_experts(symmetry.experts),
+        router=layer.router.permute_experts(symmetry.experts) if layer.router else None,
         experts=layer.experts.permute_experts(symmetry.experts).permute_units(symmetry.units),
         shared_experts=shared.permute_units(symmetry.shared_units) if shared and symmetry.shared_units else None,
     )

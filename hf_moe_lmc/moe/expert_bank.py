@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -80,3 +81,42 @@ class ExpertBank:
             gate_bias=None if self.gate_bias is None else order.apply(self.gate_bias, dim=1),
             down_bias=self.down_bias,
         )
+
+    def scale_outputs(self, factors: Float[Tensor, " E"]) -> "ExpertBank":
+        """The bank whose expert e answers `factors[e]` times what it answers in this one."""
+        bias = self.down_bias
+        return replace(
+            self,
+            down_proj=self.down_proj * factors[:, None, None],
+            down_bias=None if bias is None else bias * factors[:, None],
+        )
+
+    def balance_units(self, degree: int) -> "ExpertBank":
+        """The bank whose units f have `|up_f| = |down_f|`, up_f times c and down_f divided by `c^degree`.
+
+        up_f is the row of up_proj with its bias, down_f the column of down_proj. Units with a zero norm stay, as do all
+        for degree 0.
+        """
+        if degree == 0:
+            return self
+        up, down = self._unit_norms()
+        factor = torch.where((up > 0) & (down > 0), (down / up) ** (1 / (1 + degree)), 1.0)
+        return replace(
+            self,
+            up_proj=self.up_proj * factor[..., None],
+            down_proj=self.down_proj / factor[:, None] ** degree,
+            up_bias=None if self.up_bias is None else self.up_bias * factor,
+        )
+
+    def normalise_outputs(self, degree: int) -> "ExpertBank":
+        """Every down_proj times the positive number that makes `sum_f |up_f|^(2 degree) |down_f|^2` 1, or left zero.
+
+        That sum does not depend on the scales that `balance_units` chooses.
+        """
+        up, down = self._unit_norms()
+        norm = (up**degree * down).norm(dim=-1)
+        return self.scale_outputs(torch.where(norm > 0, 1 / norm, 1.0))
+
+    def _unit_norms(self) -> tuple[Float[Tensor, "E F"], Float[Tensor, "E F"]]:
+        up = self.up_proj if self.up_bias is None else torch.cat([self.up_proj, self.up_bias[..., None]], dim=2)
+        return up.norm(dim=2), self.down_proj.norm(dim=1)

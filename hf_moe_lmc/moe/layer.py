@@ -14,14 +14,16 @@ from .symmetry_group import SymmetryGroup
 class MoeLayer:
     """A router, the experts it chooses from, and the shared experts that every token passes.
 
+    A dense MLP among such layers is a layer without router, of one expert.
+
     Args:
-        router: one row per expert.
+        router: one row per expert; None where it does not choose.
         experts: the routed experts.
         shared_experts: the always-active experts (DeepSeekMoE), or None.
         group: the symmetries that the layer admits.
     """
 
-    router: Router
+    router: Router | None
     experts: ExpertBank
     shared_experts: ExpertBank | None = None
     group: SymmetryGroup = field(default_factory=SymmetryGroup)
@@ -45,7 +47,7 @@ class MoeLayer:
         shared = self.shared_experts
         return replace(
             self,
-            router=self.router.map(cast),
+            router=self.router.map(cast) if self.router else None,
             experts=self.experts.map(cast),
             shared_experts=shared.map(cast) if shared else None,
         )
@@ -57,6 +59,8 @@ class MoeLayer:
         translations of either.
         """
         router, group = self.router, self.group
+        if router is None:
+            return self
         if group.router_translation:
             bias = router.bias
             router = replace(
@@ -67,6 +71,28 @@ class MoeLayer:
         if group.selection_bias_constant and router.selection_bias is not None:
             router = replace(router, selection_bias=router.selection_bias - router.selection_bias.mean())
         return replace(self, router=router)
+
+    def balanced(self) -> "MoeLayer":
+        """The layer `in_gauge` whose free scales are chosen: the same for all layers that differ by scales only.
+
+        Every unit has `|up_proj row, up_bias| = |down_proj column|`, the router has norm 1, factors of the experts are
+        in down_proj; each only where it is a symmetry. For matching, in float32 or better: the result is rounded.
+        """
+        layer, group, shared = self.in_gauge(), self.group, self.shared_experts
+        router, experts = layer.router, layer.experts
+        if router is not None and router.per_expert_scale is not None:
+            experts = experts.scale_outputs(router.per_expert_scale)
+            router = replace(router, per_expert_scale=torch.ones_like(router.per_expert_scale))
+        if router is not None and group.router_scale:
+            router = router.normalised()
+        if group.expert_output_scale:
+            experts = experts.normalise_outputs(group.unit_scale_degree)
+        return replace(
+            layer,
+            router=router,
+            experts=experts.balance_units(group.unit_scale_degree),
+            shared_experts=shared.balance_units(group.shared_unit_scale_degree) if shared else None,
+        )
 
     @property
     def symmetry_shape(self) -> tuple[int, int, tuple[int, int] | None]:

@@ -42,6 +42,14 @@ class Router:
         """The router with `function` applied to all of `tensors()`."""
         return replace(self, **{name: function(tensor) for name, tensor in self.tensors().items()})
 
+    def normalised(self) -> "Router":
+        """The positive multiple of weight and bias whose norm is 1; the router itself where both are zero."""
+        bias = self.weight.new_zeros(1) if self.bias is None else self.bias
+        norm = torch.cat([self.weight.flatten(), bias]).norm()
+        if norm == 0:
+            return self
+        return replace(self, weight=self.weight / norm, bias=None if self.bias is None else self.bias / norm)
+
     def permute_experts(self, experts: Permutation) -> "Router":
         """The router whose row e is row `experts[e]` of this one; its table names the experts by their new slots."""
         moved = self.map(lambda tensor: experts.apply(tensor, dim=0))

@@ -1,6 +1,7 @@
 """Which symmetries a layer admits."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 
@@ -11,22 +12,43 @@ from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 class SymmetryGroup:
     """What leaves the function of a layer unchanged, beyond the order of experts and units.
 
+    Scales are symmetries that only matching uses (`MoeLayer.balanced`): writing them would round weights.
+
     Args:
         expert_groups: G, with group-limited routing: experts e of group `e // (E / G)` move as a group, and inside it.
             1 admits every order.
+        fixed_experts: no order of experts but their own is admitted.
+        fixed_units: no order of the routed experts' units but their own is admitted, as of query heads.
         router_translation: adding one vector to all rows of the router changes nothing. True of a softmax over all
             scores or over the selected ones, which ignores a common shift as does the choice of the largest scores
             (arXiv:2509.11348, section 3); not of a sigmoid.
+        router_scale: all rows of the router times c > 0 changes nothing; true where one expert is chosen, and weighs 1.
         selection_bias_constant: adding a constant to all selection biases changes nothing.
         unit_signs: a unit's row of up_proj and column of down_proj may both change sign; true of `act(gate) * up`.
-        shared_unit_signs: the same for shared experts.
+        unit_scale_degree: d, where a unit's row of up_proj (and up_bias) times c > 0 and its column of down_proj
+            divided by c^d changes nothing: 1 of `act(gate) * up` and `relu(up)`, 2 of `relu(up)^2`; 0 if none is free.
+        expert_output_scale: an expert's down_proj times c > 0 changes nothing, because a norm follows.
+        shared_unit_signs, shared_unit_scale_degree: the same of shared experts.
     """
 
     expert_groups: int = 1
+    fixed_experts: bool = False
+    fixed_units: bool = False
     router_translation: bool = False
+    router_scale: bool = False
     selection_bias_constant: bool = False
     unit_signs: bool = False
+    unit_scale_degree: int = 0
+    expert_output_scale: bool = False
     shared_unit_signs: bool = False
+    shared_unit_scale_degree: int = 0
+
+    @property
+    def expert_order(self) -> Literal["all", "groups", "none"]:
+        """Which orders of experts are admitted."""
+        if self.fixed_experts:
+            return "none"
+        return "all" if self.expert_groups == 1 else "groups"
 
     def random_derangement(
         self,
@@ -37,21 +59,25 @@ class SymmetryGroup:
     ) -> MoeSymmetry:
         """A random element that leaves no expert and no unit at its place, for the sizes of `MoeLayer.symmetry_shape`.
 
-        A single expert, which has nowhere to go, stays.
+        What has nowhere to go, being alone or fixed, stays.
         """
 
         def signed(size: tuple[int, int], signs: bool) -> SignedPermutation:
+            if size[1] == 1:
+                return SignedPermutation.identity(*size)
             return SignedPermutation.random_derangement(*size, signed=signs, generator=generator)
 
         return MoeSymmetry(
             self._random_order(experts, generator),
-            signed((experts, units), self.unit_signs),
+            SignedPermutation.identity(experts, units)
+            if self.fixed_units
+            else signed((experts, units), self.unit_signs),
             signed(shared, self.shared_unit_signs) if shared else None,
         )
 
     def _random_order(self, experts: int, generator: torch.Generator | None) -> Permutation:
-        if experts == 1:
-            return Permutation.identity(1)
+        if experts == 1 or self.fixed_experts:
+            return Permutation.identity(experts)
         if self.expert_groups == 1:
             return Permutation.random_derangement(experts, generator=generator)
         size = experts // self.expert_groups

@@ -5,41 +5,44 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, VitPoseBackbone, VitPoseBackboneConfig
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers, unaligned_layers
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from tests import families
 from tests.models import MODELS, build
 
-EXPECTED = {
-    "moe_vit dense": ["vit.layers.0.mlp", "vit.layers.2.mlp"],
-    "moe_vit sparse": ["vit.layers.0.mlp", "vit.layers.2.mlp"],
-    "moe_vit shared": ["vit.layers.0.mlp", "vit.layers.2.mlp"],
-    "moe_gpt2 sparse": ["transformer.h.1.mlp"],
-    "moe_gpt2 shared": ["transformer.h.1.mlp"],
+EXPECTED = {  # dense layers among them in brackets
+    "moe_vit dense": ["vit.layers.0.mlp", "(vit.layers.1.mlp)", "vit.layers.2.mlp"],
+    "moe_vit sparse": ["vit.layers.0.mlp", "(vit.layers.1.mlp)", "vit.layers.2.mlp"],
+    "moe_vit shared": ["vit.layers.0.mlp", "(vit.layers.1.mlp)", "vit.layers.2.mlp"],
+    "moe_gpt2 sparse": ["(transformer.h.0.mlp)", "transformer.h.1.mlp"],
+    "moe_gpt2 shared": ["(transformer.h.0.mlp)", "transformer.h.1.mlp"],
     "mixtral": ["model.layers.0.mlp", "model.layers.1.mlp"],
-    "qwen2_moe": ["model.layers.0.mlp", "model.layers.2.mlp"],
+    "qwen2_moe": ["model.layers.0.mlp", "(model.layers.1.mlp)", "model.layers.2.mlp"],
 }
 SHAPES = {
     "moe_vit shared": (5, 7, (1, 7)),
     "moe_gpt2 shared": (5, 7, (1, 7)),
     "qwen2_moe": (5, 7, (1, 9)),
 }
+DENSE_UNITS = {"moe_gpt2 sparse": 48, "moe_gpt2 shared": 48}
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_are_found_and_read(name):
     model = build(name)
-    specs = moe_layers(model)
-    assert [spec.name for spec in specs] == EXPECTED[name]
+    specs = alignable_layers(model)
+    assert [spec.name if spec.router else f"({spec.name})" for spec in specs] == EXPECTED[name]
+    assert unaligned_layers(model) == ()
     for spec in specs:
-        assert spec.read(model.state_dict()).symmetry_shape == SHAPES.get(name, (5, 7, None))
+        expected = SHAPES.get(name, (5, 7, None)) if spec.router else (1, DENSE_UNITS.get(name, 14), None)
+        assert spec.read(model.state_dict()).symmetry_shape == expected
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_write_is_the_inverse_of_read(name):
     """And together they name every tensor of the block but the shared expert's own gate."""
     tensors = build(name).state_dict()
-    for spec in moe_layers(build(name)):
+    for spec in alignable_layers(build(name)):
         written = spec.write(spec.read(tensors), tensors)
         assert all(torch.equal(tensors[key], tensor) for key, tensor in written.items())
         own = {key for key in tensors if key.startswith(f"{spec.name}.")}
@@ -67,7 +70,7 @@ LAYOUTS = [
 def test_tensor_names_are_all_that_a_layer_reads_and_writes(family):
     model = families.build(family)
     tensors = model.state_dict()
-    for spec in moe_layers(model):
+    for spec in alignable_layers(model):
         own = {name: tensors[name] for name in spec.tensor_names}
         assert len(own) == len(spec.tensor_names)
         assert spec.write(spec.read(own), own).keys() == own.keys()
@@ -80,7 +83,7 @@ def test_tensor_names_are_all_that_a_layer_reads_and_writes(family):
 def test_a_skeleton_without_weights_will_do(name):
     with torch.device("meta"):
         skeleton = MODELS[name]()
-    assert moe_layers(skeleton) == moe_layers(build(name))
+    assert alignable_layers(skeleton) == alignable_layers(build(name))
 
 
 def test_an_unknown_router_is_refused_by_name():
@@ -90,7 +93,7 @@ def test_an_unknown_router_is_refused_by_name():
     model = MODELS["mixtral"]()
     model.model.layers[1].mlp.gate = OwnRouter()
     with pytest.raises(UnsupportedArchitectureError, match=r"router model\.layers\.1\.mlp\.gate: a .*OwnRouter"):
-        moe_layers(model)
+        alignable_layers(model)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about Transformers
@@ -99,40 +102,40 @@ def test_an_adapter_that_is_not_merged_is_refused():
     lora = LoraConfig(r=2, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
     model = get_peft_model(MODELS["mixtral"](), lora)
     with pytest.raises(UnsupportedArchitectureError, match=r"a PEFT .*merge the adapter first"):
-        moe_layers(model)
-    assert len(moe_layers(model.merge_and_unload())) == 2
+        alignable_layers(model)
+    assert len(alignable_layers(model.merge_and_unload())) == 2
 
 
 def test_quantised_experts_are_refused():
     """By their scales, which would stay behind, or by the dtype of their weights."""
     model = MODELS["mixtral"]()
     model.model.layers[1].mlp.experts.register_buffer("down_proj_scale_inv", torch.ones(5, 1, 1))
-    with pytest.raises(UnsupportedArchitectureError, match="tensor down_proj_scale_inv is not known; a quantised"):
-        moe_layers(model)
+    with pytest.raises(UnsupportedArchitectureError, match=r"experts\.down_proj_scale_inv is not known; a quantised"):
+        alignable_layers(model)
     model = MODELS["mixtral"]()
     experts = model.model.layers[0].mlp.experts
     experts.down_proj = torch.nn.Parameter(experts.down_proj.detach().to(torch.float8_e4m3fn), requires_grad=False)
     with pytest.raises(UnsupportedArchitectureError, match=r"down_proj is torch\.float8_e4m3fn; a quantised"):
-        moe_layers(model)
+        alignable_layers(model)
 
 
 def test_a_router_tensor_of_unknown_role_is_refused():
     model = MODELS["mixtral"]()
     model.model.layers[0].mlp.gate.register_parameter("temperature", torch.nn.Parameter(torch.ones(5)))
     with pytest.raises(UnsupportedArchitectureError, match="tensor temperature is not known"):
-        moe_layers(model)
+        alignable_layers(model)
 
 
 def test_experts_that_the_caller_numbers_are_refused():
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "part_features": 4}
     config = VitPoseBackboneConfig(num_experts=3, image_size=[32, 32], patch_size=[16, 16], **sizes)
     with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="the caller chooses the expert"):
-        moe_layers(VitPoseBackbone(config))
+        alignable_layers(VitPoseBackbone(config))
 
 
 def test_a_dense_model_is_refused():
     with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="GPT2LMHeadModel has no"):
-        moe_layers(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)))
+        alignable_layers(GPT2LMHeadModel(GPT2Config(n_embd=8, n_layer=1, n_head=2)))
 
 
 def test_a_missing_tensor_is_named():
@@ -140,4 +143,4 @@ def test_a_missing_tensor_is_named():
     tensors = model.state_dict()
     del tensors["model.layers.1.mlp.gate.weight"]
     with pytest.raises(BadInputError, match=r"tensor model\.layers\.1\.mlp\.gate\.weight is missing"):
-        moe_layers(model)[1].read(tensors)
+        alignable_layers(model)[1].read(tensors)

@@ -54,14 +54,14 @@ def test_fields_that_choose_code_are_dropped(folder):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model_type": "absent"}, "model type 'absent' in .*config.json is not known"),
-        ({"model_type": None}, "model type None"),
-        ({"model_type": ["moe_gpt2"]}, "model type"),
+        ({"model_type": "absent"}, "config.json: model_type 'absent' is not known"),
+        ({"model_type": None}, "model_type None"),
+        ({"model_type": ["moe_gpt2"]}, "model_type"),
         ({"architectures": None}, "names no model class"),
         ({"architectures": ["os"]}, "names the model class os, which"),
         ({"architectures": ["GPT2LMHeadModel"]}, "names the model class GPT2LMHeadModel, which"),
-        ({"n_layer": 10**9}, "n_layer = 1000000000 in .*config.json; more than 10000"),
-        ({"num_experts": 10**6}, "num_experts = 1000000 in"),
+        ({"n_layer": 10**9}, "config.json: n_layer is 1000000000; expected 0 to 10000"),
+        ({"num_experts": 10**6}, "config.json: num_experts is 1000000; expected"),
         ({"n_embd": -1}, "config.json"),
         ({"n_embd": "wide"}, "config.json"),
         ({"moe_variant": "both"}, "config.json"),
@@ -77,22 +77,20 @@ def test_bad_fields_are_refused(folder, fields, message):
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, "\ud800".encode("utf-16", "surrogatepass")])
 def test_a_file_that_is_no_configuration_is_refused(tmp_path, content):
     (tmp_path / "config.json").write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(BadInputError, match=r"config\.json (is not JSON|holds a)"):
+    with pytest.raises(BadInputError, match=r"config\.json (is not valid JSON|is not UTF-8|is nested|holds a)"):
         read_config(tmp_path)
 
 
 def test_an_endless_file_is_not_read(tmp_path):
     with (tmp_path / "config.json").open("wb") as file:
         file.truncate(10**10)
-    with pytest.raises(BadInputError, match="cannot be a configuration"):
+    with pytest.raises(BadInputError, match="is no metadata file"):
         read_config(tmp_path)
 
 
 def test_a_folder_without_configuration_is_refused(tmp_path):
-    with pytest.raises(BadInputError, match=r"no config\.json in"):
+    with pytest.raises(BadInputError, match=r"config\.json is missing"):
         read_config(tmp_path)
-    with pytest.raises(BadInputError, match=r"no folder .*absent, and no Hub id either"):
-        read_config(tmp_path / "absent")
 
 
 def test_transformers_reads_the_same(folder):

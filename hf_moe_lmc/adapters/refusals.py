@@ -1,0 +1,48 @@
+"""What is refused by name, and why: it would be merged silently wrong."""
+
+from collections.abc import Iterable
+
+from torch import Tensor, nn
+
+from hf_moe_lmc.errors import UnsupportedArchitectureError
+
+from .class_key import class_key
+
+REFUSED = {
+    "doge.DogeCDMoE": "matching product keys is a quadratic assignment, not a linear one",
+    "vitpose_backbone.VitPoseBackboneMoeMLP": "the caller chooses the expert by its number",
+}
+DEQUANTISE = (
+    "a quantised model must be dequantised first: load it with dequantize=True in its quantization config "
+    "(Mxfp4Config, FineGrainedFP8Config), or call model.dequantize() (bitsandbytes), and save it"
+)
+
+
+def refuse_by_class(name: str, module: nn.Module) -> None:
+    """Raise `UnsupportedArchitectureError` if `module` (module name `name`) is of a class that cannot be aligned."""
+    if reason := REFUSED.get(class_key(module)):
+        raise UnsupportedArchitectureError(f"layer {name}: a {class_key(module)}: {reason}")
+    if type(module).__module__.startswith("peft.tuners."):
+        raise UnsupportedArchitectureError(
+            f"layer {name}: a PEFT {type(module).__name__}; merge the adapter first (merge_and_unload)"
+        )
+
+
+def refuse_quantised(names: Iterable[str], modules: dict[str, nn.Module]) -> None:
+    """Raise `UnsupportedArchitectureError` unless the tensors `names` are plain, and alone in their modules.
+
+    Quantised formats keep scales beside their weights, in one module.
+    """
+    known = set(names)
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in known):
+        for own, tensor in module_tensors(modules[owner], recurse=False):
+            name = f"{owner}.{own}"
+            if name not in known:
+                raise UnsupportedArchitectureError(f"tensor {name} is not known; {DEQUANTISE}")
+            if not tensor.is_floating_point() or tensor.element_size() < 2:
+                raise UnsupportedArchitectureError(f"tensor {name} is {tensor.dtype}; {DEQUANTISE}")
+
+
+def module_tensors(module: nn.Module, recurse: bool) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers of `module` by name."""
+    return [*module.named_parameters(recurse=recurse), *module.named_buffers(recurse=recurse)]
