@@ -1,6 +1,6 @@
 """Applying an alignment to a checkpoint."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -41,7 +41,10 @@ def apply(
     check_layers(alignment, opened)
 
     def compute(step: Step) -> Iterator[dict[str, Tensor]]:
-        yield aligned(alignment, opened, step, allow_other_weights)
+        tensors = opened.read(step.names)
+        check_weights(alignment, opened, step, tensors, allow_other_weights)
+        own = {spec.name: alignment.symmetries[spec.name] for spec in step.layers}
+        yield apply_symmetries(tensors, step.layers, own)
 
     recipe = {"command": "apply", "alignment": alignment.digest, "other": opened.origin}
     write_checkpoints(opened, [Output(Path(output), recipe)], compute, [], options or OutputOptions())
@@ -57,10 +60,10 @@ def check_layers(alignment: Alignment, model: OpenedModel) -> None:
         raise IncompatiblePairError(f"layer {name} of {model.name} is not part of the alignment")
 
 
-def aligned(alignment: Alignment, model: OpenedModel, step: Step, allow_other_weights: bool) -> dict[str, Tensor]:
-    """The tensors of one step of `model`, rewritten."""
-    tensors = model.read(step.names)
-    if alignment.other and not allow_other_weights:
+def check_weights(
+    alignment: Alignment, model: OpenedModel, step: Step, tensors: Mapping[str, Tensor], allow_others: bool
+) -> None:
+    """Raise `IncompatiblePairError` unless the alignment was made for the weights of this step of `model`."""
+    if alignment.other and not allow_others:
         for spec in step.layers:
             alignment.other.check(spec, tensors, model.name)
-    return apply_symmetries(tensors, step.layers, {spec.name: alignment.symmetries[spec.name] for spec in step.layers})

@@ -9,13 +9,13 @@ from accelerate import PartialState
 from torch import Tensor
 
 from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.checkpoints import HubOptions
-from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.merging import interpolate, interpolate_tensor
+from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory
+from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
 from .align import align, align_opened
-from .alignment import Alignment, LiveModel, apply_symmetries
-from .apply import aligned, check_layers
+from .aligned_interpolation import interpolate_aligned_
+from .alignment import Alignment, LiveModel
+from .apply import check_layers, check_weights
 from .config import AlignmentConfig
 from .opened_model import open_checkpoint
 from .pair import check_pair
@@ -39,9 +39,13 @@ def merge(reference: LiveModel, other: LiveModel, alignment: Alignment | None = 
     _check_on_the_line(t)
     if alignment is None:
         alignment = align(reference, other)
-    moved = apply_symmetries(other.state_dict(), alignable_layers(other), alignment.symmetries)
+    layers = {spec.name: spec for spec in alignable_layers(other)}
+    if strange := alignment.layers.keys() - layers.keys():
+        raise IncompatiblePairError(f"layer {min(strange)} of the alignment does not exist in the model")
     merged = deepcopy(reference)
-    merged.load_state_dict(dict(interpolate(reference.state_dict(), moved, t)))
+    aligned = [layers[name] for name in alignment.layers]
+    with torch.no_grad():
+        interpolate_aligned_(merged.state_dict(), other.state_dict(), aligned, alignment.symmetries, t)
     return merged
 
 
@@ -86,12 +90,17 @@ def merge_checkpoints(
     found = alignment if isinstance(alignment, Alignment) else align_opened(first, second, alignment)
     check_layers(found, second)
     if PartialState().is_main_process:
+        memory = ReusedMemory(), ReusedMemory()
 
         def compute(step: Step) -> Iterator[dict[str, Tensor]]:
-            moved = aligned(found, second, step, allow_other_weights)
-            fixed = {name: _widened(tensor, options.dtype) for name, tensor in first.read(step.names).items()}
-            for point in points:
-                yield {name: interpolate_tensor(name, fixed[name], moved[name], point) for name in fixed}
+            fixed = first.read(step.names, memory[0])
+            fixed = {name: _widened(tensor, options.dtype) for name, tensor in fixed.items()}
+            tensors = second.read(step.names, memory[1])
+            check_weights(found, second, step, tensors, allow_other_weights)
+            for left, point in enumerate(points, start=1 - len(points)):
+                merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
+                interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point)
+                yield merged
 
         recipe = {
             "command": "merge",

@@ -9,7 +9,7 @@ from transformers import PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
-from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, Source, find_source, meta_model, read_config
+from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, ReusedMemory, Source, find_source, meta_model, read_config
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class OpenedModel:
         tensors = self.tensors.on_meta() if isinstance(self.tensors, Checkpoint) else self.tensors
         return {name: tensor.nbytes for name, tensor in tensors.items()}
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """Some of its tensors; those of a checkpoint are read from disk."""
+    def read(self, names: Iterable[str], memory: ReusedMemory | None = None) -> dict[str, Tensor]:
+        """Some of its tensors; those of a checkpoint are read from disk, into `memory` if there is any."""
         if isinstance(self.tensors, Checkpoint):
-            return self.tensors.read(names)
+            return self.tensors.read(names, memory)
         return {name: self.tensors[name] for name in names}
 
 

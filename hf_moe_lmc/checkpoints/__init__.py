@@ -4,6 +4,7 @@ from .checkpoint import Checkpoint
 from .config_file import read_config
 from .layout import Layout, place
 from .output_folder import MANIFEST_NAME, StagedFolder, output_folder
+from .reused_memory import ReusedMemory
 from .skeleton import meta_model
 from .source import COMPANIONS, HubOptions, Source, find_source
 from .stored_tensor import tensor_bytes
@@ -16,6 +17,7 @@ __all__ = [
     "CheckpointWriter",
     "HubOptions",
     "Layout",
+    "ReusedMemory",
     "Source",
     "StagedFolder",
     "find_source",

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError
 
 from .conversion import TensorGroup, tensor_groups
+from .reused_memory import ReusedMemory
 from .shards import stored_tensors
 from .stored_tensor import StoredTensor
 
@@ -66,10 +67,21 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self._group_of)
 
-    def read(self, names: Iterable[str]) -> dict[str, Tensor]:
-        """The tensors of `names`, and those that are stored in one with them."""
-        groups = {id(group): group for group in (self._group_of[name] for name in names)}
-        return {name: tensor for group in groups.values() for name, tensor in self._read_group(group).items()}
+    def read(self, names: Iterable[str], memory: ReusedMemory | None = None) -> dict[str, Tensor]:
+        """The tensors of `names`, and those that are stored in one with them.
+
+        Args:
+            names: module names.
+            memory: where to put them, until the next read into it; None takes fresh memory.
+        """
+        groups = {id(group): group for group in (self._group_of[name] for name in names)}.values()
+        device = "meta" if memory else "cpu"
+        tensors = {name: tensor for group in groups for name, tensor in self._empty(group, device).items()}
+        if memory:
+            tensors = memory.place(tensors)
+        for group in groups:
+            tensors |= self._read_group(group, {name: tensors[name] for name in group.names})
+        return tensors
 
     def on_meta(self) -> dict[str, Tensor]:
         """All tensors without their values."""
@@ -79,9 +91,8 @@ class Checkpoint(Mapping[str, Tensor]):
         dtype = reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
         return {name: torch.empty(self._shapes[name], dtype=dtype, device=device) for name in group.names}
 
-    def _read_group(self, group: TensorGroup) -> dict[str, Tensor]:
+    def _read_group(self, group: TensorGroup, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         entries = [self.stored[key] for key in group.keys]
-        tensors = self._empty(group, "cpu")
         parts = group.to_stored(tensors)
         owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
         if any(part.untyped_storage().data_ptr() not in owned for part in parts.values()):

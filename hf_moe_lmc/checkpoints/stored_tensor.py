@@ -4,9 +4,12 @@ The header is checked here and bytes are read with plain reads: a file that shri
 crash, and no mapped pages stay behind.
 """
 
+import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,8 @@ from torch import Tensor
 from hf_moe_lmc.errors import BadInputError
 
 from .json_file import MAX_BYTES, parse_json
+
+CHUNK_BYTES = 4 * 2**20
 
 # Names of the safetensors format.
 DTYPES = {
@@ -86,14 +91,32 @@ class StoredTensor:
             tensor.copy_(self.read())
             return
         buffer = tensor_bytes(tensor)
+        with self._opened() as file:
+            while buffer and (count := file.readinto(buffer)):
+                buffer = buffer[count:]
+        self._check_complete(len(buffer))
+
+    def digest(self) -> str:
+        """Sha-256 of its bytes."""
+        digest, left = hashlib.sha256(), self.nbytes
+        with self._opened() as file:
+            while left and (chunk := file.read(min(left, CHUNK_BYTES))):
+                digest.update(chunk)
+                left -= len(chunk)
+        self._check_complete(left)
+        return digest.hexdigest()
+
+    @contextmanager
+    def _opened(self) -> Iterator[FileIO]:
         try:
             with self.file.open("rb", buffering=0) as file:
                 file.seek(self.offset)
-                while buffer and (count := file.readinto(buffer)):
-                    buffer = buffer[count:]
+                yield file
         except OSError as error:
             raise BadInputError(f"cannot read {self.file}: {self.key}: {error.strerror}") from None
-        if buffer:
+
+    def _check_complete(self, missing: int) -> None:
+        if missing:
             raise BadInputError(f"{self.file} ended while {self.key} was read; it must not change meanwhile")
 
 

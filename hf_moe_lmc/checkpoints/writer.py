@@ -66,7 +66,7 @@ class CheckpointWriter:
             if read_header(file) != {tensor.key: tensor for tensor in tensors}:
                 raise OutputError(f"{file} does not hold what was written; check the disk")
         for key, tensor in self._placement.items():
-            if _digest(tensor.read()) != digests.get(key):
+            if tensor.digest() != digests.get(key):
                 raise OutputError(f"{tensor.file}: {key} is not what was written; check the disk")
         return digests
 
@@ -105,10 +105,6 @@ def _write(place: StoredTensor, tensor: Tensor) -> str:
         while rest:
             rest = rest[file.write(rest) :]
     return hashlib.sha256(content).hexdigest()
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor_bytes(tensor)).hexdigest()
 
 
 def _sync(file: Path) -> None:

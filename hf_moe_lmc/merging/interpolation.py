@@ -26,14 +26,27 @@ def interpolate(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], t:
 
 def interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
     """`(1 - t) a + t b` in the dtype of `a`, as `interpolate` computes it; `name` is for errors."""
-    if a.shape != b.shape:
-        raise IncompatiblePairError(
-            f"tensor {name}: shape {tuple(a.shape)} in the reference, {tuple(b.shape)} in the other"
-        )
+    _check_alike(name, a, b)
     if not a.is_floating_point():
-        if not torch.equal(a, b):
-            raise IncompatiblePairError(f"tensor {name} ({a.dtype}) differs and cannot be interpolated")
         return a
     # For 16-bit tensors too, lerp computes in float32 and rounds once.
     dtype = torch.promote_types(a.dtype, b.dtype)
     return torch.lerp(a.to(dtype), b.to(dtype), t).to(a.dtype)
+
+
+def interpolate_(name: str, a: Tensor, b: Tensor, t: float) -> None:
+    """`a <- interpolate_tensor(name, a, b, t)`, in the memory of `a`."""
+    if a.dtype == b.dtype and a.is_floating_point():
+        _check_alike(name, a, b)
+        a.lerp_(b, t)
+    else:
+        a.copy_(interpolate_tensor(name, a, b, t))
+
+
+def _check_alike(name: str, a: Tensor, b: Tensor) -> None:
+    if a.shape != b.shape:
+        raise IncompatiblePairError(
+            f"tensor {name}: shape {tuple(a.shape)} in the reference, {tuple(b.shape)} in the other"
+        )
+    if not a.is_floating_point() and not torch.equal(a, b):
+        raise IncompatiblePairError(f"tensor {name} ({a.dtype}) differs and cannot be interpolated")

@@ -1,0 +1,84 @@
+"""The straight line from one model to another that is aligned on the way."""
+
+from collections.abc import Mapping, Sequence
+
+from torch import Tensor
+
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.errors import IncompatiblePairError
+from hf_moe_lmc.merging import interpolate_
+from hf_moe_lmc.moe import ExpertBank
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
+
+
+def interpolate_aligned_(
+    reference: dict[str, Tensor],
+    other: Mapping[str, Tensor],
+    layers: Sequence[MoeLayerSpec],
+    symmetries: Mapping[str, MoeSymmetry],
+    t: float,
+) -> None:
+    """`reference <- (1 - t) reference + t (symmetries . other)`, in place, expert by expert.
+
+    No aligned copy of a layer is made, so memory beyond the two models is that of one expert. Equals
+    `interpolate(reference, apply_symmetries(other, layers, symmetries), t)` bit for bit, but for tensors of experts
+    that are never chosen, which stay the reference's.
+
+    Args:
+        reference, other: tensors under module names; those of `reference` are overwritten.
+        layers: the Mixture-of-Experts layers among them.
+        symmetries: layer name -> what aligns it.
+        t: in [0, 1].
+
+    Raises:
+        IncompatiblePairError: names, shapes or values that are not floating point differ, or a symmetry does not fit.
+    """
+    if unpaired := sorted(reference.keys() ^ other.keys()):
+        owner = "reference" if unpaired[0] in reference else "other"
+        raise IncompatiblePairError(f"tensor {unpaired[0]} exists in the {owner} model only")
+    done: set[str] = set()
+    for spec in layers:
+        _interpolate_layer_(spec, reference, other, symmetries[spec.name], t)
+        done.update(spec.tensor_names)
+    for name in reference.keys() - done:
+        interpolate_(name, reference[name], other[name], t)
+
+
+def _interpolate_layer_(
+    spec: MoeLayerSpec, reference: dict[str, Tensor], other: Mapping[str, Tensor], symmetry: MoeSymmetry, t: float
+) -> None:
+    a, b = spec.read(reference), spec.read(other)
+    if not symmetry.shape == a.symmetry_shape == b.symmetry_shape:
+        raise IncompatiblePairError(
+            f"layer {spec.name}: a symmetry of sizes {symmetry.shape} for layers of sizes {a.symmetry_shape} and "
+            f"{b.symmetry_shape}"
+        )
+    if spec.router and a.router and b.router:
+        moved = b.router.permute_experts(symmetry.experts)
+        for field, name in spec.router.tensors:
+            interpolate_(name, getattr(a.router, field), getattr(moved, field), t)
+            rest = spec.router.num_experts
+            if field != "expert_table":
+                interpolate_(name, reference[name][rest:], other[name][rest:], t)
+    _interpolate_bank_(spec.name, a.experts, b.experts, symmetry.experts, symmetry.units, t)
+    written = spec.experts.write(a.experts) if not _are_views(a.experts, reference) else {}
+    if a.shared_experts and b.shared_experts and symmetry.shared_units:
+        stay = Permutation.identity(a.shared_experts.num_experts)
+        _interpolate_bank_(spec.name, a.shared_experts, b.shared_experts, stay, symmetry.shared_units, t)
+    reference |= written
+
+
+def _interpolate_bank_(
+    name: str, a: ExpertBank, b: ExpertBank, experts: Permutation, units: SignedPermutation, t: float
+) -> None:
+    targets = a.tensors()
+    for slot, expert in enumerate(experts.index.tolist()):
+        own = SignedPermutation(Permutation(units.permutation.index[slot, None]), units.signs[slot, None])
+        moved = b.map(lambda tensor, expert=expert: tensor[expert, None]).permute_units(own)
+        for field, tensor in moved.tensors().items():
+            interpolate_(f"{name}: {field}", targets[field][slot], tensor[0], t)
+
+
+def _are_views(bank: ExpertBank, tensors: Mapping[str, Tensor]) -> bool:
+    owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
+    return all(tensor.untyped_storage().data_ptr() in owned for tensor in bank.tensors().values())
