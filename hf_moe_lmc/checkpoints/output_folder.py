@@ -4,6 +4,7 @@ All is written into a hidden folder beside it, under a lock; a journal says what
 run goes on where it was; one rename ends it.
 """
 
+import fcntl
 import json
 import os
 import shutil
@@ -12,8 +13,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from filelock import FileLock, Timeout
 
 from hf_moe_lmc.errors import MoeLmcError, OutputError
 
@@ -79,14 +78,13 @@ def output_folder(
     _check_apart(out, inputs)
     if not out.parent.is_dir():
         raise OutputError(f"{out.parent}, which is to hold {out.name}, is not a folder; create it first")
-    with _locked(out):
-        old = out.with_name(f".{out.name}.old")
+    staging, old = out.with_name(f".{out.name}.partial"), out.with_name(f".{out.name}.old")
+    with _locked(staging):
         _recover(out, old)
-        _check_free(out, overwrite, marker)
-        staging = out.with_name(f".{out.name}.partial")
-        staged = _resumed(staging, recipe) or _started(staging, recipe)
-        _check_space(out.parent, size - _allocated(staging))
         try:
+            _check_free(out, overwrite, marker)
+            staged = _resumed(staging, recipe) or _started(staging, recipe)
+            _check_space(out.parent, size - _allocated(staging))
             yield staged
         except MoeLmcError:
             shutil.rmtree(staging)
@@ -111,14 +109,24 @@ def _check_apart(out: Path, inputs: Sequence[Path]) -> None:
 
 
 @contextmanager
-def _locked(out: Path) -> Iterator[None]:
+def _locked(staging: Path) -> Iterator[None]:
+    """Hold `staging`, which is made if need be, against other processes; a process that dies lets go of it."""
     try:
-        with FileLock(out.with_name(f".{out.name}.lock"), timeout=0):
-            yield
-    except Timeout:
-        raise OutputError(f"{out} is being written by another process; wait for it or give another output") from None
-    except PermissionError:
-        raise OutputError(f"{out.parent} may not be written; give another output") from None
+        staging.mkdir(exist_ok=True)
+        descriptor = os.open(staging, os.O_RDONLY)
+    except OSError as error:
+        raise OutputError(f"{staging.parent} may not be written ({error.strerror}); give another output") from None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if not staging.exists() or os.fstat(descriptor).st_ino != staging.stat().st_ino:
+            raise BlockingIOError  # it was finished a moment ago
+        yield
+    except BlockingIOError:
+        raise OutputError(
+            f"{staging} is being written by another process; wait for it or give another output"
+        ) from None
+    finally:
+        os.close(descriptor)
 
 
 def _recover(out: Path, old: Path) -> None:
@@ -156,9 +164,8 @@ def _resumed(staging: Path, recipe: Mapping[str, Any]) -> StagedFolder | None:
 
 
 def _started(staging: Path, recipe: Mapping[str, Any]) -> StagedFolder:
-    if staging.exists():
-        shutil.rmtree(staging)
-    staging.mkdir()
+    for left in staging.iterdir():
+        shutil.rmtree(left) if left.is_dir() else left.unlink()
     _append(staging / JOURNAL_NAME, {"recipe": recipe})
     return StagedFolder(staging, {})
 
