@@ -1,5 +1,6 @@
 """Barriers: how far a path rises above the straight line between its ends."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,11 @@ class Barrier:
         """`values(t) - ((1 - t) values(0) + t values(1))`, written so that equal values give 0 exactly."""
         t, y = np.asarray(self.t), np.asarray(values)
         return y - (y[0] + t * (y[-1] - y[0]))
+
+    @property
+    def failed(self) -> tuple[float, ...]:
+        """The points whose loss is NaN or infinite; with one of them, no barrier is a number."""
+        return tuple(t for t, loss in zip(self.t, self.loss, strict=True) if not math.isfinite(loss))
 
     @property
     def loss_barrier(self) -> float:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.merging import rescale_outputs
 
+from .live_weights import borrow
 from .path import Path
 
 
@@ -20,7 +21,7 @@ def rescaled_path(
     `((1 - t) n_0(e) + t n_1(e)) / n_t(e)`. All layers are measured before any is rescaled.
 
     Args:
-        model: where the measuring takes place; its weights are overwritten.
+        model: where the measuring takes place; ends with the weights that it had.
         path: the path to correct.
         specs: its Mixture-of-Experts layers, of experts that are called with `(tokens, indices, weights)`.
         calibration: batches for `model`, never the ones evaluated on.
@@ -28,8 +29,9 @@ def rescaled_path(
     batches = list(calibration)
 
     def sizes_at(t: float) -> dict[str, Tensor]:
-        model.load_state_dict(path(t))
-        return output_sizes(model, specs, batches)
+        with borrow(model) as weights:
+            weights.load(path(t))
+            return output_sizes(model, specs, batches)
 
     start, end = sizes_at(0.0), sizes_at(1.0)
 

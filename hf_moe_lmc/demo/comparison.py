@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.alignment import Alignment, align, apply_symmetries, scramble
-from hf_moe_lmc.connectivity import Barrier, Path, evaluate_path, linear_path, rescaled_path
+from hf_moe_lmc.connectivity import Barrier, Path, linear_path, measure, rescaled_path
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
@@ -42,7 +42,7 @@ class Bench:
     """What paths are evaluated with.
 
     Args:
-        model: a model to load weights into; overwritten.
+        model: a model that lends its place.
         batches: the test set.
         calibration: training batches for the rescale control.
         points: t of every path.
@@ -57,7 +57,7 @@ class Bench:
 
     def measure(self, path: Path, description: str) -> Barrier:
         """Loss and accuracy along `path`."""
-        return evaluate_path(self.model, path, self.points, self.batches, self.accelerator, description)
+        return measure(self.model, path, self.points, self.batches, self.accelerator, description).barrier
 
 
 def compare_methods(

@@ -1,6 +1,16 @@
 """Weights of two models -> weights of their merge."""
 
-from .interpolation import interpolate, interpolate_tensor
+from .interpolation import Interpolation, interpolate, interpolate_tensor
+from .layer_interpolation import interpolate_layers, widest_dtype
+from .norm_preserving import preserve_norms
 from .output_rescale import rescale_outputs
 
-__all__ = ["interpolate", "interpolate_tensor", "rescale_outputs"]
+__all__ = [
+    "Interpolation",
+    "interpolate",
+    "interpolate_layers",
+    "interpolate_tensor",
+    "preserve_norms",
+    "rescale_outputs",
+    "widest_dtype",
+]

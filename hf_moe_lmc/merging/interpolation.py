@@ -8,28 +8,44 @@ from torch import Tensor
 from hf_moe_lmc.errors import IncompatiblePairError
 
 
-def interpolate(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], t: float) -> Iterator[tuple[str, Tensor]]:
-    """`(1 - t) reference + t other`, tensor by tensor, under the reference's names and in its dtypes.
+class Interpolation(Mapping[str, Tensor]):
+    """`(1 - t) reference + t other` under the reference's names and in its dtypes, each tensor computed when asked for.
 
-    Arithmetic is in float32 or better and rounds once; t = 0 and t = 1 give the endpoints bit for bit. Tensors that
-    are not floating point must be equal.
+    Arithmetic is in float32 or better, on the device of the reference's tensor, and rounds once; t = 0 and t = 1 give
+    the endpoints bit for bit. Tensors that are not floating point must be equal.
 
     Raises:
-        IncompatiblePairError: names, shapes or non-float values differ.
+        IncompatiblePairError: names differ; when asked for a tensor, its shapes or non-float values do.
     """
-    if unpaired := sorted(reference.keys() ^ other.keys()):
-        owner = "reference" if unpaired[0] in reference else "other"
-        raise IncompatiblePairError(f"tensor {unpaired[0]} exists in the {owner} model only")
-    for name in reference:
-        yield name, interpolate_tensor(name, reference[name], other[name], t)
+
+    def __init__(self, reference: Mapping[str, Tensor], other: Mapping[str, Tensor], t: float):
+        if unpaired := sorted(reference.keys() ^ other.keys()):
+            owner = "reference" if unpaired[0] in reference else "other"
+            raise IncompatiblePairError(f"tensor {unpaired[0]} exists in the {owner} model only")
+        self._reference, self._other, self._t = reference, other, t
+
+    def __getitem__(self, name: str) -> Tensor:
+        return interpolate_tensor(name, self._reference[name], self._other[name], self._t)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._reference)
+
+    def __len__(self) -> int:
+        return len(self._reference)
+
+
+def interpolate(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], t: float) -> Iterator[tuple[str, Tensor]]:
+    """The items of `Interpolation(reference, other, t)`, tensor by tensor."""
+    yield from Interpolation(reference, other, t).items()
 
 
 def interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
-    """`(1 - t) a + t b` in the dtype of `a`, as `interpolate` computes it; `name` is for errors."""
+    """`(1 - t) a + t b` in the dtype of `a`, as `Interpolation` computes it; `name` is for errors."""
     if a.shape != b.shape:
         raise IncompatiblePairError(
             f"tensor {name}: shape {tuple(a.shape)} in the reference, {tuple(b.shape)} in the other"
         )
+    b = b.to(a.device)
     if not a.is_floating_point():
         if not torch.equal(a, b):
             raise IncompatiblePairError(f"tensor {name} ({a.dtype}) differs and cannot be interpolated")

@@ -1,0 +1,101 @@
+"""Norm-preserving interpolation: a repair of the straight line that needs no data.
+
+The mean of two vectors of equal norm at an angle theta has norm cos(theta / 2): whatever two layers do not share is
+averaged away, and a unit, whose answer is a product of two or three such vectors, shrinks by the product of them
+(variance collapse). Directions cannot be restored without data, lengths can: every orbit of the layer's symmetry group
+gets back the length that lies on the straight line between its lengths at the ends.
+
+Which lengths mean something follows from the scale symmetry of a unit, (up row, down column) -> (c up, down / c), where
+`up` enters linearly (the layer admits unit signs, its odd part): only the product of both norms is a property of the
+function. Elsewhere each vector has a length of its own. With n_t(v) = (1 - t) |v_0| + t |v_1|:
+
+    gate row (with its bias)             v_t   n_t(v) / |v_t|
+    up row and down column, if linear    both  (n_t(up down) / (|up_t| |down_t|))^(1/2),  |up down| = |up| |down|
+    up row (with bias), down column      each  v_t n_t(v) / |v_t|, if not linear
+    router row (with its bias)           likewise, about the mean row where translation is a symmetry
+    down bias, per-expert scale, selection bias: not rescaled
+
+Permutations and signs move orbits without changing a length, so the repair commutes with the group: repairing a
+scrambled pair gives the scrambled repair. At t = 0 and t = 1 every factor is exactly 1.
+"""
+
+from dataclasses import replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+
+# Below this share of the wanted length a direction is rounding noise, which is left as small as it is.
+NOISE = 1e-6
+
+
+def preserve_norms(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: float) -> MoeLayer:
+    """`merged`, the point t between `reference` and `other`, with its units and router rows at their interpolated norms.
+
+    The formula stands at the head of this file; it generalises the row-wise rescaling of REPAIR (arXiv:2211.08403)
+    to weights and to gated units, without data.
+
+    Args:
+        merged: the layer to repair, in float32 or better.
+        reference, other: the ends, of the same sizes, `other` aligned.
+        t: in [0, 1].
+    """
+    group = reference.group
+    shared = (merged.shared_experts, reference.shared_experts, other.shared_experts)
+    return replace(
+        merged,
+        router=_router(merged.router, reference.router, other.router, t, centred=group.router_translation),
+        experts=_experts(merged.experts, reference.experts, other.experts, t, linear=group.unit_signs),
+        shared_experts=_experts(*shared, t, linear=group.shared_unit_signs) if all(shared) else merged.shared_experts,
+    )
+
+
+def _experts(merged: ExpertBank, a: ExpertBank, b: ExpertBank, t: float, linear: bool) -> ExpertBank:
+    ends = [(_norm(end.up_proj, end.up_bias), end.down_proj.norm(dim=1)) for end in (a, b)]
+    up, down = _norm(merged.up_proj, merged.up_bias), merged.down_proj.norm(dim=1)
+    if linear:
+        (up_a, down_a), (up_b, down_b) = ends
+        up_factor = down_factor = _factor(up_a * down_a, up_b * down_b, up * down, t).sqrt()
+    else:
+        up_factor, down_factor = (
+            _factor(start, end, found, t) for start, end, found in zip(*ends, (up, down), strict=True)
+        )
+    scaled = {"up_proj": merged.up_proj * up_factor[..., None], "down_proj": merged.down_proj * down_factor[:, None]}
+    if merged.up_bias is not None:
+        scaled["up_bias"] = merged.up_bias * up_factor
+    if merged.gate_proj is not None and a.gate_proj is not None and b.gate_proj is not None:
+        found = _norm(merged.gate_proj, merged.gate_bias)
+        factor = _factor(_norm(a.gate_proj, a.gate_bias), _norm(b.gate_proj, b.gate_bias), found, t)
+        scaled["gate_proj"] = merged.gate_proj * factor[..., None]
+        if merged.gate_bias is not None:
+            scaled["gate_bias"] = merged.gate_bias * factor
+    return replace(merged, **scaled)
+
+
+def _router(merged: Router, a: Router, b: Router, t: float, centred: bool) -> Router:
+    rows, start, end = (_rows(router, centred) for router in (merged, a, b))
+    change = _factor(start.norm(dim=1), end.norm(dim=1), rows.norm(dim=1), t)[:, None] - 1
+    # Added to, not rebuilt from, the row: a factor of 1 leaves it alone bit for bit.
+    moved = rows * change
+    return replace(
+        merged,
+        weight=merged.weight + moved[:, : merged.weight.shape[1]],
+        bias=None if merged.bias is None else merged.bias + moved[:, -1],
+    )
+
+
+def _rows(router: Router, centred: bool) -> Float[Tensor, "E d"]:
+    rows = router.weight if router.bias is None else torch.cat([router.weight, router.bias[:, None]], dim=1)
+    return rows - rows.mean(dim=0) if centred else rows
+
+
+def _norm(rows: Float[Tensor, "E F H"], bias: Float[Tensor, "E F"] | None) -> Float[Tensor, "E F"]:
+    norm = rows.norm(dim=-1)
+    return norm if bias is None else torch.hypot(norm, bias)
+
+
+def _factor(start: Tensor, end: Tensor, found: Tensor, t: float) -> Tensor:
+    wanted = torch.lerp(start, end, t)
+    return torch.where(found > NOISE * wanted, wanted / found, torch.ones_like(found))
