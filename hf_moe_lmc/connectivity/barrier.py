@@ -45,7 +45,7 @@ class Barrier:
     @property
     def accuracy_barrier(self) -> float:
         """`max_t [((1 - t) a(0) + t a(1)) - a(t)]`; at least 0."""
-        return float((-self._rise(self.accuracy)).max())
+        return float((0 - self._rise(self.accuracy)).max())
 
     @property
     def loss_auc(self) -> float:

@@ -10,11 +10,10 @@ from huggingface_hub.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.data import DataLoader
-from transformers import PreTrainedModel
 
 from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
-from .live_weights import borrow
+from .live_weights import BorrowedWeights
 from .path import Path
 
 NO_PREDICTIONS = torch.zeros(0)
@@ -40,6 +39,17 @@ class Curve:
         )
 
     @property
+    def calibrated_barrier(self) -> float | None:
+        """The loss barrier of the temperature-calibrated losses; None without them."""
+        losses = [point.calibrated_loss for point in self.evaluations if point.calibrated_loss is not None]
+        return Barrier(self.t, tuple(losses), (0.0,) * len(self.t)).loss_barrier if losses else None
+
+    @property
+    def midpoint_loss(self) -> float | None:
+        """The loss at t = 1/2; None where that is no point of the path."""
+        return self.evaluations[self.t.index(0.5)].loss if 0.5 in self.t else None
+
+    @property
     def examples(self) -> Float[Tensor, "N T 4"]:
         """Per example and point: what `Evaluation.examples` holds."""
         return torch.stack([point.examples for point in self.evaluations], dim=1)
@@ -52,7 +62,7 @@ class Curve:
 
 
 def measure(
-    model: PreTrainedModel,
+    weights: BorrowedWeights,
     path: Path,
     points: Sequence[float],
     batches: DataLoader,
@@ -64,20 +74,19 @@ def measure(
     """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
 
     Args:
-        model: lends its place; ends with the weights that it had.
+        weights: of the model that the points are loaded into.
         path: the weights at t.
         points: ascending from 0 to 1.
         batches, accelerator: as for `evaluate`.
         description: stands before the progress bar.
-        temperature: called once `model` has a point's weights; what `evaluate` calibrates the loss with.
+        temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
         observe: gives the context of every evaluation, in the order of the points.
     """
     evaluations = []
-    with borrow(model) as weights:
-        for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
-            weights.load(path(t))
-            calibrated = temperature() if temperature else None
-            with observe():
-                found = evaluate(model, batches, accelerator, calibrated)
-            evaluations.append(found if t in (0, 1) else replace(found, predictions=NO_PREDICTIONS))
+    for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+        weights.load(path(t))
+        calibrated = temperature() if temperature else None
+        with observe():
+            found = evaluate(weights.model, batches, accelerator, calibrated)
+        evaluations.append(found if t in (0, 1) else replace(found, predictions=NO_PREDICTIONS))
     return Curve(tuple(points), tuple(evaluations))

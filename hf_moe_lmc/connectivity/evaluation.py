@@ -1,6 +1,6 @@
 """Loss and accuracy of one model on one dataset."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -8,7 +8,6 @@ from accelerate import Accelerator
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
@@ -40,7 +39,10 @@ class Evaluation:
 
 @torch.no_grad()
 def evaluate(
-    model: PreTrainedModel, batches: DataLoader, accelerator: Accelerator, temperature: float | None = None
+    model: PreTrainedModel,
+    batches: Iterable[Mapping[str, Tensor]],
+    accelerator: Accelerator,
+    temperature: float | None = None,
 ) -> Evaluation:
     """Cross-entropy and accuracy of `model`, summed over all examples of all processes, then divided once.
 
@@ -49,7 +51,8 @@ def evaluate(
 
     Args:
         model: answers a batch with `logits`: `[B, C]` for classification, `[B, S, V]` for language models.
-        batches: a loader prepared by `accelerator`; every batch is a dict with `labels`, `[B]` or `[B, S]`.
+        batches: a loader prepared by `accelerator` (or the same batches in every process); every batch is a dict with
+            `labels`, `[B]` or `[B, S]`.
         accelerator: the processes.
         temperature: divides the logits of `calibrated_loss`.
 
@@ -97,7 +100,7 @@ def answer(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Float[T
 def score(
     logits: Float[Tensor, "B S C"], labels: Int[Tensor, "B S"], temperature: float = 1.0
 ) -> Float[Tensor, "B S 4"]:
-    """Per prediction: cross-entropy, whether it is right, 1, cross-entropy at `temperature`; zeros for labels of -100."""
+    """Per prediction: cross-entropy, whether it is right, 1, cross-entropy at `temperature`; 0 where there is none."""
     rows, flat = logits.flatten(0, 1).float(), labels.flatten()
     counted = flat != IGNORED_LABEL
 

@@ -8,6 +8,7 @@ import torch
 from accelerate.hooks import AlignDevicesHook
 from accelerate.utils import named_module_tensors
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -46,10 +47,15 @@ class LiveWeights(Mapping[str, Tensor]):
 
 
 class BorrowedWeights(LiveWeights):
-    """The weights that `model` had when it was borrowed, and the means to load others into it; see `borrow`."""
+    """The weights that `model` had when it was borrowed, and the means to load others into it; see `borrow`.
 
-    def __init__(self, model: nn.Module):
+    Args:
+        model: has other weights in the meantime.
+    """
+
+    def __init__(self, model: PreTrainedModel):
         super().__init__(model)
+        self.model = model
         self._hooks = list(_offloading_hooks(model))
         self._live = self.resident
         self.resident = {name: tensor.clone() for name, tensor in self._live.items()}
@@ -73,7 +79,7 @@ class BorrowedWeights(LiveWeights):
 
 
 @contextmanager
-def borrow(model: nn.Module) -> Iterator[BorrowedWeights]:
+def borrow(model: PreTrainedModel) -> Iterator[BorrowedWeights]:
     """Within, `model` can be given other weights; afterwards it has its own again, bit for bit.
 
     The weights on devices are kept twice meanwhile; offloaded ones stay where they are, and no file is written.

@@ -1,8 +1,10 @@
 """Temperature calibration: how much of a loss is only over- or underconfidence."""
 
+from collections.abc import Iterable, Mapping
+
 import torch
 from accelerate import Accelerator
-from torch.utils.data import DataLoader
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from .evaluation import answer, score
@@ -11,7 +13,9 @@ LOG2_TEMPERATURES = tuple(i / 4 for i in range(-8, 9))
 
 
 @torch.no_grad()
-def best_temperature(model: PreTrainedModel, calibration: DataLoader, accelerator: Accelerator) -> float:
+def best_temperature(
+    model: PreTrainedModel, calibration: Iterable[Mapping[str, Tensor]], accelerator: Accelerator
+) -> float:
     """The temperature between 1/4 and 4 that minimises the mean cross-entropy of `logits / temperature`.
 
     One pass over the data: the loss on a grid of temperatures, and the vertex of the parabola (in the logarithm of the
@@ -20,7 +24,7 @@ def best_temperature(model: PreTrainedModel, calibration: DataLoader, accelerato
 
     Args:
         model: as for `evaluate`.
-        calibration: a prepared loader of data that is not evaluated on.
+        calibration: batches that are not evaluated on; the same in every process, or a prepared loader.
         accelerator: the processes.
     """
     model.eval()

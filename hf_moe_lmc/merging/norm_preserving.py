@@ -32,7 +32,7 @@ NOISE = 1e-6
 
 
 def preserve_norms(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: float) -> MoeLayer:
-    """`merged`, the point t between `reference` and `other`, with its units and router rows at their interpolated norms.
+    """`merged`, the point t between two layers, with its units and router rows at their interpolated norms.
 
     The formula stands at the head of this file; it generalises the row-wise rescaling of REPAIR (arXiv:2211.08403)
     to weights and to gated units, without data.
@@ -43,12 +43,12 @@ def preserve_norms(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: fl
         t: in [0, 1].
     """
     group = reference.group
-    shared = (merged.shared_experts, reference.shared_experts, other.shared_experts)
+    shared, a, b = merged.shared_experts, reference.shared_experts, other.shared_experts
     return replace(
         merged,
         router=_router(merged.router, reference.router, other.router, t, centred=group.router_translation),
         experts=_experts(merged.experts, reference.experts, other.experts, t, linear=group.unit_signs),
-        shared_experts=_experts(*shared, t, linear=group.shared_unit_signs) if all(shared) else merged.shared_experts,
+        shared_experts=_experts(shared, a, b, t, linear=group.shared_unit_signs) if shared and a and b else None,
     )
 
 
