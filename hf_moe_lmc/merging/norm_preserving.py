@@ -12,7 +12,7 @@ function. Elsewhere each vector has a length of its own. With n_t(v) = (1 - t) |
     gate row (with its bias)             v_t   n_t(v) / |v_t|
     up row and down column, if linear    both  (n_t(up down) / (|up_t| |down_t|))^(1/2),  |up down| = |up| |down|
     up row (with bias), down column      each  v_t n_t(v) / |v_t|, if not linear
-    router row (with its bias)           likewise, about the mean row where translation is a symmetry
+    router row (with its bias)           likewise, about the line's mean row if translation is a symmetry
     down bias, per-expert scale, selection bias: not rescaled
 
 Permutations and signs move orbits without changing a length, so the repair commutes with the group: repairing a

@@ -1,7 +1,7 @@
 """Rows of a dataset, from the Hub or from local files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -31,7 +31,8 @@ def load_rows(source: str | Path, config: str | None = None, split: str = "test"
     try:
         if path.exists():
             builder, files = _local(path, split)
-            options = {"sample_by": "document"} if builder == "text" else {}
+            # A text file is one document, not one row per line.
+            options: dict[str, Any] = {"sample_by": "document"} if builder == "text" else {}
             rows = load_dataset(builder, data_files=files, split="train", **options)
         else:
             rows = load_dataset(str(source), config, split=split)
