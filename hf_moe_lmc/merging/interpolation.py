@@ -50,6 +50,8 @@ def interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
         if not torch.equal(a, b):
             raise IncompatiblePairError(f"tensor {name} ({a.dtype}) differs and cannot be interpolated")
         return a
+    if t in (0, 1):  # an end is itself, whatever the other end holds
+        return a if t == 0 else b.to(a.dtype)
     # For 16-bit tensors too, lerp computes in float32 and rounds once.
     dtype = torch.promote_types(a.dtype, b.dtype)
     return torch.lerp(a.to(dtype), b.to(dtype), t).to(a.dtype)

@@ -1,4 +1,4 @@
-"""Pairs of tiny language models, fine-tuned for real: on the Python manual that ships with Python, character by character."""
+"""Pairs of tiny language models, fine-tuned for real on the manual that ships with Python, character by character."""
 
 from copy import deepcopy
 from functools import cache
@@ -23,10 +23,14 @@ def blocks() -> torch.Tensor:
     return tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
 
 
+def held_out(start: int, number: int) -> Blocks:
+    """`number` blocks of the last tenth of the manual, which no model was trained on."""
+    return Blocks(blocks()[-len(blocks()) // 10 :][start : start + number])
+
+
 def loader(start: int, number: int, batch_size: int = 8) -> DataLoader:
-    """`number` blocks of the held-out last tenth of the manual, in order."""
-    held_out = blocks()[-len(blocks()) // 10 :]
-    return DataLoader(Blocks(held_out[start : start + number]), batch_size=batch_size)
+    """`held_out`, in order."""
+    return DataLoader(held_out(start, number), batch_size=batch_size)
 
 
 def train(model: PreTrainedModel, steps: int, seed: int, lr: float) -> PreTrainedModel:
@@ -47,6 +51,6 @@ def pair(family: str) -> tuple[PreTrainedModel, PreTrainedModel]:
     torch.manual_seed(0)
     model = families.FAMILIES[family].model_class()(families.configuration(family, EXPERTS))
     model.set_experts_implementation("eager")
-    base = train(model, steps=100, seed=0, lr=1e-2)
+    base = train(model, steps=80, seed=0, lr=1e-2)
     first, second = (train(deepcopy(base), steps=10, seed=seed, lr=3e-3) for seed in (1, 2))
     return first, second

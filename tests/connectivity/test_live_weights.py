@@ -49,9 +49,14 @@ def test_borrowed_weights_are_given_back(name, how, tmp_path):
 def test_weights_are_given_back_after_an_error():
     model = build("mixtral", dtype=torch.float32)
     before = logits(model)
-    with pytest.raises(RuntimeError, match="on the way"), borrow(model) as weights:
-        weights.load(build("mixtral", seed=1, dtype=torch.float32).state_dict())
-        raise RuntimeError("on the way")
+
+    def fail() -> None:
+        with borrow(model) as weights:
+            weights.load(build("mixtral", seed=1, dtype=torch.float32).state_dict())
+            raise RuntimeError("on the way")
+
+    with pytest.raises(RuntimeError, match="on the way"):
+        fail()
     assert torch.equal(logits(model), before)
 
 

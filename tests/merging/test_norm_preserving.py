@@ -56,10 +56,13 @@ def test_every_orbit_has_its_interpolated_length(kind):
 def test_router_rows_have_their_interpolated_length(kind):
     """About the mean row, where a translation of all rows changes nothing."""
     a, b = pair(kind)
-    t, rows = 0.3, [
-        r.weight if r.bias is None else torch.cat([r.weight, r.bias[:, None]], dim=1)
-        for r in (a.router, b.router, repaired(a, b, 0.3).router)
-    ]
+    t, rows = (
+        0.3,
+        [
+            r.weight if r.bias is None else torch.cat([r.weight, r.bias[:, None]], dim=1)
+            for r in (a.router, b.router, repaired(a, b, 0.3).router)
+        ],
+    )
     means = [0, 0, 0]
     if a.group.router_translation:
         means = [rows[0].mean(dim=0), rows[1].mean(dim=0), torch.lerp(rows[0], rows[1], t).mean(dim=0)]
