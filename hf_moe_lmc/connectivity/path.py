@@ -101,6 +101,6 @@ def points_of(t: int | Sequence[float]) -> tuple[float, ...]:
         BadInputError: there are fewer than two, or the given ones do not ascend from 0 to 1.
     """
     points = tuple(np.linspace(0, 1, t).tolist() if isinstance(t, int) else t)
-    if len(points) < 2 or (points[0], points[-1]) != (0, 1) or any(a >= b for a, b in pairwise(points)):
+    if len(points) < 2 or (points[0], points[-1]) != (0, 1) or not all(a < b for a, b in pairwise(points)):
         raise BadInputError(f"a path needs two points or more, ascending from 0 to 1, not {t}")
     return points

@@ -84,7 +84,7 @@ class RoutingRecorder:
         def see_choice(name: str, args: tuple[object, ...]) -> None:
             index, weights = args[1:3] if len(args) > 2 else (None, None)
             kept = found.setdefault(name, [])
-            if not isinstance(index, Tensor) or not isinstance(weights, Tensor) or index.shape != weights.shape:
+            if not isinstance(index, Tensor) or not isinstance(weights, Tensor) or index.is_floating_point():
                 return
             if sum(len(experts) for experts, _ in kept) < self._max_tokens:
                 last = index.gather(1, weights.argmin(dim=1, keepdim=True))
