@@ -10,8 +10,12 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.alignment import Alignment, align
-from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+from hf_moe_lmc.alignment import Alignment
+from hf_moe_lmc.alignment.align import align_opened
+from hf_moe_lmc.alignment.apply import check_layers
+from hf_moe_lmc.alignment.opened_model import OpenedModel
+from hf_moe_lmc.alignment.pair import check_pair
+from hf_moe_lmc.errors import BadInputError
 
 from .arrangements import ARRANGEMENTS, Arrangement, arranged, path_name, repaired_paths
 from .auto_repair import RepairChoice, choose_repair
@@ -51,7 +55,7 @@ def evaluate_path(
     Args:
         reference: t = 0; in evaluation it keeps its dtype and its experts implementation.
         other: t = 1; a model, or weights under module names, in memory or lazily read.
-        alignment: what `align(reference, other)` found; None aligns on the way, which needs a resident model.
+        alignment: what `align(reference, other)` found; None aligns on the way.
         data: batches of the model's arguments and `labels`, in a fixed order; see `hf_moe_lmc.connectivity.data`.
         t: number of points, equally spaced, or the points themselves.
         calibration: batches that are not among `data`, the same in every process. With at least two, half of them
@@ -73,30 +77,30 @@ def evaluate_path(
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
     """
     points, accelerator = points_of(t), accelerator or Accelerator()
-    if isinstance(other, PreTrainedModel) and type(other) is not type(reference):
-        raise IncompatiblePairError(
-            f"the reference is a {type(reference).__name__}, the other a {type(other).__name__}; "
-            "give two models of one class"
-        )
     if not hasattr(reference, "hf_device_map"):
         reference.to(accelerator.device)
+    first = OpenedModel(type(reference).__name__, reference, LiveWeights(reference), moe_layers(reference))
+    second = (
+        OpenedModel(type(other).__name__, other, LiveWeights(other), moe_layers(other))
+        if isinstance(other, PreTrainedModel)
+        else OpenedModel("the other", reference, other, first.layers)
+    )
+    check_pair(first, second)
     if alignment is None:
-        if not isinstance(other, PreTrainedModel):
-            raise BadInputError("weights alone cannot be aligned on the way; give their alignment, or a model")
-        alignment = align(reference, other)
+        alignment = align_opened(first, second)
+    check_layers(alignment, second)
     batches = [send_to_device(batch, accelerator.device) for batch in calibration]
     if len(batches) == 1:
         raise BadInputError("one batch of calibration data cannot be halved; give two or more, or none")
     fitted, held_out = batches[::2], batches[1::2]
-    specs, loader = moe_layers(reference), accelerator.prepare(data)
-    others = LiveWeights(other) if isinstance(other, PreTrainedModel) else other
+    specs, loader = first.layers, accelerator.prepare(data)
 
     curves: dict[str, Curve] = {}
     routing: dict[str, Routing] = {}
     choice: RepairChoice | None = None
     with borrow(reference) as weights:
         temperature = partial(best_temperature, reference, held_out, accelerator) if held_out else None
-        for arrangement, moved in arranged(weights, others, specs, alignment.symmetries, seed).items():
+        for arrangement, moved in arranged(weights, second.tensors, specs, alignment.symmetries, seed).items():
             if arrangement not in ("naive", *arrangements):
                 continue
             paths = repaired_paths(weights, moved, specs, fitted)

@@ -13,7 +13,7 @@ from .plot import plot_barriers, plot_routing
 from .routing import Routing
 
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate")
-MIDPOINT = 0.5
+REPORT_NAME = "report.json"
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class PathReport:
         """Write `report.json`, `report.md`, and `curves` and `routing` as PNG and SVG into `folder`."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        (folder / REPORT_NAME).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
         for suffix in (".png", ".svg"):
             curves = {name: [curve.barrier] for name, curve in self.curves.items()}

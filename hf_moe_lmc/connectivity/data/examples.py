@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from torch.utils.data import Dataset
 from transformers import (
     AutoImageProcessor,
     AutoTokenizer,
@@ -15,11 +14,12 @@ from transformers import (
 from hf_moe_lmc.errors import BadInputError
 
 from .classification import LabelledImages, LabelledTexts, TextPairs, column
-from .language_modeling import packed_blocks
+from .language_modeling import Blocks, packed_blocks
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
 
+Examples = Blocks | LabelledImages | LabelledTexts | TextPairs
 Processor = PreTrainedTokenizerBase | BaseImageProcessor
 
 
@@ -40,7 +40,7 @@ def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
 
 def examples_for(
     model: PreTrainedModel, rows: "Rows", processor: Processor, *, length: int = 512, max_examples: int | None = None
-) -> Dataset:
+) -> Examples:
     """Examples for `model` out of `rows`.
 
     Images with their class for an image classifier; texts with their class for a sequence classifier; sources with

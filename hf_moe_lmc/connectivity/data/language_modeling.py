@@ -45,9 +45,9 @@ def packed_blocks(
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens: list[int] = []
     for text in texts:
+        tokens += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
         if max_blocks is not None and len(tokens) >= max_blocks * block_size:
             break
-        tokens += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
     number = min(len(tokens) // block_size, max_blocks or len(tokens))
     if number == 0:
         raise BadInputError(
