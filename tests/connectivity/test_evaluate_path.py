@@ -47,13 +47,8 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     a, b = finetuned.pair("mixtral")
     scrambled, _ = scramble(deepcopy(b), seed=3)
     own = {name: tensor.clone() for name, tensor in a.state_dict().items()}
-    report = evaluate(
-        a,
-        scrambled,
-        accelerator,
-        arrangements=("naive", "random", "units", "aligned"),
-        calibration=finetuned.loader(12, 16),
-    )
+    every = ("naive", "random", "units", "aligned")
+    report = evaluate(a, scrambled, accelerator, arrangements=every, calibration=finetuned.loader(12, 16))
     assert list(report.curves) == [
         f"{arrangement}{repair}" for arrangement in every for repair in ("", " + norms", " + rescale")
     ]
@@ -117,8 +112,7 @@ def test_the_other_end_as_weights_alone(accelerator):
     alignment = align(a, b)
     expected = evaluate(a, b, accelerator).curves["aligned"].barrier
     assert evaluate(a, dict(LiveWeights(b)), accelerator, alignment=alignment).curves["aligned"].barrier == expected
-    with pytest.raises(BadInputError, match="give their alignment, or a model"):
-        evaluate(a, dict(LiveWeights(b)), accelerator)
+    assert evaluate(a, dict(LiveWeights(b)), accelerator).curves["aligned"].barrier == expected
 
 
 def test_half_precision(accelerator):
@@ -194,5 +188,5 @@ def test_the_alignment_of_another_pair(accelerator):
     a, b = finetuned.pair("mixtral")
     other = build("qwen2_moe", dtype=torch.float32)
     assert len(moe_layers(a)) != len(moe_layers(other))
-    with pytest.raises(IncompatiblePairError, match="exists in the model or in the alignment only"):
+    with pytest.raises(IncompatiblePairError, match="is not part of the alignment"):
         evaluate(a, b, accelerator, alignment=align(other, other))
