@@ -75,6 +75,6 @@ def repaired_paths(
     """
     line = linear_path(reference, other)
     paths: dict[Repair, Path] = {"none": line, "norms": norm_preserving_path(reference, other, specs)}
-    if calibration and all(map(can_rescale, specs)):
-        paths["rescale"] = rescaled_path(reference, line, specs, calibration)
+    if calibration and (rescalable := [spec for spec in specs if can_rescale(spec)]):
+        paths["rescale"] = rescaled_path(reference, line, rescalable, calibration)
     return paths

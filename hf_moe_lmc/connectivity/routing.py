@@ -58,7 +58,7 @@ class Routing:
 class RoutingRecorder:
     """Records the choices of the layers of `specs`, one `Choices` per use of `record`, for the same first tokens.
 
-    Layers whose experts are not called with `(tokens, indices, weights)` are left out.
+    Layers without a router, or whose experts are not called with `(tokens, indices, weights)`, are left out.
 
     Args:
         model: where the layers are.
@@ -68,7 +68,7 @@ class RoutingRecorder:
     """
 
     def __init__(self, model: nn.Module, specs: Sequence[MoeLayerSpec], accelerator: Accelerator, max_tokens: int):
-        self._model, self._specs = model, specs
+        self._model, self._specs = model, [spec for spec in specs if spec.router]
         self._accelerator, self._max_tokens = accelerator, max_tokens
         self.choices: list[Choices] = []
 
@@ -106,7 +106,7 @@ class RoutingRecorder:
         finally:
             for handle in handles:
                 handle.remove()
-        sizes = {spec.name: spec.router.num_experts for spec in self._specs}
+        sizes = {spec.name: spec.router.num_experts for spec in self._specs if spec.router}
         self.choices.append(
             {
                 name: LayerChoices(sizes[name], *(torch.cat(tensors) for tensors in zip(*kept, strict=True)))

@@ -17,7 +17,7 @@ def interpolate_layers(reference: MoeLayer, other: MoeLayer, t: float) -> MoeLay
     Raises:
         IncompatiblePairError: a shape differs, or a table of experts by token number does.
     """
-    a, b = reference.router.expert_table, other.router.expert_table
+    a, b = (layer.router.expert_table if layer.router else None for layer in (reference, other))
     if (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b.to(a.device))):
         raise IncompatiblePairError("the tables of experts by token number differ and cannot be interpolated")
     others = other.tensors()

@@ -5,14 +5,14 @@ averaged away, and a unit, whose answer is a product of two or three such vector
 (variance collapse). Directions cannot be restored without data, lengths can: every orbit of the layer's symmetry group
 gets back the length that lies on the straight line between its lengths at the ends.
 
-Which lengths mean something follows from the scale symmetry of a unit, (up row, down column) -> (c up, down / c), where
-`up` enters linearly (the layer admits unit signs, its odd part): only the product of both norms is a property of the
-function. Elsewhere each vector has a length of its own. With n_t(v) = (1 - t) |v_0| + t |v_1|:
+Which lengths mean something follows from the scale symmetry of a unit, (up row, down column) -> (c up, down / c^d), of
+degree d (`SymmetryGroup.unit_scale_degree`): only |up|^d |down| is a property of the function. Without one, each vector
+has a length of its own. With n_t(v) = (1 - t) v_0 + t v_1 for a length v of the ends:
 
-    gate row (with its bias)             v_t   n_t(v) / |v_t|
-    up row and down column, if linear    both  (n_t(up down) / (|up_t| |down_t|))^(1/2),  |up down| = |up| |down|
-    up row (with bias), down column      each  v_t n_t(v) / |v_t|, if not linear
-    router row (with its bias)           likewise, about the line's mean row if translation is a symmetry
+    gate row (with its bias)              times  n_t(|gate|) / |gate_t|
+    up row (with its bias), down column   times  r^(1/2d) and r^(1/2),  r = n_t(|up|^d |down|) / (|up_t|^d |down_t|)
+      without a free scale (d = 0)        each times  n_t(|v|) / |v_t|
+    router row (with its bias)            likewise, about the line's mean row if translation is a symmetry
     down bias, per-expert scale, selection bias: not rescaled
 
 Permutations and signs move orbits without changing a length, so the repair commutes with the group: repairing a
@@ -43,21 +43,23 @@ def preserve_norms(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: fl
         t: in [0, 1].
     """
     group = reference.group
+    router, first, last = merged.router, reference.router, other.router
     shared, a, b = merged.shared_experts, reference.shared_experts, other.shared_experts
     return replace(
         merged,
-        router=_router(merged.router, reference.router, other.router, t, centred=group.router_translation),
-        experts=_experts(merged.experts, reference.experts, other.experts, t, linear=group.unit_signs),
-        shared_experts=_experts(shared, a, b, t, linear=group.shared_unit_signs) if shared and a and b else None,
+        router=_router(router, first, last, t, group.router_translation) if router and first and last else None,
+        experts=_experts(merged.experts, reference.experts, other.experts, t, group.unit_scale_degree),
+        shared_experts=_experts(shared, a, b, t, group.shared_unit_scale_degree) if shared and a and b else None,
     )
 
 
-def _experts(merged: ExpertBank, a: ExpertBank, b: ExpertBank, t: float, linear: bool) -> ExpertBank:
+def _experts(merged: ExpertBank, a: ExpertBank, b: ExpertBank, t: float, degree: int) -> ExpertBank:
     ends = [(_norm(end.up_proj, end.up_bias), end.down_proj.norm(dim=1)) for end in (a, b)]
     up, down = _norm(merged.up_proj, merged.up_bias), merged.down_proj.norm(dim=1)
-    if linear:
-        (up_a, down_a), (up_b, down_b) = ends
-        up_factor = down_factor = _factor(up_a * down_a, up_b * down_b, up * down, t).sqrt()
+    if degree:
+        start, end = (up_end**degree * down_end for up_end, down_end in ends)
+        down_factor = _factor(start, end, up**degree * down, t).sqrt()
+        up_factor = down_factor ** (1 / degree)
     else:
         up_factor, down_factor = (
             _factor(start, end, found, t) for start, end, found in zip(*ends, (up, down), strict=True)

@@ -9,11 +9,15 @@ from hf_moe_lmc.merging import interpolate_layers, preserve_norms
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement, same_weights
 
-KINDS = list(LAYER_KINDS)
+# (kind of layer, degree of its units' free scale)
+KINDS = [(kind, degree) for kind in LAYER_KINDS for degree in (0, 1)] + [("mlp, shared experts", 2)]
 
 
-def pair(kind: str):
-    return LAYER_KINDS[kind](seed=0), LAYER_KINDS[kind](seed=1)
+def pair(kind: tuple[str, int]):
+    name, degree = kind
+    layers = LAYER_KINDS[name](seed=0), LAYER_KINDS[name](seed=1)
+    group = replace(layers[0].group, unit_scale_degree=degree, shared_unit_scale_degree=degree)
+    return tuple(replace(layer, group=group) for layer in layers)
 
 
 def repaired(a, b, t: float):
@@ -37,7 +41,8 @@ def test_every_orbit_has_its_interpolated_length(kind):
         weight, bias = getattr(bank, f"{name}_proj")[e, f], getattr(bank, f"{name}_bias")
         return (weight if bias is None else torch.cat([weight, bias[e, f, None]])).norm()
 
-    for part, linear in (("experts", a.group.unit_signs), ("shared_experts", a.group.shared_unit_signs)):
+    degrees = {"experts": a.group.unit_scale_degree, "shared_experts": a.group.shared_unit_scale_degree}
+    for part, degree in degrees.items():
         banks = [getattr(layer, part) for layer in (a, b, merged)]
         if banks[0] is None:
             continue
@@ -45,7 +50,7 @@ def test_every_orbit_has_its_interpolated_length(kind):
             for f in range(banks[0].num_units):
                 ups = [row(bank, "up", e, f) for bank in banks]
                 downs = [bank.down_proj[e, :, f].norm() for bank in banks]
-                lengths = [[u * d for u, d in zip(ups, downs, strict=True)]] if linear else [ups, downs]
+                lengths = [[u**degree * d for u, d in zip(ups, downs, strict=True)]] if degree else [ups, downs]
                 if banks[0].gate_proj is not None:
                     lengths.append([row(bank, "gate", e, f) for bank in banks])
                 for start, end, found in lengths:
@@ -72,7 +77,7 @@ def test_router_rows_have_their_interpolated_length(kind):
 
 def test_the_line_itself_is_shorter():
     """The control: without the repair the lengths are not on the line."""
-    a, b = pair("swiglu")
+    a, b = pair(("swiglu", 1))
     line = interpolate_layers(a, b, 0.5)
     wanted = (a.experts.gate_proj.norm(dim=2) + b.experts.gate_proj.norm(dim=2)) / 2
     assert (line.experts.gate_proj.norm(dim=2) < 0.95 * wanted).any()
@@ -87,14 +92,14 @@ def test_it_commutes_with_the_group(kind):
         torch.testing.assert_close(x[name], y[name])
 
 
-@given(st.floats(0.1, 10))
-def test_a_rescaled_unit_counts_as_the_same(c):
-    """Up row times c, down column over c: the wanted product of lengths does not change."""
-    a, b = pair("swiglu")
-    experts = replace(b.experts, up_proj=b.experts.up_proj * c, down_proj=b.experts.down_proj / c)
+@given(st.floats(0.1, 10), st.sampled_from([1, 2]))
+def test_a_rescaled_unit_counts_as_the_same(c, degree):
+    """Up row times c, down column over c^d: the wanted product of lengths does not change."""
+    a, b = pair(("swiglu", degree))
+    experts = replace(b.experts, up_proj=b.experts.up_proj * c, down_proj=b.experts.down_proj / c**degree)
     scaled = replace(b, experts=experts)
     products = [
-        merged.experts.up_proj.norm(dim=2) * merged.experts.down_proj.norm(dim=1)
+        merged.experts.up_proj.norm(dim=2) ** degree * merged.experts.down_proj.norm(dim=1)
         for merged in (repaired(a, b, 0.5), repaired(a, scaled, 0.5))
     ]
     torch.testing.assert_close(*products)
@@ -107,7 +112,7 @@ def test_a_layer_with_itself_does_not_move(kind):
 
 
 def test_what_cancels_stays_small():
-    a, _ = pair("swiglu")
+    a, _ = pair(("swiglu", 1))
     b = replace(a, experts=a.experts.map(torch.neg))
     assert all(torch.isfinite(tensor).all() for tensor in repaired(a, b, 0.5).tensors().values())
     assert repaired(a, b, 0.5).experts.up_proj.abs().max() == 0
