@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.alignment.align import align_opened
 from hf_moe_lmc.alignment.apply import check_layers
@@ -79,9 +79,9 @@ def evaluate_path(
     points, accelerator = points_of(t), accelerator or Accelerator()
     if not hasattr(reference, "hf_device_map"):
         reference.to(accelerator.device)
-    first = OpenedModel(type(reference).__name__, reference, LiveWeights(reference), moe_layers(reference))
+    first = OpenedModel(type(reference).__name__, reference, LiveWeights(reference), alignable_layers(reference))
     second = (
-        OpenedModel(type(other).__name__, other, LiveWeights(other), moe_layers(other))
+        OpenedModel(type(other).__name__, other, LiveWeights(other), alignable_layers(other))
         if isinstance(other, PreTrainedModel)
         else OpenedModel("the other", reference, other, first.layers)
     )

@@ -10,7 +10,6 @@ from torch.utils.data import DataLoader, StackDataset
 from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import align, scramble
-from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.connectivity import LiveWeights, evaluate_path
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from tests.connectivity import finetuned
@@ -187,6 +186,5 @@ def test_models_of_two_classes(accelerator):
 def test_the_alignment_of_another_pair(accelerator):
     a, b = finetuned.pair("mixtral")
     other = build("qwen2_moe", dtype=torch.float32)
-    assert len(moe_layers(a)) != len(moe_layers(other))
-    with pytest.raises(IncompatiblePairError, match="is not part of the alignment"):
+    with pytest.raises(IncompatiblePairError, match=r"layer model\.layers\.0\.mlp: a symmetry of sizes"):
         evaluate(a, b, accelerator, alignment=align(other, other))
