@@ -1,5 +1,6 @@
 """Barriers: how far a path rises above the straight line between its ends."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,6 +33,11 @@ class Barrier:
         return y - (y[0] + t * (y[-1] - y[0]))
 
     @property
+    def failed(self) -> tuple[float, ...]:
+        """The points whose loss is NaN or infinite; with one of them, no barrier is a number."""
+        return tuple(t for t, loss in zip(self.t, self.loss, strict=True) if not math.isfinite(loss))
+
+    @property
     def loss_barrier(self) -> float:
         """`max_t [L(t) - ((1 - t) L(0) + t L(1))]`, nats; at least 0 (arXiv:2509.11348, section 2)."""
         return float(self._rise(self.loss).max())
@@ -39,7 +45,7 @@ class Barrier:
     @property
     def accuracy_barrier(self) -> float:
         """`max_t [((1 - t) a(0) + t a(1)) - a(t)]`; at least 0."""
-        return float((-self._rise(self.accuracy)).max())
+        return float((0 - self._rise(self.accuracy)).max())
 
     @property
     def loss_auc(self) -> float:

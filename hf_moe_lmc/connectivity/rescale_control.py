@@ -1,18 +1,25 @@
-"""The control for variance collapse: a path whose experts keep their output size, without any alignment."""
+"""Output rescale: a path whose experts keep their output size.
+
+A repair of aligned paths, and, without any alignment, the control for variance collapse.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
 
 import torch
 from torch import Tensor, nn
 
 from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.adapters.layouts import FusedExperts
 from hf_moe_lmc.merging import rescale_outputs
+from hf_moe_lmc.moe import MoeLayer
 
-from .path import Path
+from .live_weights import BorrowedWeights
+from .path import Layerwise, Path
 
 
 def rescaled_path(
-    model: nn.Module, path: Path, specs: Sequence[MoeLayerSpec], calibration: Iterable[Mapping[str, Tensor]]
+    weights: BorrowedWeights, path: Path, specs: Sequence[MoeLayerSpec], calibration: Iterable[Mapping[str, Tensor]]
 ) -> Path:
     """`path` with the output of every expert rescaled to the interpolated size of its ends' outputs.
 
@@ -20,28 +27,34 @@ def rescaled_path(
     `((1 - t) n_0(e) + t n_1(e)) / n_t(e)`. All layers are measured before any is rescaled.
 
     Args:
-        model: where the measuring takes place; its weights are overwritten.
+        weights: of the model where the measuring takes place.
         path: the path to correct.
         specs: its Mixture-of-Experts layers, of experts that are called with `(tokens, indices, weights)`.
         calibration: batches for `model`, never the ones evaluated on.
     """
     batches = list(calibration)
 
+    @cache
     def sizes_at(t: float) -> dict[str, Tensor]:
-        model.load_state_dict(path(t))
-        return output_sizes(model, specs, batches)
-
-    start, end = sizes_at(0.0), sizes_at(1.0)
+        weights.load(path(t))
+        return output_sizes(weights.model, specs, batches)
 
     def rescaled(t: float) -> Mapping[str, Tensor]:
-        tensors, found = dict(path(t)), sizes_at(t)
+        tensors, found, start, end = path(t), sizes_at(t), sizes_at(0.0), sizes_at(1.0)
         factors = {name: _factor(start[name], end[name], found[name], t) for name in found}
-        for spec in specs:
+
+        def rewritten(spec: MoeLayerSpec) -> MoeLayer:
             shared = factors[spec.shared_experts.name] if spec.shared_experts else None
-            tensors |= spec.write(rescale_outputs(spec.read(tensors), factors[spec.experts.name], shared), tensors)
-        return tensors
+            return rescale_outputs(spec.read(tensors), factors[spec.experts.name], shared)
+
+        return Layerwise(tensors, specs, rewritten)
 
     return rescaled
+
+
+def can_rescale(spec: MoeLayerSpec) -> bool:
+    """Whether the experts of a layer can be asked for their outputs one by one."""
+    return isinstance(spec.experts, FusedExperts)
 
 
 def _factor(start: Tensor, end: Tensor, found: Tensor, t: float) -> Tensor:

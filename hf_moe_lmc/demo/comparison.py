@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.alignment import Alignment, align, apply_symmetries, scramble
-from hf_moe_lmc.connectivity import Barrier, Path, evaluate_path, linear_path, rescaled_path
+from hf_moe_lmc.connectivity import Barrier, BorrowedWeights, Path, linear_path, measure, rescaled_path
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
@@ -42,14 +42,14 @@ class Bench:
     """What paths are evaluated with.
 
     Args:
-        model: a model to load weights into; overwritten.
+        weights: of a model to load others into.
         batches: the test set.
         calibration: training batches for the rescale control.
         points: t of every path.
         accelerator: where.
     """
 
-    model: PreTrainedModel
+    weights: BorrowedWeights
     batches: DataLoader
     calibration: list[Mapping[str, Tensor]]
     points: tuple[float, ...]
@@ -57,7 +57,7 @@ class Bench:
 
     def measure(self, path: Path, description: str) -> Barrier:
         """Loss and accuracy along `path`."""
-        return evaluate_path(self.model, path, self.points, self.batches, self.accelerator, description)
+        return measure(self.weights, path, self.points, self.batches, self.accelerator, description).barrier
 
 
 def compare_methods(
@@ -79,7 +79,7 @@ def compare_methods(
     results = {
         "naive": MethodResult(bench.measure(naive, "naive")),
         "rescale_control": MethodResult(
-            bench.measure(rescaled_path(bench.model, naive, [spec], bench.calibration), "rescale control")
+            bench.measure(rescaled_path(bench.weights, naive, [spec], bench.calibration), "rescale control")
         ),
     }
     orders: dict[Order, Barrier] = {}

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
 
 from hf_moe_lmc.alignment import merge
-from hf_moe_lmc.connectivity import evaluate, plot_barriers
+from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, plot_barriers
 from hf_moe_lmc.errors import BadInputError, OutputError
 
 from .card import MERGE_METHOD, demo_card
@@ -66,7 +66,7 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
     endpoints = {seed: evaluate(model, batches, accelerator) for seed, model in models.items()}
 
     bench = Bench(
-        model=deepcopy(models[seeds[0]]),
+        weights=BorrowedWeights(deepcopy(models[seeds[0]])),
         batches=batches,
         calibration=list(accelerator.prepare(DataLoader(calibration, batch_size=len(calibration)))),
         points=tuple(np.linspace(0, 1, recipe.points).tolist()),

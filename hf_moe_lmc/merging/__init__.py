@@ -1,6 +1,17 @@
 """Weights of two models -> weights of their merge."""
 
-from .interpolation import interpolate, interpolate_, interpolate_tensor
+from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
+from .layer_interpolation import interpolate_layers, widest_dtype
+from .norm_preserving import preserve_norms
 from .output_rescale import rescale_outputs
 
-__all__ = ["interpolate", "interpolate_", "interpolate_tensor", "rescale_outputs"]
+__all__ = [
+    "Interpolation",
+    "interpolate",
+    "interpolate_",
+    "interpolate_layers",
+    "interpolate_tensor",
+    "preserve_norms",
+    "rescale_outputs",
+    "widest_dtype",
+]

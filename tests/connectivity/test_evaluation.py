@@ -7,7 +7,7 @@ from torch.utils.data import DataLoader, StackDataset
 from hf_moe_lmc import align
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.alignment import apply_symmetries
-from hf_moe_lmc.connectivity import evaluate, evaluate_path, linear_path
+from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, linear_path, measure
 from hf_moe_lmc.errors import BadInputError
 from tests.layers import derangement
 from tests.models import build, inputs
@@ -82,7 +82,7 @@ def test_barriers_of_a_model_with_itself(accelerator, name):
     tensors, specs = model.state_dict(), moe_layers(model)
 
     def barrier(other):
-        return evaluate_path(scratch, linear_path(tensors, other), POINTS, loader, accelerator)
+        return measure(BorrowedWeights(scratch), linear_path(tensors, other), POINTS, loader, accelerator).barrier
 
     itself = barrier(tensors)
     assert itself.loss_barrier == itself.accuracy_barrier == itself.loss_auc == 0.0
@@ -101,6 +101,8 @@ def test_the_path_ends_are_the_models(accelerator):
     loader, _ = batches(a, accelerator)
     ends = [evaluate(model, loader, accelerator) for model in (a, b)]
     scratch = build("moe_vit dense", seed=2, dtype=torch.float32)
-    path = evaluate_path(scratch, linear_path(a.state_dict(), b.state_dict()), POINTS, loader, accelerator)
+    path = measure(
+        BorrowedWeights(scratch), linear_path(a.state_dict(), b.state_dict()), POINTS, loader, accelerator
+    ).barrier
     assert (path.loss[0], path.loss[-1]) == (ends[0].loss, ends[1].loss)
     assert path.t == POINTS

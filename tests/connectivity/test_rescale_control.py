@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.connectivity import linear_path, rescaled_path
+from hf_moe_lmc.connectivity import BorrowedWeights, linear_path, rescaled_path
 from hf_moe_lmc.connectivity.rescale_control import output_sizes
 from tests.layers import naive_expert
 from tests.models import build, inputs
@@ -32,7 +32,7 @@ def test_sizes_follow_the_line_and_the_ends_stay(name):
     a, b, scratch = (build(name, seed=seed, dtype=torch.float32) for seed in range(3))
     specs, calibration = moe_layers(a)[:1], [inputs(a)]
     naive = linear_path(a.state_dict(), b.state_dict())
-    path = rescaled_path(scratch, naive, specs, calibration)
+    path = rescaled_path(BorrowedWeights(scratch), naive, specs, calibration)
     for t, model in ((0.0, a), (1.0, b)):
         state = model.state_dict()
         assert all(torch.equal(tensor, state[key]) for key, tensor in path(t).items())
@@ -50,7 +50,7 @@ def test_sizes_follow_the_line_and_the_ends_stay(name):
 def test_only_the_outputs_of_experts_change():
     a, b, scratch = (build("moe_vit shared", seed=seed, dtype=torch.float32) for seed in range(3))
     naive = linear_path(a.state_dict(), b.state_dict())
-    path = rescaled_path(scratch, naive, moe_layers(a), [inputs(a)])
+    path = rescaled_path(BorrowedWeights(scratch), naive, moe_layers(a), [inputs(a)])
     expected = naive(0.5)
     changed = {key for key, tensor in path(0.5).items() if not torch.equal(tensor, expected[key])}
     assert changed
@@ -70,5 +70,7 @@ def test_a_dead_expert_stays_dead():
             experts = model.vit.layers[0].mlp.experts
             experts.down_proj[1] = 0
             experts.down_proj_bias[1] = 0
-    path = rescaled_path(scratch, linear_path(a.state_dict(), b.state_dict()), moe_layers(a), [inputs(a)])
+    path = rescaled_path(
+        BorrowedWeights(scratch), linear_path(a.state_dict(), b.state_dict()), moe_layers(a), [inputs(a)]
+    )
     assert all(torch.isfinite(tensor).all() for tensor in path(0.5).values())

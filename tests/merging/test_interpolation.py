@@ -17,6 +17,12 @@ def test_equals_the_formula(t):
         torch.testing.assert_close(value, (1 - t) * a[name] + t * b[name], rtol=1e-14, atol=1e-15)
 
 
+def test_an_end_is_itself_whatever_the_other_holds():
+    a, b = tensors(0), {name: torch.full((7, 13), torch.nan) for name in ("a", "b")}
+    assert all(torch.equal(value, a[name]) for name, value in interpolate(a, b, 0.0))
+    assert all(torch.equal(value, a[name]) for name, value in interpolate(b, a, 1.0))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_endpoints_are_exact(dtype):
     a, b = tensors(0, dtype), tensors(1, dtype)

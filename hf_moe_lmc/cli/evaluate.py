@@ -1,0 +1,140 @@
+"""`hf-moe-lmc evaluate`."""
+
+import argparse
+import sys
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
+
+MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
+
+
+def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
+    """The options of `evaluate`."""
+    evaluate = commands.add_parser(
+        "evaluate",
+        help="measure the loss along the path between two checkpoints, as they are, aligned, repaired and in controls",
+        description="Measure loss, accuracy and routing on the straight line between two checkpoints. One model is "
+        "loaded; the other is read tensor by tensor. Under `accelerate launch` the processes divide the data.",
+    )
+    evaluate.add_argument("reference", metavar="REFERENCE", help=MODEL)
+    evaluate.add_argument("other", metavar="OTHER", help=MODEL)
+    evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder of the report; new or empty")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier report")
+    evaluate.add_argument("--alignment", metavar="FOLDER", help="made by `align`; without it, aligns first")
+    data = evaluate.add_argument_group("data")
+    data.add_argument(
+        "--dataset", required=True, help="a file (txt, parquet, json, csv), a folder of them or of images, or a Hub id"
+    )
+    data.add_argument("--config", help="configuration of a dataset on the Hub")
+    data.add_argument("--split", default="test", help="split of the dataset (default: test)")
+    data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
+    data.add_argument("--max-examples", type=int, help="evaluate on the first so many examples (default: all)")
+    data.add_argument(
+        "--calibration-examples",
+        type=int,
+        default=32,
+        help="examples that are set apart, ahead of those evaluated, to calibrate temperatures and output sizes and to "
+        "choose the repair; 0 leaves all that out (default: 32)",
+    )
+    data.add_argument("--batch-size", type=int, default=8, help="examples of a batch, per process (default: 8)")
+    evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
+    evaluate.add_argument(
+        "--arrangements",
+        nargs="+",
+        choices=("naive", "random", "units", "aligned"),
+        default=("naive", "random", "units", "aligned"),
+        help="which paths; naive is always there (default: all)",
+    )
+    evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
+    evaluate.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
+    evaluate.add_argument("--experts-implementation", help="of Transformers: eager, grouped_mm, batched_mm")
+    evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
+    evaluate.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Evaluate, print the table, write the report."""
+    from accelerate import Accelerator
+
+    from hf_moe_lmc.alignment import Alignment, open_checkpoint
+    from hf_moe_lmc.alignment.pair import check_pair
+    from hf_moe_lmc.checkpoints import find_source
+    from hf_moe_lmc.connectivity import evaluate_path
+
+    _check_output(options.output, options.overwrite)
+    reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
+    check_pair(reference, other)
+    alignment = Alignment.from_pretrained(options.alignment) if options.alignment else None
+    accelerator, folder = Accelerator(), find_source(options.reference).folder
+    model = _load(reference.model, folder, options)
+    calibration, data = _data(model, folder, options)
+    report = evaluate_path(
+        model,
+        other.tensors,
+        alignment,
+        data,
+        options.points,
+        calibration=calibration,
+        arrangements=options.arrangements,
+        seed=options.seed,
+        accelerator=accelerator,
+    )
+    if accelerator.is_main_process:
+        report.save(options.output)
+        sys.stdout.write(f"{report.markdown()}\nWritten to {options.output}\n")
+    return 0
+
+
+def _check_output(folder: Path, overwrite: bool) -> None:
+    from hf_moe_lmc.connectivity.report import REPORT_NAME
+    from hf_moe_lmc.errors import OutputError
+
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"{folder} is a file; give another output")
+    if folder.exists() and any(folder.iterdir()):
+        if not (folder / REPORT_NAME).is_file():
+            raise OutputError(f"{folder} holds files that are no report; give another output")
+        if not overwrite:
+            raise OutputError(f"{folder} holds an earlier report; replace it with --overwrite or give another output")
+
+
+def _load(skeleton: "Module", folder: Path, options: argparse.Namespace) -> "PreTrainedModel":
+    given: dict[str, Any] = {
+        "dtype": options.dtype or "auto",
+        "device_map": options.device_map,
+        "experts_implementation": options.experts_implementation,
+    }
+    model_class = cast("type[PreTrainedModel]", type(skeleton))
+    return model_class.from_pretrained(folder, **{name: value for name, value in given.items() if value})
+
+
+def _data(
+    model: "PreTrainedModel", folder: Path, options: argparse.Namespace
+) -> "tuple[Iterable[Mapping[str, Tensor]], DataLoader]":
+    """Batches for calibration, and batches of the examples after them."""
+    from torch.utils.data import DataLoader, Subset
+
+    from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
+    from hf_moe_lmc.errors import BadInputError
+
+    apart = options.calibration_examples
+    wanted = None if options.max_examples is None else apart + options.max_examples
+    rows = load_rows(options.dataset, options.config, options.split)
+    examples = examples_for(model, rows, processor_of(model, folder), length=options.length, max_examples=wanted)
+    if len(examples) < apart + 2:
+        raise BadInputError(
+            f"{options.dataset} gives {len(examples)} examples, of which {apart} are set apart for calibration; "
+            "give more data, a smaller --length or fewer --calibration-examples"
+        )
+    data = DataLoader(Subset(examples, range(apart, len(examples))), batch_size=options.batch_size)
+    if apart == 0:
+        return (), data
+    halves = min(options.batch_size, (apart + 1) // 2)
+    return DataLoader(Subset(examples, range(apart)), batch_size=halves), data

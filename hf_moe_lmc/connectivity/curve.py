@@ -1,0 +1,92 @@
+"""A path, evaluated."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+
+import torch
+from accelerate import Accelerator
+from huggingface_hub.utils import tqdm
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from .barrier import Barrier
+from .evaluation import Evaluation, evaluate
+from .live_weights import BorrowedWeights
+from .path import Path
+
+NO_PREDICTIONS = torch.zeros(0)
+
+
+@dataclass(frozen=True)
+class Curve:
+    """What was found at every point of a path.
+
+    Args:
+        t: the points, ascending from 0 to 1.
+        evaluations: one per point, on the same examples; single predictions are kept at the ends only.
+    """
+
+    t: tuple[float, ...]
+    evaluations: tuple[Evaluation, ...]
+
+    @property
+    def barrier(self) -> Barrier:
+        """Loss and accuracy along the path."""
+        return Barrier(
+            self.t, tuple(point.loss for point in self.evaluations), tuple(point.accuracy for point in self.evaluations)
+        )
+
+    @property
+    def calibrated_barrier(self) -> float | None:
+        """The loss barrier of the temperature-calibrated losses; None without them."""
+        losses = [point.calibrated_loss for point in self.evaluations if point.calibrated_loss is not None]
+        return Barrier(self.t, tuple(losses), (0.0,) * len(self.t)).loss_barrier if losses else None
+
+    @property
+    def midpoint_loss(self) -> float | None:
+        """The loss at t = 1/2; None where that is no point of the path."""
+        return self.evaluations[self.t.index(0.5)].loss if 0.5 in self.t else None
+
+    @property
+    def examples(self) -> Float[Tensor, "N T 4"]:
+        """Per example and point: what `Evaluation.examples` holds."""
+        return torch.stack([point.examples for point in self.evaluations], dim=1)
+
+    @property
+    def ensemble_loss(self) -> float:
+        """Mean cross-entropy of the average of both ends' predicted probabilities: `-log((p_0(y) + p_1(y)) / 2)`."""
+        ends = torch.stack([self.evaluations[0].predictions, self.evaluations[-1].predictions]).double()
+        return float((-(-ends).logsumexp(dim=0) + torch.tensor(2.0).double().log()).mean())
+
+
+def measure(
+    weights: BorrowedWeights,
+    path: Path,
+    points: Sequence[float],
+    batches: DataLoader,
+    accelerator: Accelerator,
+    description: str = "path",
+    temperature: Callable[[], float] | None = None,
+    observe: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Curve:
+    """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
+
+    Args:
+        weights: of the model that the points are loaded into.
+        path: the weights at t.
+        points: ascending from 0 to 1.
+        batches, accelerator: as for `evaluate`.
+        description: stands before the progress bar.
+        temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
+        observe: gives the context of every evaluation, in the order of the points.
+    """
+    evaluations = []
+    for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+        weights.load(path(t))
+        calibrated = temperature() if temperature else None
+        with observe():
+            found = evaluate(weights.model, batches, accelerator, calibrated)
+        evaluations.append(found if t in (0, 1) else replace(found, predictions=NO_PREDICTIONS))
+    return Curve(tuple(points), tuple(evaluations))

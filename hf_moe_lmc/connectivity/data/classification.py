@@ -1,0 +1,111 @@
+"""Labelled images and labelled texts -> examples of a classifier."""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
+
+from hf_moe_lmc.errors import BadInputError
+
+if TYPE_CHECKING:
+    from datasets import Dataset as Rows
+
+LABELS = ("label", "labels", "fine_label")
+
+
+class LabelledImages(Dataset[dict[str, Tensor]]):
+    """An item is `{"pixel_values": [C, height, width], "labels": class}`.
+
+    Args:
+        rows: with a column of images and one of classes.
+        processor: the checkpoint's.
+        channels: 1 or 3, of the model.
+
+    Raises:
+        BadInputError: a column is missing.
+    """
+
+    def __init__(self, rows: "Rows", processor: BaseImageProcessor, channels: int):
+        self._rows, self._processor, self._mode = rows, processor, {1: "L", 3: "RGB"}[channels]
+        self._image, self._label = column(rows, ("image", "img")), column(rows, LABELS)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        pixels = self._processor(row[self._image].convert(self._mode), return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, "labels": torch.tensor(row[self._label])}
+
+
+class LabelledTexts(Dataset[dict[str, Tensor]]):
+    """An item is `{"input_ids": [S], "attention_mask": [S], "labels": class}`, padded to S or cut there.
+
+    Args:
+        rows: with a column of texts and one of classes.
+        tokenizer: the checkpoint's; needs a padding token.
+        length: S.
+
+    Raises:
+        BadInputError: a column is missing.
+    """
+
+    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
+        self._rows, self._tokenizer, self._length = rows, tokenizer, length
+        self._text, self._label = column(rows, ("text", "sentence")), column(rows, LABELS)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        return _tokens(self._tokenizer, row[self._text], self._length) | {"labels": torch.tensor(row[self._label])}
+
+
+class TextPairs(Dataset[dict[str, Tensor]]):
+    """An item is `{"input_ids": [S], "attention_mask": [S], "labels": [S]}` for an encoder-decoder; padding is -100.
+
+    Args:
+        rows: with a column of sources and one of targets.
+        tokenizer: the checkpoint's; needs a padding token.
+        length: S.
+
+    Raises:
+        BadInputError: a column is missing.
+    """
+
+    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
+        self._rows, self._tokenizer, self._length = rows, tokenizer, length
+        self._source = column(rows, ("source", "text", "document", "article"))
+        self._target = column(rows, ("target", "summary", "highlights"))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        target = _tokens(self._tokenizer, row[self._target], self._length)
+        labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+        return _tokens(self._tokenizer, row[self._source], self._length) | {"labels": labels}
+
+
+def column(rows: "Rows", names: Sequence[str]) -> str:
+    """The first of `names` that is a column of `rows`.
+
+    Raises:
+        BadInputError: none is.
+    """
+    for name in names:
+        if name in rows.column_names:
+            return name
+    raise BadInputError(
+        f"the data has the columns {', '.join(rows.column_names)}; one must be called {' or '.join(names)}"
+    )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> dict[str, Tensor]:
+    found: Any = tokenizer(text, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
+    return {name: found[name][0] for name in ("input_ids", "attention_mask")}

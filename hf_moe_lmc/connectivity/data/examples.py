@@ -1,0 +1,66 @@
+"""Rows -> the examples that a model is evaluated on."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from transformers import (
+    AutoImageProcessor,
+    AutoTokenizer,
+    BaseImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+
+from hf_moe_lmc.errors import BadInputError
+
+from .classification import LabelledImages, LabelledTexts, TextPairs, column
+from .language_modeling import Blocks, packed_blocks
+
+if TYPE_CHECKING:
+    from datasets import Dataset as Rows
+
+Examples = Blocks | LabelledImages | LabelledTexts | TextPairs
+Processor = PreTrainedTokenizerBase | BaseImageProcessor
+
+
+def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
+    """The image processor or the tokenizer of `checkpoint`, whichever `model` needs.
+
+    Raises:
+        BadInputError: the checkpoint has none.
+    """
+    kind = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
+    try:
+        return cast(Processor, kind.from_pretrained(checkpoint))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise BadInputError(
+            f"{checkpoint} has no {kind.__name__.removeprefix('Auto').lower()} that loads: {error}"
+        ) from error
+
+
+def examples_for(
+    model: PreTrainedModel, rows: "Rows", processor: Processor, *, length: int = 512, max_examples: int | None = None
+) -> Examples:
+    """Examples for `model` out of `rows`.
+
+    Images with their class for an image classifier; texts with their class for a sequence classifier; sources with
+    their targets for an encoder-decoder; blocks of tokens for a causal language model.
+
+    Args:
+        model: says what it is.
+        rows: with the columns `image` and `label`, `text` and `label`, `source` and `target`, or `text`.
+        processor: the checkpoint's tokenizer or image processor.
+        length: tokens of a block or a sequence.
+        max_examples: the first so many.
+
+    Raises:
+        BadInputError: a column is missing, or there is too little data.
+    """
+    causal = model.can_generate() and not model.config.is_encoder_decoder
+    if max_examples is not None and not causal:
+        rows = cast("Rows", rows.select(range(min(max_examples, len(rows)))))
+    if isinstance(processor, BaseImageProcessor):
+        return LabelledImages(rows, processor, getattr(model.config, "num_channels", 3))
+    if causal:
+        return packed_blocks(iter(rows[column(rows, ("text", "content"))]), processor, length, max_examples)
+    return (TextPairs if model.config.is_encoder_decoder else LabelledTexts)(rows, processor, length)

@@ -1,0 +1,120 @@
+"""The weights of a live model: read, replaced for a while, and given back; those that Accelerate offloads included."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from accelerate.hooks import AlignDevicesHook
+from accelerate.utils import named_module_tensors
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.errors import BadInputError
+
+
+class LiveWeights(Mapping[str, Tensor]):
+    """The weights of a model under module names, wherever they are: on its devices, in host memory or on disk.
+
+    As `model.state_dict()`, which shows the offloaded weights of a model loaded with `device_map` as meta tensors.
+    Tensors on the model's devices are views; offloaded ones are read when asked for.
+
+    Args:
+        model: the model.
+        resident: its tensors on devices.
+        offloaded: module name of an offloaded tensor -> the map and the key to read it from.
+    """
+
+    def __init__(self, model: nn.Module):
+        state, hooks = model.state_dict(), list(_offloading_hooks(model))
+        self.offloaded = {prefix + key: (hook.weights_map, key) for prefix, hook, keys in hooks for key in keys}
+        self.resident = {name: tensor for name, tensor in state.items() if name not in self.offloaded}
+        self._names = tuple(state)
+        if skeleton := [name for name, tensor in self.resident.items() if tensor.is_meta]:
+            raise BadInputError(f"tensor {skeleton[0]} has no data; load the model's weights first")
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self.offloaded:
+            return self.resident[name]
+        tensors, key = self.offloaded[name]
+        return tensors[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class BorrowedWeights(LiveWeights):
+    """The weights that `model` had when it was borrowed, and the means to load others into it; see `borrow`.
+
+    Args:
+        model: has other weights in the meantime.
+    """
+
+    def __init__(self, model: PreTrainedModel):
+        super().__init__(model)
+        self.model = model
+        self._hooks = list(_offloading_hooks(model))
+        self._live = self.resident
+        self.resident = {name: tensor.clone() for name, tensor in self._live.items()}
+
+    @torch.no_grad()
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Give the model `weights`: those on devices are overwritten, offloaded ones are taken from it when needed."""
+        for name, tensor in self._live.items():
+            tensor.copy_(weights[name])
+        for prefix, hook, _ in self._hooks:
+            hook.weights_map = _Prefixed(weights, prefix)
+
+    @torch.no_grad()
+    def give_back(self) -> None:
+        """Give the model its own weights again."""
+        for name, tensor in self._live.items():
+            tensor.copy_(self.resident[name])
+        for prefix, hook, keys in self._hooks:
+            for key in keys[:1]:
+                hook.weights_map, _ = self.offloaded[prefix + key]
+
+
+@contextmanager
+def borrow(model: PreTrainedModel) -> Iterator[BorrowedWeights]:
+    """Within, `model` can be given other weights; afterwards it has its own again, bit for bit.
+
+    The weights on devices are kept twice meanwhile; offloaded ones stay where they are, and no file is written.
+    """
+    weights = BorrowedWeights(model)
+    try:
+        yield weights
+    finally:
+        weights.give_back()
+
+
+class _Prefixed(Mapping[str, Tensor]):
+    """The tensors of `tensors` whose names begin with `prefix`, under the rest of their names."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
+        self._tensors, self._prefix = tensors, prefix
+
+    def __getitem__(self, key: str) -> Tensor:
+        return self._tensors[self._prefix + key]
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def _offloading_hooks(model: nn.Module) -> Iterator[tuple[str, Any, list[str]]]:
+    """Module name with its dot, hook, and names below the module, of all that Accelerate offloads."""
+    for name, module in model.named_modules():
+        outer = getattr(module, "_hf_hook", None)
+        for hook in getattr(outer, "hooks", [outer]):
+            if isinstance(hook, AlignDevicesHook) and hook.offload and hook.weights_map is not None:
+                held = named_module_tensors(
+                    module, hook.offload_buffers, recurse=hook.place_submodules, remove_non_persistent=True
+                )
+                if keys := [key for key, _ in held]:
+                    yield f"{name}." if name else "", hook, keys

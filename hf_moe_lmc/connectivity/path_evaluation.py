@@ -1,0 +1,126 @@
+"""Two models and their alignment -> everything that is reported of the path between them."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
+
+from accelerate import Accelerator
+from accelerate.utils import send_to_device
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.alignment import Alignment
+from hf_moe_lmc.alignment.align import align_opened
+from hf_moe_lmc.alignment.apply import check_layers
+from hf_moe_lmc.alignment.opened_model import OpenedModel
+from hf_moe_lmc.alignment.pair import check_pair
+from hf_moe_lmc.errors import BadInputError
+
+from .arrangements import ARRANGEMENTS, Arrangement, arranged, path_name, repaired_paths
+from .auto_repair import RepairChoice, choose_repair
+from .bootstrap import bootstrap
+from .curve import Curve, measure
+from .live_weights import LiveWeights, borrow
+from .path import points_of
+from .report import PathReport
+from .routing import Routing, RoutingRecorder, routing_along
+from .temperature import best_temperature
+
+FEWEST_EXAMPLES = 2
+RECORDED = ("naive", "aligned")
+
+
+def evaluate_path(
+    reference: PreTrainedModel,
+    other: PreTrainedModel | Mapping[str, Tensor],
+    alignment: Alignment | None,
+    data: DataLoader,
+    t: int | Sequence[float] = 25,
+    *,
+    calibration: Iterable[Mapping[str, Tensor]] = (),
+    arrangements: Sequence[Arrangement] = tuple(ARRANGEMENTS),
+    routing_tokens: int = 4096,
+    resamples: int = 1000,
+    seed: int = 0,
+    accelerator: Accelerator | None = None,
+) -> PathReport:
+    """Loss, accuracy and routing along the straight line from `reference` to `other`, aligned and under every control.
+
+    All paths see the same batches. `reference` stays where it is, lends its place to every point of every path, and has
+    its own weights again afterwards; a path of T points costs T evaluations. Models may be spread over devices and
+    offloaded (`device_map`). Under `accelerate launch` the data is shared out; the figures do not depend on the number
+    of processes.
+
+    Args:
+        reference: t = 0; in evaluation it keeps its dtype and its experts implementation.
+        other: t = 1; a model, or weights under module names, in memory or lazily read.
+        alignment: what `align(reference, other)` found; None aligns on the way.
+        data: batches of the model's arguments and `labels`, in a fixed order; see `hf_moe_lmc.connectivity.data`.
+        t: number of points, equally spaced, or the points themselves.
+        calibration: batches that are not among `data`, the same in every process. With at least two, half of them
+            calibrate output sizes, the other half fits temperatures and chooses the repair; without, there are no
+            rescaled paths and no temperatures.
+        arrangements: which of `ARRANGEMENTS` to evaluate; "naive" is always among them.
+        routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
+        resamples: of the bootstrap.
+        seed: of the random element and of the bootstrap.
+        accelerator: the processes and their device; None makes one.
+
+    Returns:
+        the curves and what follows from them; a point with a NaN loss is reported as failed.
+
+    Raises:
+        BadInputError: the data is empty or has a single example, there is one calibration batch only, or `t` is no
+            path.
+        IncompatiblePairError: the models differ in class or size, or the alignment is another pair's.
+        UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
+    """
+    points, accelerator = points_of(t), accelerator or Accelerator()
+    if not hasattr(reference, "hf_device_map"):
+        reference.to(accelerator.device)
+    first = OpenedModel(type(reference).__name__, reference, LiveWeights(reference), alignable_layers(reference))
+    second = (
+        OpenedModel(type(other).__name__, other, LiveWeights(other), alignable_layers(other))
+        if isinstance(other, PreTrainedModel)
+        else OpenedModel("the other", reference, other, first.layers)
+    )
+    check_pair(first, second)
+    if alignment is None:
+        alignment = align_opened(first, second)
+    check_layers(alignment, second)
+    batches = [send_to_device(batch, accelerator.device) for batch in calibration]
+    if len(batches) == 1:
+        raise BadInputError("one batch of calibration data cannot be halved; give two or more, or none")
+    fitted, held_out = batches[::2], batches[1::2]
+    specs, loader = first.layers, accelerator.prepare(data)
+
+    curves: dict[str, Curve] = {}
+    routing: dict[str, Routing] = {}
+    choice: RepairChoice | None = None
+    with borrow(reference) as weights:
+        temperature = partial(best_temperature, reference, held_out, accelerator) if held_out else None
+        for arrangement, moved in arranged(weights, second.tensors, specs, alignment.symmetries, seed).items():
+            if arrangement not in ("naive", *arrangements):
+                continue
+            paths = repaired_paths(weights, moved, specs, fitted)
+            for repair, path in paths.items():
+                name = path_name(arrangement, repair)
+                recorder = RoutingRecorder(reference, specs, accelerator, routing_tokens if name in RECORDED else 0)
+                curves[name] = measure(
+                    weights, path, points, loader, accelerator, name, temperature, observe=recorder.record
+                )
+                if any(recorder.choices):
+                    routing[name] = routing_along(points, recorder.choices)
+            if arrangement == "aligned" and held_out:
+                choice = choose_repair(weights, paths, held_out, accelerator)
+    if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
+        raise BadInputError("the evaluation data holds one example; give at least two")
+    return PathReport(
+        model=type(reference).__name__,
+        dtype=str(reference.dtype).removeprefix("torch."),
+        curves=curves,
+        intervals=bootstrap(curves, "naive", resamples, seed),
+        routing=routing,
+        repair=choice,
+    )

@@ -1,0 +1,153 @@
+"""What an evaluation of paths found: JSON, a table that people read, pictures."""
+
+import json
+import math
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+from .auto_repair import RepairChoice
+from .bootstrap import BarrierIntervals, Interval
+from .curve import Curve
+from .plot import plot_barriers, plot_routing
+from .routing import Routing
+
+PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate")
+REPORT_NAME = "report.json"
+
+
+@dataclass(frozen=True)
+class PathReport:
+    """Everything that is reported of the paths between two models.
+
+    Args:
+        model: class of the models.
+        dtype: that they were evaluated in.
+        curves: name of a path ("naive", "aligned + norms", ...) -> what was found on it; "naive" is always there.
+        intervals: name of a path -> bootstrap intervals of its barriers.
+        routing: name of a path -> its routing.
+        repair: the repair that held-out calibration data asks for on the aligned path, or None without such data.
+    """
+
+    model: str
+    dtype: str
+    curves: dict[str, Curve]
+    intervals: dict[str, BarrierIntervals]
+    routing: dict[str, Routing]
+    repair: RepairChoice | None
+
+    @property
+    def predicts_tokens(self) -> bool:
+        """Whether losses are those of tokens, so that `exp(loss)` is a perplexity."""
+        found = self.curves["naive"].evaluations[0]
+        return found.count > len(found.examples)
+
+    @property
+    def chosen(self) -> str | None:
+        """The aligned path with the chosen repair; None without calibration data."""
+        if self.repair is None:
+            return None
+        return "aligned" if self.repair.repair == "none" else f"aligned + {self.repair.repair}"
+
+    def to_json(self) -> dict[str, object]:
+        """The content of `report.json`; NaN is null."""
+        naive = self.curves["naive"]
+        return {
+            "model": self.model,
+            "dtype": self.dtype,
+            "versions": {package: version(package) for package in PACKAGES},
+            "examples": len(naive.evaluations[0].examples),
+            "predictions": naive.evaluations[0].count,
+            "ensemble_loss": _number(naive.ensemble_loss),
+            "paths": {name: _path(curve, self.intervals[name]) for name, curve in self.curves.items()},
+            "routing": {name: asdict(routing) for name, routing in self.routing.items()},
+            "repair": None if self.repair is None else asdict(self.repair),
+        }
+
+    def markdown(self) -> str:
+        """Both ends, and every path in a table: barriers with intervals, midpoints against what they should beat."""
+        naive = self.curves["naive"]
+        ends = naive.evaluations[0], naive.evaluations[-1]
+        mean = (ends[0].loss + ends[1].loss) / 2
+        lines = [
+            f"# Paths between two {self.model} ({self.dtype})",
+            "",
+            f"{len(ends[0].examples)} examples, {ends[0].count} predictions, {len(naive.t)} points. Losses in nats; "
+            "intervals: 95 %, paired bootstrap over examples.",
+            "",
+            "| end | loss | accuracy |" + (" perplexity |" if self.predicts_tokens else ""),
+            "| --- | ---: | ---: |" + (" ---: |" if self.predicts_tokens else ""),
+        ]
+        for name, end in zip(("reference", "other"), ends, strict=True):
+            perplexity = f" {math.exp(end.loss):.2f} |" if self.predicts_tokens else ""
+            lines.append(f"| {name} | {end.loss:.4f} | {end.accuracy:.4f} |{perplexity}")
+        lines.append(f"| prediction ensemble | {naive.ensemble_loss:.4f} | |" + (" |" if self.predicts_tokens else ""))
+        lines += [
+            "",
+            "| path | loss barrier | % of naive | accuracy barrier | calibrated loss barrier | loss AUC "
+            "| midpoint - mean of ends | midpoint - best end | midpoint - ensemble |",
+            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        ]
+        for name, curve in self.curves.items():
+            barrier, found = curve.barrier, self.intervals[name]
+            if barrier.failed:
+                lines.append(f"| {name} | failed at t = {', '.join(f'{t:g}' for t in barrier.failed)} |" + 7 * " |")
+                continue
+            calibrated, middle = curve.calibrated_barrier, curve.midpoint_loss
+            share = 100 * barrier.loss_barrier / naive.barrier.loss_barrier if naive.barrier.loss_barrier > 0 else None
+            cells = [
+                f"**{name}** (chosen)" if name == self.chosen else name,
+                f"{barrier.loss_barrier:.4f} {_bounds(found.loss_barrier)}",
+                "" if share is None else f"{share:.0f}",
+                f"{100 * barrier.accuracy_barrier:.1f} pp",
+                "" if calibrated is None else f"{calibrated:.4f}",
+                f"{barrier.loss_auc:.4f}",
+                *(
+                    "" if middle is None else f"{middle - end:+.4f}"
+                    for end in (mean, min(end.loss for end in ends), naive.ensemble_loss)
+                ),
+            ]
+            lines.append("| " + " | ".join(cells) + " |")
+        if self.repair is not None:
+            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.repair.held_out_loss.items())
+            lines += ["", f"Repair chosen on held-out calibration data: {self.repair.repair} (loss there: {losses})."]
+        return "\n".join(lines) + "\n"
+
+    def save(self, folder: str | Path) -> None:
+        """Write `report.json`, `report.md`, and `curves` and `routing` as PNG and SVG into `folder`."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / REPORT_NAME).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
+        (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        for suffix in (".png", ".svg"):
+            curves = {name: [curve.barrier] for name, curve in self.curves.items()}
+            plot_barriers(curves, folder / f"curves{suffix}", f"Paths between two {self.model}")
+            if self.routing:
+                plot_routing(self.routing, folder / f"routing{suffix}")
+
+
+def _path(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
+    barrier = curve.barrier
+    calibrated = [point.calibrated_loss for point in curve.evaluations]
+    return {
+        "t": barrier.t,
+        "loss": [_number(x) for x in barrier.loss],
+        "accuracy": barrier.accuracy,
+        "calibrated_loss": None if None in calibrated else [_number(x) for x in calibrated if x is not None],
+        "failed": barrier.failed,
+        "loss_barrier": _number(barrier.loss_barrier),
+        "accuracy_barrier": barrier.accuracy_barrier,
+        "loss_auc": _number(barrier.loss_auc),
+        "accuracy_auc": barrier.accuracy_auc,
+        "intervals": {
+            name: [_number(interval["low"]), _number(interval["high"])] for name, interval in asdict(intervals).items()
+        },
+    }
+
+
+def _number(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def _bounds(interval: Interval) -> str:
+    return f"[{interval.low:.4f}, {interval.high:.4f}]"

@@ -1,0 +1,34 @@
+"""The straight line between two layers."""
+
+from dataclasses import replace
+from functools import reduce
+
+import torch
+
+from hf_moe_lmc.errors import IncompatiblePairError
+from hf_moe_lmc.moe import MoeLayer
+
+from .interpolation import interpolate_tensor
+
+
+def interpolate_layers(reference: MoeLayer, other: MoeLayer, t: float) -> MoeLayer:
+    """`(1 - t) reference + t other`, in the dtype of the layers, which should be float32 or better.
+
+    Raises:
+        IncompatiblePairError: a shape differs, or a table of experts by token number does.
+    """
+    a, b = (layer.router.expert_table if layer.router else None for layer in (reference, other))
+    if (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b.to(a.device))):
+        raise IncompatiblePairError("the tables of experts by token number differ and cannot be interpolated")
+    others = other.tensors()
+    parts: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in reference.tensors().items():
+        part, _, field = name.partition(".")
+        parts.setdefault(part, {})[field] = interpolate_tensor(name, tensor, others[name], t)
+    return replace(reference, **{part: replace(getattr(reference, part), **found) for part, found in parts.items()})
+
+
+def widest_dtype(*layers: MoeLayer) -> torch.dtype:
+    """The dtype to compute with: the widest of all tensors, at least float32."""
+    dtypes = (tensor.dtype for layer in layers for tensor in layer.tensors().values())
+    return reduce(torch.promote_types, dtypes, torch.float32)

@@ -1,0 +1,78 @@
+import json
+from copy import deepcopy
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from hf_moe_lmc import Alignment, scramble
+from hf_moe_lmc.cli import main
+from tests.connectivity import finetuned
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Two checkpoints, the second one scrambled, their tokenizer (one token per character), and text."""
+    out = tmp_path_factory.mktemp("evaluate")
+    characters = {"<unk>": 0, "\n": 1} | {chr(i): i - 30 for i in range(32, 127)}
+    tokenizer = Tokenizer(models.WordLevel(characters, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    a, b = finetuned.pair("qwen2_moe")
+    scrambled, planted = scramble(deepcopy(b), seed=3)
+    for name, model in (("a", a), ("b", scrambled)):
+        model.save_pretrained(out / name)
+        PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(out / name)
+    planted.inverse().save_pretrained(out / "alignment")
+    names = {number: character for character, number in characters.items()}
+    tokens = finetuned.held_out(0, 24)
+    (out / "manual.txt").write_text("".join(names[int(x)] for i in range(24) for x in tokens[i]["input_ids"]))
+    return out
+
+
+def run(folder, out, *arguments: str) -> int:
+    common = ["--dataset", str(folder / "manual.txt"), "--length", "32", "--points", "3"]
+    models = ["evaluate", str(folder / "a"), str(folder / "b")]
+    return main([*models, *common, "--experts-implementation", "eager", "-o", str(out), *arguments])
+
+
+def test_the_whole_command(folder, tmp_path, capsys):
+    """From two folders and a text file to a report; with the planted alignment, the figures are those of the search."""
+    calibrated = ("--calibration-examples", "8", "--max-examples", "12")
+    assert run(folder, tmp_path / "found", *calibrated) == 0
+    printed = capsys.readouterr().out
+    assert run(folder, tmp_path / "planted", *calibrated, "--alignment", str(folder / "alignment")) == 0
+    found, planted = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("found", "planted"))
+    assert found["examples"] == 12
+    assert found["predictions"] == 12 * 31
+    assert (tmp_path / "found/report.md").read_text() in printed
+    assert found["paths"]["naive"]["loss_barrier"] > 20 * found["paths"]["aligned"]["loss_barrier"]
+    assert found["paths"]["aligned"]["loss"] == pytest.approx(planted["paths"]["aligned"]["loss"], abs=1e-5)
+    assert isinstance(Alignment.from_pretrained(folder / "alignment"), Alignment)
+
+
+def test_without_calibration(folder, tmp_path):
+    options = ("--calibration-examples", "0", "--max-examples", "4", "--arrangements", "aligned", "--dtype", "bfloat16")
+    assert run(folder, tmp_path / "out", *options) == 0
+    found = json.loads((tmp_path / "out/report.json").read_text())
+    assert list(found["paths"]) == ["naive", "naive + norms", "aligned", "aligned + norms"]
+    assert found["dtype"] == "bfloat16"
+    assert found["repair"] is None
+
+
+def test_too_little_data(folder, tmp_path, capsys):
+    assert run(folder, tmp_path / "out", "--calibration-examples", "24") == 3
+    assert "gives 24 examples, of which 24 are set apart" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_outputs_that_are_taken(folder, tmp_path, capsys):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.txt").write_text("precious")
+    assert run(folder, out, "--overwrite") == 5
+    assert "holds files that are no report" in capsys.readouterr().err
+    (out / "thesis.txt").rename(out / "report.json")
+    assert run(folder, out) == 5
+    assert "replace it with --overwrite" in capsys.readouterr().err
+    assert run(folder, out / "report.json") == 5
+    assert (out / "report.json").read_text() == "precious"
