@@ -5,41 +5,50 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import moe_layers
-    from .alignment import Alignment, align, merge, scramble
+    from .aligner import MoeAligner, from_aligned_pretrained
+    from .alignment import Alignment, AlignmentConfig, align, apply, merge, merge_checkpoints, scramble
+    from .connectivity import evaluate_path
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
 
 __all__ = [
     "Alignment",
+    "AlignmentConfig",
+    "MoeAligner",
     "MoeGPT2Config",
     "MoeGPT2LMHeadModel",
     "MoeViTConfig",
     "MoeViTForImageClassification",
     "Verification",
     "align",
+    "apply",
+    "evaluate_path",
+    "from_aligned_pretrained",
     "merge",
+    "merge_checkpoints",
     "moe_layers",
     "scramble",
     "verify",
 ]
 
-# Name -> module that it is imported from when first used (PEP 562): the command line answers before torch is loaded.
+# Module -> names that are imported from it when first used (PEP 562): the command line answers before torch is loaded.
 _HOMES = {
-    "moe_layers": "adapters",
-    **dict.fromkeys(("Alignment", "align", "merge", "scramble"), "alignment"),
-    **dict.fromkeys(
-        ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"), "modeling"
-    ),
-    **dict.fromkeys(("Verification", "verify"), "verification"),
+    "adapters": ("moe_layers",),
+    "aligner": ("MoeAligner", "from_aligned_pretrained"),
+    "alignment": ("Alignment", "AlignmentConfig", "align", "apply", "merge", "merge_checkpoints", "scramble"),
+    "connectivity": ("evaluate_path",),
+    "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
+    "verification": ("Verification", "verify"),
 }
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOMES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOMES[name]}", __name__), name)
-    globals()[name] = value
-    return value
+    for module, names in _HOMES.items():
+        if name in names:
+            value = getattr(import_module(f".{module}", __name__), name)
+            globals()[name] = value
+            return value
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

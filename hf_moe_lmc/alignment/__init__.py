@@ -4,8 +4,10 @@ from .align import align, align_opened
 from .alignment import Alignment, apply_symmetries
 from .apply import apply
 from .config import AlignmentConfig
-from .merge import merge, merge_checkpoints
-from .opened_model import open_checkpoint, open_skeleton
+from .loading import LoadOptions, load_model
+from .merge import merge, merge_checkpoints, merge_opened
+from .opened_model import open_checkpoint, open_model, open_skeleton
+from .pair import check_pair
 from .plan import plan_alignment, plan_writing
 from .scramble import scramble
 from .stream import OutputOptions
@@ -13,14 +15,19 @@ from .stream import OutputOptions
 __all__ = [
     "Alignment",
     "AlignmentConfig",
+    "LoadOptions",
     "OutputOptions",
     "align",
     "align_opened",
     "apply",
     "apply_symmetries",
+    "check_pair",
+    "load_model",
     "merge",
     "merge_checkpoints",
+    "merge_opened",
     "open_checkpoint",
+    "open_model",
     "open_skeleton",
     "plan_alignment",
     "plan_writing",

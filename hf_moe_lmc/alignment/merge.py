@@ -17,7 +17,7 @@ from .aligned_interpolation import interpolate_aligned_
 from .alignment import Alignment, LiveModel
 from .apply import check_layers, check_weights
 from .config import AlignmentConfig
-from .opened_model import open_checkpoint
+from .opened_model import OpenedModel, open_checkpoint
 from .pair import check_pair
 from .steps import Step
 from .stream import Output, OutputOptions, write_checkpoints
@@ -81,38 +81,52 @@ def merge_checkpoints(
         IncompatiblePairError: the models differ in what they compute, or the alignment was made for others.
         BadInputError, UnsupportedArchitectureError, HubError, OutputError: a checkpoint or the output is unusable.
     """
+    first, second = open_checkpoint(reference, reference_options), open_checkpoint(other, other_options)
+    return merge_opened(first, second, output, alignment, t, options, allow_other_weights)
+
+
+def merge_opened(
+    reference: OpenedModel,
+    other: OpenedModel,
+    output: str | Path,
+    alignment: Alignment | AlignmentConfig | None = None,
+    t: float | Sequence[float] = 0.5,
+    options: OutputOptions | None = None,
+    allow_other_weights: bool = False,
+) -> Alignment:
+    """As `merge_checkpoints`, for checkpoints that are open already."""
     points = [t] if isinstance(t, (int, float)) else list(t)
     for point in points:
         _check_on_the_line(point)
     options = options or OutputOptions()
-    first, second = open_checkpoint(reference, reference_options), open_checkpoint(other, other_options)
-    check_pair(first, second)
-    found = alignment if isinstance(alignment, Alignment) else align_opened(first, second, alignment)
-    check_layers(found, second)
-    if PartialState().is_main_process:
-        memory = ReusedMemory(), ReusedMemory()
+    check_pair(reference, other)
+    found = alignment if isinstance(alignment, Alignment) else align_opened(reference, other, alignment)
+    check_layers(found, other)
+    if not PartialState().is_main_process:
+        return found
+    memory = ReusedMemory(), ReusedMemory()
 
-        def compute(step: Step) -> Iterator[dict[str, Tensor]]:
-            fixed = first.read(step.names, memory[0])
-            fixed = {name: _widened(tensor, options.dtype) for name, tensor in fixed.items()}
-            tensors = second.read(step.names, memory[1])
-            check_weights(found, second, step, tensors, allow_other_weights)
-            for left, point in enumerate(points, start=1 - len(points)):
-                merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
-                interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point)
-                yield merged
+    def compute(step: Step) -> Iterator[dict[str, Tensor]]:
+        fixed = reference.read(step.names, memory[0])
+        fixed = {name: _widened(tensor, options.dtype) for name, tensor in fixed.items()}
+        tensors = other.read(step.names, memory[1])
+        check_weights(found, other, step, tensors, allow_other_weights)
+        for left, point in enumerate(points, start=1 - len(points)):
+            merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
+            interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point)
+            yield merged
 
-        recipe = {
-            "command": "merge",
-            "alignment": found.digest,
-            "reference": first.origin,
-            "other": second.origin,
-        }
-        folders = [Path(output)] if len(points) == 1 else [Path(output) / f"t-{point:g}" for point in points]
-        if len(points) > 1:
-            Path(output).mkdir(exist_ok=True)
-        outputs = [Output(folder, recipe | {"t": point}) for folder, point in zip(folders, points, strict=True)]
-        write_checkpoints(first, outputs, compute, [second], options)
+    recipe = {
+        "command": "merge",
+        "alignment": found.digest,
+        "reference": reference.origin,
+        "other": other.origin,
+    }
+    folders = [Path(output)] if len(points) == 1 else [Path(output) / f"t-{point:g}" for point in points]
+    if len(points) > 1:
+        Path(output).mkdir(exist_ok=True)
+    outputs = [Output(folder, recipe | {"t": point}) for folder, point in zip(folders, points, strict=True)]
+    write_checkpoints(reference, outputs, compute, [other], options)
     return found
 
 

@@ -1,0 +1,74 @@
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+import hf_moe_lmc
+from hf_moe_lmc import MoeAligner, from_aligned_pretrained, scramble
+from hf_moe_lmc.errors import IncompatiblePairError
+from tests.models import build, logits
+
+NAMES = ["mixtral", "qwen2_moe", "moe_vit sparse", "moe_gpt2 shared"]
+
+
+@pytest.fixture(params=NAMES)
+def pair(request, tmp_path):
+    """(model, scrambled copy, their folders)."""
+    model, other = build(request.param, dtype=torch.float32), build(request.param, dtype=torch.float32)
+    scramble(other, seed=1)
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for each, folder in zip((model, other), folders, strict=True):
+        each.save_pretrained(folder, max_shard_size="20KB")
+    return model, other, folders
+
+
+def same_weights(a, b) -> bool:
+    return all(torch.equal(tensor, b.state_dict()[name]) for name, tensor in a.state_dict().items())
+
+
+def test_folders_live_models_and_streams_give_the_same(pair, tmp_path):
+    model, other, folders = pair
+    aligner = MoeAligner.from_pretrained(*folders)
+    assert aligner.differences == ()
+    alignment = aligner.align()
+    assert alignment.symmetries == MoeAligner.from_pretrained(model, other).align().symmetries
+    in_memory = aligner.merge(alignment, t=0.25)
+    streamed = aligner.merge(alignment, t=0.25, output=tmp_path / "merged")
+    assert type(in_memory) is type(streamed) is type(model)
+    assert same_weights(in_memory, model)
+    assert same_weights(streamed, model)
+
+
+def test_from_aligned_pretrained(pair):
+    """At t = 1 the other model, which computes what it computed; a live model is not changed."""
+    model, other, folders = pair
+    before = logits(other)
+    aligned = from_aligned_pretrained(folders[1], align_to=folders[0])
+    assert same_weights(aligned, model)
+    assert same_weights(from_aligned_pretrained(other, align_to=model), model)
+    assert torch.equal(logits(other), before)
+    assert not same_weights(aligned, other)
+
+
+def test_evaluate_reads_the_other_from_disk(tmp_path):
+    model, other = build("mixtral", dtype=torch.float32), build("mixtral", dtype=torch.float32)
+    scramble(other, seed=1)
+    model.save_pretrained(tmp_path / "a")
+    other.save_pretrained(tmp_path / "b")
+    tokens = torch.randint(0, model.config.vocab_size, (6, 12), generator=torch.Generator().manual_seed(0))
+    data = DataLoader([{"input_ids": row, "labels": row} for row in tokens], batch_size=3)
+    aligner = MoeAligner.from_pretrained(tmp_path / "a", tmp_path / "b")
+    report = aligner.evaluate(None, data, t=3, load={"experts_implementation": "eager"}, resamples=10)
+    assert report.curves["aligned"].barrier.loss_barrier == pytest.approx(0, abs=1e-6)
+    assert report.curves["naive"].barrier.loss_barrier > 1e-3
+
+
+def test_a_pair_that_does_not_fit_is_refused_before_weights_are_read(tmp_path):
+    build("mixtral").save_pretrained(tmp_path / "a")
+    build("qwen2_moe").save_pretrained(tmp_path / "b")
+    with pytest.raises(IncompatiblePairError, match="reference is a MixtralForCausalLM"):
+        MoeAligner.from_pretrained(tmp_path / "a", tmp_path / "b")
+
+
+def test_all_public_names_exist():
+    for name in hf_moe_lmc.__all__:
+        assert getattr(hf_moe_lmc, name).__doc__
