@@ -1,5 +1,6 @@
 """Transformers module names <-> MoeLayer."""
 
+from .class_key import class_key
 from .discovery import alignable_layers, moe_layers, unaligned_layers
 from .inspection import Inspection, LayerInspection, inspect
 from .spec import MoeLayerSpec
@@ -10,6 +11,7 @@ __all__ = [
     "LayerInspection",
     "MoeLayerSpec",
     "alignable_layers",
+    "class_key",
     "experts_per_token",
     "inspect",
     "moe_layers",

@@ -1,4 +1,4 @@
-"""What a model's Mixture-of-Experts layers are; from a meta-device skeleton as from a model with weights."""
+"""What the layers of a Mixture-of-Experts model are; from a meta-device skeleton as from a model with weights."""
 
 import math
 from collections.abc import Mapping
@@ -8,26 +8,26 @@ from torch import Tensor, nn
 
 from hf_moe_lmc.moe import SymmetryGroup
 
-from .discovery import moe_layers
-from .routers import class_key
+from .class_key import class_key
+from .discovery import alignable_layers, unaligned_layers
 from .spec import MoeLayerSpec
 from .top_k import experts_per_token, router_of
 
 
 @dataclass(frozen=True)
 class LayerInspection:
-    """One Mixture-of-Experts layer.
+    """One Mixture-of-Experts layer, or a dense one among them: a single expert without router.
 
     Args:
         name: module name of the block.
         num_experts: E.
         num_units: F, units of an expert.
         hidden_size: H, what an expert reads and writes.
-        experts_per_token: K.
+        experts_per_token: K; 1 without router.
         expert_groups: G of group-limited routing; 1 without.
         shared_experts: number of shared experts as they are stored (most families store all of them as one wide MLP).
         shared_units: units of each.
-        router: class of the router.
+        router: class of the router; None without.
         symmetries: what leaves the function unchanged, in words.
         log10_symmetries: log10 of the number of expert orders, unit orders and unit signs.
         parameters: of router, experts and shared experts.
@@ -42,7 +42,7 @@ class LayerInspection:
     expert_groups: int
     shared_experts: int
     shared_units: int
-    router: str
+    router: str | None
     symmetries: tuple[str, ...]
     log10_symmetries: float
     parameters: int
@@ -55,12 +55,14 @@ class Inspection:
 
     Args:
         model_class: its name.
-        layers: its Mixture-of-Experts layers in module order.
+        layers: its Mixture-of-Experts layers, and the dense ones among them, in module order.
+        unaligned: module names of dense layers whose symmetries are not known.
         parameters, bytes: of the whole model, tied weights once.
     """
 
     model_class: str
     layers: tuple[LayerInspection, ...]
+    unaligned: tuple[str, ...]
     parameters: int
     bytes: int
 
@@ -79,7 +81,8 @@ def inspect(model: nn.Module) -> Inspection:
     parameters, tensors = list(model.parameters()), model.state_dict()
     return Inspection(
         type(model).__name__,
-        tuple(_inspect_layer(model, spec, tensors) for spec in moe_layers(model)),
+        tuple(_inspect_layer(model, spec, tensors) for spec in alignable_layers(model)),
+        unaligned_layers(model),
         sum(parameter.numel() for parameter in parameters),
         sum(parameter.nbytes for parameter in parameters),
     )
@@ -89,8 +92,7 @@ def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, T
     layer = spec.read(tensors)
     experts, units, shared = layer.symmetry_shape
     router = router_of(model, spec)
-    modules = [router, model.get_submodule(spec.experts.name)]
-    modules += [model.get_submodule(spec.shared_experts.name)] if spec.shared_experts else []
+    modules = [model.get_submodule(part.name) for part in spec.parts] + ([router] if router else [])
     # JetMoe's experts contain their router.
     parameters = {id(parameter): parameter for module in modules for parameter in module.parameters()}.values()
     return LayerInspection(
@@ -102,7 +104,7 @@ def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, T
         expert_groups=spec.group.expert_groups,
         shared_experts=shared[0] if shared else 0,
         shared_units=shared[1] if shared else 0,
-        router=class_key(router).rpartition(".")[2],
+        router=class_key(router).rpartition(".")[2] if router else None,
         symmetries=_symmetries(spec),
         log10_symmetries=log10_order(spec.group, *layer.symmetry_shape),
         parameters=sum(parameter.numel() for parameter in parameters),
@@ -111,22 +113,26 @@ def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, T
 
 
 def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
-    group, fields = spec.group, dict(spec.router.tensors)
+    group, router = spec.group, dict(spec.router.tensors) if spec.router else {}
     words = {
-        "experts": group.expert_groups == 1,
-        f"experts in {group.expert_groups} groups": group.expert_groups > 1,
-        "units": True,
+        "experts": group.expert_order == "all",
+        f"experts in {group.expert_groups} groups": group.expert_order == "groups",
+        "units": not group.fixed_units,
         "unit signs": group.unit_signs,
+        "unit scales": group.unit_scale_degree > 0,
         "shared units": spec.shared_experts is not None,
         "shared unit signs": group.shared_unit_signs,
+        "shared unit scales": group.shared_unit_scale_degree > 0,
+        "expert output scales": group.expert_output_scale,
         "router translation": group.router_translation,
-        "selection bias constant": group.selection_bias_constant and "selection_bias" in fields,
+        "router scale": group.router_scale,
+        "selection bias constant": group.selection_bias_constant and "selection_bias" in router,
     }
     return tuple(word for word, holds in words.items() if holds)
 
 
 def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[int, int] | None) -> float:
-    """log10 of `G! ((E/G)!)^G (F! 2^F)^E (F'! 2^F')^S`, each 2 only where signs are free.
+    """log10 of `G! ((E/G)!)^G (F! 2^F)^E (F'! 2^F')^S`, each 2 only where signs are free; what is fixed counts 1.
 
     The order of the discrete part of a layer's group, for the sizes of `MoeLayer.symmetry_shape`.
     """
@@ -134,9 +140,11 @@ def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[in
     def of_units(size: int, signs: bool) -> float:
         return _log10_factorial(size) + size * signs * math.log10(2)
 
-    groups = group.expert_groups
-    order = _log10_factorial(groups) + groups * _log10_factorial(experts // groups)
-    order += experts * of_units(units, group.unit_signs)
+    order, groups = 0.0, group.expert_groups
+    if not group.fixed_experts:
+        order += _log10_factorial(groups) + groups * _log10_factorial(experts // groups)
+    if not group.fixed_units:
+        order += experts * of_units(units, group.unit_signs)
     return order + (shared[0] * of_units(shared[1], group.shared_unit_signs) if shared else 0.0)
 
 

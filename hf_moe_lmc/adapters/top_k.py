@@ -4,28 +4,32 @@ from torch import nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
-from .routers import class_key
+from .class_key import class_key
 from .spec import MoeLayerSpec
 
 # Routers that keep no number: the field of their configuration that holds it, or the number written into their code.
 CONFIGURED = {"gemma4.Gemma4TextRouter": "top_k_experts", "diffusion_gemma.DiffusionGemmaTextRouter": "top_k_experts"}
-FIXED = {"switch_transformers.SwitchTransformersTop1Router": 1}
+FIXED = {"nllb_moe.NllbMoeTop2Router": 2, "switch_transformers.SwitchTransformersTop1Router": 1}
 
 
-def router_of(model: nn.Module, spec: MoeLayerSpec) -> nn.Module:
-    """The router module of a layer of `model`: the child of the block that holds the router's weight."""
+def router_of(model: nn.Module, spec: MoeLayerSpec) -> nn.Module | None:
+    """The router module of a layer of `model`: the child of the block that holds the router's weight; None without."""
+    if spec.router is None:
+        return None
     weight = dict(spec.router.tensors)["weight"]
     child = weight.removeprefix(f"{spec.name}.").partition(".")[0]
     return model.get_submodule(f"{spec.name}.{child}")
 
 
 def experts_per_token(model: nn.Module, spec: MoeLayerSpec) -> int:
-    """K, from the router, else from the block around it (DBRX).
+    """K, from the router, else from the block around it (DBRX); 1 of a layer without router.
 
     Raises:
         UnsupportedArchitectureError: neither says.
     """
     router = router_of(model, spec)
+    if router is None:
+        return 1
     key = class_key(router)
     if key in FIXED:
         return FIXED[key]

@@ -4,6 +4,7 @@ from .checkpoint import Checkpoint
 from .config_file import read_config
 from .layout import Layout, place
 from .output_folder import MANIFEST_NAME, StagedFolder, output_folder
+from .quantisation import quantisation
 from .reused_memory import ReusedMemory
 from .skeleton import meta_model
 from .source import COMPANIONS, HubOptions, Source, find_source
@@ -24,6 +25,7 @@ __all__ = [
     "meta_model",
     "output_folder",
     "place",
+    "quantisation",
     "read_config",
     "tensor_bytes",
 ]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError
 
 from .conversion import TensorGroup, tensor_groups
+from .quantisation import quantisation
 from .reused_memory import ReusedMemory
 from .shards import stored_tensors
 from .stored_tensor import StoredTensor
@@ -40,8 +41,13 @@ class Checkpoint(Mapping[str, Tensor]):
         """Plan the reading of the checkpoint in `folder`; reads headers only.
 
         Raises:
-            BadInputError: it does not hold the tensors of `model`, each in its shape.
+            BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.
         """
+        if method := quantisation(model.config):
+            raise BadInputError(
+                f"{folder}: the weights are quantised ({method}); load the model with dequantize=True in its "
+                "quantisation config and save it first"
+            )
         stored = stored_tensors(folder)
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
         try:

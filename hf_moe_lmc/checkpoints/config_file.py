@@ -28,7 +28,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """The configuration of the checkpoint in `folder`; code that it names is never run.
 
     Raises:
-        BadInputError: it is missing, is no configuration of a model, has impossible sizes, or is of a quantised model.
+        BadInputError: it is missing, is no configuration of a model, or has impossible sizes.
         UnsupportedArchitectureError: Transformers does not know its model type.
     """
     path = folder / CONFIG_NAME
@@ -39,12 +39,6 @@ def read_config(folder: Path) -> PreTrainedConfig:
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
             f"{path}: the installed Transformers does not know model_type {model_type!r}"
-        )
-    if quantisation := values.get("quantization_config"):
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation
-        raise BadInputError(
-            f"{path}: the weights are quantised ({method}); load the model with dequantize=True in its quantisation "
-            "config and save it first"
         )
     try:
         return CONFIG_MAPPING[model_type].from_dict(values)

@@ -22,8 +22,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     inspect = commands.add_parser(
         "inspect",
         help="show the Mixture-of-Experts layers of a model, from its config.json alone",
-        description="Show every Mixture-of-Experts layer: E experts of F units, hidden size H, K experts per token, "
-        "shared experts, router, size, and the symmetries that leave its function unchanged. Reads no weights.",
+        description="Show every Mixture-of-Experts layer, and the dense ones among them: E experts of F units, hidden "
+        "size H, K experts per token, shared experts, router, size, and the symmetries that leave its function "
+        "unchanged. Reads no weights.",
     )
     inspect.add_argument("model", metavar="MODEL", help="a folder, or repo or repo@revision on the Hub")
     inspect.add_argument("--json", action="store_true", help="print one JSON document")
@@ -34,18 +35,20 @@ def run(options: argparse.Namespace) -> int:
     """Print what is found."""
     from hf_moe_lmc.adapters import inspect
     from hf_moe_lmc.alignment import open_skeleton
+    from hf_moe_lmc.checkpoints import quantisation
 
-    found = inspect(open_skeleton(options.model))
+    model = open_skeleton(options.model)
+    found, method = inspect(model), quantisation(model.config)
     if options.json:
-        document = asdict(found) | {"log10_symmetries": found.log10_symmetries}
+        document = asdict(found) | {"log10_symmetries": found.log10_symmetries, "quantisation": method}
         sys.stdout.write(json.dumps(document, indent=2) + "\n")
     else:
-        sys.stdout.write(render(found))
+        sys.stdout.write(render(found, method))
     return 0
 
 
-def render(found: "Inspection") -> str:
-    """The table, layers that differ in their number only in one row, and a line about the whole model."""
+def render(found: "Inspection", quantisation: str | None = None) -> str:
+    """The table, layers that differ in their number only in one row, and lines about the whole model."""
     rows = [
         (
             name,
@@ -55,18 +58,26 @@ def render(found: "Inspection") -> str:
             layer.experts_per_token,
             layer.expert_groups,
             f"{layer.shared_experts} x {layer.shared_units}" if layer.shared_experts else "-",
-            layer.router,
+            layer.router or "-",
             _short(layer.parameters),
             f"{_short(layer.bytes)}B",
             ", ".join(layer.symmetries),
         )
         for name, layer in fold(found.layers)
     ]
-    return (
-        f"{text_table(HEAD, rows)}\n\n"
-        f"{found.model_class}: {len(found.layers)} Mixture-of-Experts layers, {_short(found.parameters)} parameters, "
-        f"{_short(found.bytes)}B, 10^{found.log10_symmetries:.0f} expert orders, unit orders and signs\n"
-    )
+    routed = sum(layer.router is not None for layer in found.layers)
+    dense = f" and {len(found.layers) - routed} dense" if routed < len(found.layers) else ""
+    lines = [
+        text_table(HEAD, rows),
+        "",
+        f"{found.model_class}: {routed} Mixture-of-Experts{dense} layers, {_short(found.parameters)} parameters, "
+        f"{_short(found.bytes)}B, 10^{found.log10_symmetries:.0f} expert orders, unit orders and signs",
+    ]
+    if found.unaligned:
+        lines.append(f"dense, class not known: merged as they are: {', '.join(found.unaligned)}")
+    if quantisation:
+        lines.append(f"the weights are quantised ({quantisation}): dequantise before alignment; bytes are those after")
+    return "\n".join(lines) + "\n"
 
 
 def fold(layers: Sequence["LayerInspection"]) -> list[tuple[str, "LayerInspection"]]:

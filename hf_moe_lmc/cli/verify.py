@@ -24,8 +24,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     verify = commands.add_parser(
         "verify",
         help="show that a rewritten model computes what it computed before",
-        description="Compare the logits of two models on random inputs and on text, and every Mixture-of-Experts block "
-        "on the same inputs. Exit code 0: equal up to rounding; 1: not equal.",
+        description="Compare the logits of two models on random inputs and on text, every Mixture-of-Experts or dense "
+        "block on the same inputs, and all other weights bit for bit. Exit code 0: equal up to rounding; 1: not equal.",
     )
     verify.add_argument("before", metavar="BEFORE", help="a folder, or repo or repo@revision on the Hub")
     verify.add_argument("after", metavar="AFTER", help="the same model rewritten")
@@ -58,22 +58,26 @@ def run(options: argparse.Namespace) -> int:
 
 
 def render(found: "Verification", dtype: str) -> str:
-    """The table of the layers, a line for each kind of input, and the verdict."""
+    """The table of the layers, what else has changed, a line for each kind of input, and the verdict."""
     rows = [
         (
             layer.name,
             f"{layer.difference:.1e}",
             f"{layer.experts_difference:.1e}",
-            f"{layer.routing_agreement:.2%}",
-            f"{layer.experts_reached} of {layer.num_experts}",
+            "-" if layer.routing_agreement is None else f"{layer.routing_agreement:.2%}",
+            "-" if layer.experts_reached is None else f"{layer.experts_reached} of {layer.num_experts}",
         )
         for layer in found.layers
     ]
-    outputs = "".join(f"outputs on {kind} inputs: {x:.1e}\n" for kind, x in found.outputs.items())
+    outputs = "".join(
+        f"outputs on {kind} inputs: {x.median:.1e} at the median position, {x.largest:.1e} at the worst\n"
+        for kind, x in found.outputs.items()
+    )
+    changed = f"changed outside these layers: {', '.join(found.changed_tensors)}\n" if found.changed_tensors else ""
     verdict = "equal up to rounding" if found.equal else "NOT EQUAL"
     return (
-        f"{text_table(HEAD, rows)}\n\n{outputs}{verdict} (relative differences in {dtype}; tolerance "
-        f"{found.output_tolerance:.0e} for outputs, {found.block_tolerance:.0e} for layers)\n"
+        f"{text_table(HEAD, rows)}\n\n{changed}{outputs}{verdict} (relative differences in {dtype}; tolerance "
+        f"{found.output_tolerance:.0e} for the median output, {found.block_tolerance:.0e} for layers)\n"
     )
 
 

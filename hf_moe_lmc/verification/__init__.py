@@ -2,12 +2,13 @@
 
 from .inputs import random_batches, text_batch
 from .loading import load_model
-from .model_comparison import LayerVerification, Verification, verify
+from .model_comparison import LayerVerification, OutputDifference, Verification, verify
 from .sample_text import SAMPLE_TEXT
 
 __all__ = [
     "SAMPLE_TEXT",
     "LayerVerification",
+    "OutputDifference",
     "Verification",
     "load_model",
     "random_batches",

@@ -1,4 +1,4 @@
-"""Two models' versions of one Mixture-of-Experts block, fed the same inputs."""
+"""Two models' versions of one block, Mixture of Experts or dense, fed the same inputs."""
 
 from copy import deepcopy
 from types import TracebackType
@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hf_moe_lmc.adapters import MoeLayerSpec, experts_per_token, router_of
+from hf_moe_lmc.adapters import MoeLayerSpec, class_key, experts_per_token, router_of
 
 from .difference import relative_difference
 from .routing import routing_agreement, selected_experts
+
+# Blocks that are never called as a whole: the module above uses their parts, and is compared in their stead.
+USED_IN_PARTS = frozenset({"jetmoe.JetMoeMoA"})
 
 
 class BlockComparison:
@@ -21,12 +24,19 @@ class BlockComparison:
     Args:
         spec: the layer.
         before, after: the models.
+
+    Attributes:
+        difference: `relative_difference` of the outputs, the worst of all calls so far.
+        was_run: whether any input reached the layer.
     """
 
     def __init__(self, spec: MoeLayerSpec, before: nn.Module, after: nn.Module) -> None:
         self.spec, self.top_k = spec, experts_per_token(before, spec)
-        self.difference = 0.0
-        self._blocks = before.get_submodule(spec.name), after.get_submodule(spec.name)
+        self.difference, self.was_run = 0.0, False
+        name = spec.name
+        if class_key(before.get_submodule(name)) in USED_IN_PARTS:
+            name = name.rpartition(".")[0]
+        self._blocks = before.get_submodule(name), after.get_submodule(name)
         self._routers = router_of(before, spec), router_of(after, spec)
         self._chosen: tuple[list[Tensor], list[Tensor]] = [], []
         self._answer: Any = None
@@ -37,7 +47,7 @@ class BlockComparison:
         self._handles = [
             block.register_forward_pre_hook(self._ask_after, with_kwargs=True),
             block.register_forward_hook(self._compare),
-            self._routers[0].register_forward_hook(lambda module, args, output: self._note(0, output)),
+            *self._listen(0),
         ]
         return self
 
@@ -47,32 +57,40 @@ class BlockComparison:
 
     def _ask_after(self, block: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         # Only this call of its router counts, and what it writes into caches must not reach `before`.
-        handle = self._routers[1].register_forward_hook(lambda module, args, output: self._note(1, output))
+        handles = self._listen(1)
         try:
             self._answer = self._blocks[1](*deepcopy(args), **deepcopy(kwargs))
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
 
     def _compare(self, block: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         expected, found = (x if isinstance(x, Tensor) else x[0] for x in (output, self._answer))
         self.difference = max(self.difference, relative_difference(expected, found))
-        self._answer = None
+        self._answer, self.was_run = None, True
 
-    def _note(self, side: int, output: object) -> None:
-        self._chosen[side].append(selected_experts(output, self.spec.router.num_experts, self.top_k).cpu())
+    def _listen(self, side: int) -> list[torch.utils.hooks.RemovableHandle]:
+        """Note what the router of one side chooses, if there is one."""
+        router, spec = self._routers[side], self.spec.router
+        if router is None or spec is None:
+            return []
+
+        def note(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
+            self._chosen[side].append(selected_experts(output, spec.num_experts, self.top_k).cpu())
+
+        return [router.register_forward_hook(note)]
 
     @property
-    def was_run(self) -> bool:
-        """Whether any input reached the layer."""
-        return bool(self._chosen[0])
-
-    @property
-    def agreement(self) -> float:
-        """`routing_agreement` over all calls."""
+    def agreement(self) -> float | None:
+        """`routing_agreement` over all calls; None without router."""
+        if self.spec.router is None:
+            return None
         return routing_agreement(torch.cat(self._chosen[0]), torch.cat(self._chosen[1]))
 
     @property
-    def experts_reached(self) -> int:
-        """How many experts were chosen at least once in `before`."""
+    def experts_reached(self) -> int | None:
+        """How many experts were chosen at least once in `before`; None without router."""
+        if self.spec.router is None:
+            return None
         chosen = torch.cat(self._chosen[0]).unique()
         return int((chosen < self.spec.router.num_experts).sum())

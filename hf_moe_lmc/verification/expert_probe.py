@@ -6,7 +6,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from hf_moe_lmc.matching import solve_assignment
-from hf_moe_lmc.moe import ExpertBank, MoeLayer
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+from hf_moe_lmc.symmetry import Permutation
 
 PROBES = 4
 
@@ -14,30 +15,42 @@ PROBES = 4
 def experts_difference(before: MoeLayer, after: MoeLayer) -> float:
     """How far the experts of `after`, each with its router row, are from those of `before`, best paired; relative.
 
-    Every expert answers four random inputs as the generic network
-    `y . (down (silu(gate x + b) * (up x + b)) + b)`, without `gate`: `silu(up x + b)`. That is not what the family
-    computes, but no order and no sign of its units matters to it, and any other change of a weight does. Router rows
-    are compared in the gauge of `MoeLayer.in_gauge`, by four random projections.
+    Shared experts, and others whose order is fixed, are paired as they stand. Every expert answers four random inputs
+    as the generic network `y . (down (silu(gate x + b) * (up x + b)) + b)`, without `gate`: `silu(up x + b)`. That is
+    not what the family computes, but no order and no sign of its units matters to it, and any other change of a weight
+    does. Router rows are compared in the gauge of `MoeLayer.in_gauge`, by four random projections.
     """
-    a, b = (_probe(layer) for layer in (before, after))
-    scales = [part.abs().max().clamp_min(torch.finfo(part.dtype).tiny) for part in a]
-    expected, found = (torch.cat([part / s for part, s in zip(x, scales, strict=True)], dim=1) for x in (a, b))
+    a, b = before.in_gauge(), after.in_gauge()
+    routed = _difference(_probe(a.experts, a.router), _probe(b.experts, b.router), before.group.fixed_experts)
+    if a.shared_experts is None or b.shared_experts is None:
+        return routed
+    return max(routed, _difference(_probe(a.shared_experts, None), _probe(b.shared_experts, None), fixed=True))
+
+
+def _difference(before: list[Float[Tensor, "E n"]], after: list[Float[Tensor, "E n"]], fixed: bool) -> float:
+    """The largest difference of the paired rows, each block on the scale of `before`."""
+    scales = [part.abs().max().clamp_min(torch.finfo(part.dtype).tiny) for part in before]
+    expected, found = (torch.cat([p / s for p, s in zip(x, scales, strict=True)], dim=1) for x in (before, after))
     if not (expected.isfinite().all() and found.isfinite().all()):
         return torch.inf
-    sigma = solve_assignment(-torch.cdist(expected.double(), found.double())).permutation
+    sigma = Permutation.identity(len(expected))
+    if not fixed:
+        sigma = solve_assignment(-torch.cdist(expected.double(), found.double())).permutation
     return float((sigma.apply(found, dim=0) - expected).abs().max())
 
 
-def _probe(layer: MoeLayer) -> tuple[Float[Tensor, "E n"], Float[Tensor, "E n"]]:
+def _probe(experts: ExpertBank, router: Router | None) -> list[Float[Tensor, "E n"]]:
     """The answers of the experts, and the projections of their router rows."""
-    generator, rows = torch.Generator().manual_seed(0), layer.in_gauge().router.rows()
-    weight = layer.experts.up_proj
+    generator, weight = torch.Generator().manual_seed(0), experts.up_proj
 
     def random(size: int, like: Tensor) -> Tensor:
         return torch.randn(PROBES, size, generator=generator).to(like)
 
-    x, y = random(weight.shape[2], weight), random(weight.shape[2], weight)
-    return _answers(layer.experts, x, y), rows @ random(rows.shape[1], rows).mT
+    answers = _answers(experts, random(weight.shape[2], weight), random(weight.shape[2], weight))
+    if router is None:
+        return [answers]
+    rows = router.rows()
+    return [answers, rows @ random(rows.shape[1], rows).mT]
 
 
 def _answers(experts: ExpertBank, x: Float[Tensor, "n H"], y: Float[Tensor, "n H"]) -> Float[Tensor, "E n"]:

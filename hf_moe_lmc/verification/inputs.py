@@ -22,7 +22,7 @@ def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tens
         BadInputError: the model takes something else.
     """
     generator, config = torch.Generator().manual_seed(seed), model.config
-    if model.main_input_name == "pixel_values":
+    if model.main_input_name == "pixel_values" and hasattr(config, "image_size"):
         height, width = _pair(config.image_size)
         shape = (BATCH, config.num_channels, height, width)
         return [
@@ -30,7 +30,9 @@ def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tens
             for _ in range(BATCHES)
         ]
     if model.main_input_name != "input_ids":
-        raise BadInputError(f"{type(model).__name__} takes {model.main_input_name}; give batches of them")
+        raise BadInputError(
+            f"no inputs are known for a {type(model).__name__}, which takes {model.main_input_name}; give batches"
+        )
     text = config.get_text_config()
     special = {value for fields in (config, text) for name, value in vars(fields).items() if name.endswith("token_id")}
     ordinary = torch.tensor([token for token in range(text.vocab_size) if token not in special])

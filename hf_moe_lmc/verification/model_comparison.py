@@ -1,6 +1,6 @@
 """Comparing two models that should compute the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -9,11 +9,11 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.adapters import MoeLayerSpec, moe_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
 from .block_comparison import BlockComparison
-from .difference import relative_difference
+from .difference import row_differences
 from .expert_probe import experts_difference
 from .inputs import random_batches
 
@@ -27,24 +27,40 @@ OUTPUT_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3}
 
 @dataclass(frozen=True)
 class LayerVerification:
-    """One Mixture-of-Experts layer, both versions fed with what `before` feeds it.
+    """One Mixture-of-Experts layer, or a dense one among them, both versions fed with what `before` feeds it.
 
     Args:
         name: module name of the block.
         difference: `max |after(x) - before(x)| / max |before(x)|` of the block's outputs, the worst of all batches.
         experts_difference: how far the experts differ by weight, reached or not, together with their router rows, up to
             their order and that of their units (`experts_difference`).
-        routing_agreement: share of (token, expert) choices that one renumbering of the experts explains.
-        experts_reached: how many experts at least one token chose.
+        routing_agreement: share of (token, expert) choices that one renumbering of the experts explains; None without
+            router.
+        experts_reached: how many experts at least one token chose; None without router.
         num_experts: E.
     """
 
     name: str
     difference: float
     experts_difference: float
-    routing_agreement: float
-    experts_reached: int
+    routing_agreement: float | None
+    experts_reached: int | None
     num_experts: int
+
+
+@dataclass(frozen=True)
+class OutputDifference:
+    """How far the logits differ: `max |after - before| / max |before|` at each position, that of a token or an image.
+
+    Rounding may decide a near tie of a router anew; then a few positions differ by far more than rounding.
+
+    Args:
+        median: over all positions.
+        largest: the worst of all positions.
+    """
+
+    median: float
+    largest: float
 
 
 @dataclass(frozen=True)
@@ -52,21 +68,25 @@ class Verification:
     """What was compared, and how far it differs.
 
     Args:
-        outputs: kind of input -> `max |after - before| / max |before|` of the logits, the worst of all batches.
-        layers: the Mixture-of-Experts layers in module order.
+        outputs: kind of input -> difference of the logits over all batches.
+        layers: the Mixture-of-Experts layers and the dense ones among them, in module order.
+        changed_tensors: names of tensors outside those layers that are not the same bit for bit.
         output_tolerance, block_tolerance: the largest differences that count as rounding.
     """
 
-    outputs: dict[str, float]
+    outputs: dict[str, OutputDifference]
     layers: tuple[LayerVerification, ...]
+    changed_tensors: tuple[str, ...]
     output_tolerance: float
     block_tolerance: float = BLOCK_TOLERANCE
 
     @property
     def equal(self) -> bool:
-        """Whether outputs and blocks differ by rounding only."""
-        return all(difference <= self.output_tolerance for difference in self.outputs.values()) and all(
-            max(layer.difference, layer.experts_difference) <= self.block_tolerance for layer in self.layers
+        """Whether nothing but the layers has changed, and they, and typical outputs, differ by rounding only."""
+        return (
+            not self.changed_tensors
+            and all(output.median <= self.output_tolerance for output in self.outputs.values())
+            and all(max(layer.difference, layer.experts_difference) <= self.block_tolerance for layer in self.layers)
         )
 
 
@@ -84,7 +104,7 @@ def verify(
     Raises:
         IncompatiblePairError: the models differ in class, dtype, or the shape of a tensor.
         BadInputError: a dtype without tolerance, inputs that cannot be made, or a layer that no input reaches.
-        UnsupportedArchitectureError: as `moe_layers`.
+        UnsupportedArchitectureError: as `alignable_layers`.
     """
     specs = _check_pair(before, after)
     if before.dtype not in OUTPUT_TOLERANCES:
@@ -94,12 +114,7 @@ def verify(
     kinds = {"random": random_batches(before)} if batches is None else batches
     with ExitStack() as stack:
         blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
-        outputs = {
-            kind: max(
-                relative_difference(_output(before, batch), _output(after, batch)) for batch in tqdm(of, desc=kind)
-            )
-            for kind, of in kinds.items()
-        }
+        outputs = {kind: _output_difference(before, after, tqdm(of, desc=kind)) for kind, of in kinds.items()}
     for block in blocks:
         if not block.was_run:
             raise BadInputError(f"layer {block.spec.name}: no input reaches it; give batches that do")
@@ -108,14 +123,15 @@ def verify(
         LayerVerification(
             name=block.spec.name,
             difference=block.difference,
-            experts_difference=experts_difference(block.spec.read(a), block.spec.read(b)),
+            experts_difference=experts_difference(layer, block.spec.read(b)),
             routing_agreement=block.agreement,
             experts_reached=block.experts_reached,
-            num_experts=block.spec.router.num_experts,
+            num_experts=layer.experts.num_experts,
         )
         for block in blocks
+        for layer in [block.spec.read(a)]
     )
-    return Verification(outputs, layers, OUTPUT_TOLERANCES[before.dtype])
+    return Verification(outputs, layers, _changed_outside(specs, a, b), OUTPUT_TOLERANCES[before.dtype])
 
 
 def _check_pair(before: PreTrainedModel, after: PreTrainedModel) -> tuple[MoeLayerSpec, ...]:
@@ -132,7 +148,21 @@ def _check_pair(before: PreTrainedModel, after: PreTrainedModel) -> tuple[MoeLay
                 f"tensor {name} has the shape {shapes.get(name)} before and {others.get(name)} after; "
                 "give two models of one size"
             )
-    return moe_layers(before)
+    return alignable_layers(before)
+
+
+def _changed_outside(
+    specs: tuple[MoeLayerSpec, ...], before: Mapping[str, Tensor], after: Mapping[str, Tensor]
+) -> tuple[str, ...]:
+    inside = {name for spec in specs for name in spec.tensor_names}
+    return tuple(name for name in before if name not in inside and not torch.equal(before[name], after[name]))
+
+
+def _output_difference(
+    before: PreTrainedModel, after: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+) -> OutputDifference:
+    positions = torch.cat([row_differences(_output(before, batch), _output(after, batch)) for batch in batches])
+    return OutputDifference(float(positions.median()), float(positions.max()))
 
 
 def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:

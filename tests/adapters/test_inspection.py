@@ -43,7 +43,7 @@ def chosen_experts(model, name: str) -> dict[str, int]:
 
 
 # Their experts are called otherwise.
-OTHER_CALLS = {"dbrx": 3, "jetmoe": 3, "llama4": 3, "switch_transformers": 1}
+OTHER_CALLS = {"dbrx": 3, "jetmoe": 3, "llama4": 3, "nllb_moe": 2, "switch_transformers": 1}
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -68,7 +68,7 @@ def test_a_router_that_does_not_say_is_refused():
 
 def test_sizes_by_hand():
     """qwen2_moe of tests/models.py: E = 5, F = 7, H = 12, a shared MLP of 9 units; router 5 x 12."""
-    layer = inspect(models.build("qwen2_moe", dtype=torch.bfloat16)).layers[1]
+    layer = inspect(models.build("qwen2_moe", dtype=torch.bfloat16)).layers[2]
     assert layer.name == "model.layers.2.mlp"
     assert (layer.num_experts, layer.num_units, layer.hidden_size, layer.experts_per_token) == (5, 7, 12, 2)
     assert (layer.shared_experts, layer.shared_units) == (1, 9)
@@ -78,10 +78,43 @@ def test_sizes_by_hand():
         "experts",
         "units",
         "unit signs",
+        "unit scales",
         "shared units",
         "shared unit signs",
+        "shared unit scales",
         "router translation",
     )
+
+
+def test_a_dense_layer_is_one_expert_without_router():
+    """The second layer of qwen2_moe of tests/models.py: F = 14, H = 12."""
+    layer = inspect(models.build("qwen2_moe", dtype=torch.bfloat16)).layers[1]
+    assert (layer.name, layer.router) == ("model.layers.1.mlp", None)
+    assert (layer.num_experts, layer.num_units, layer.hidden_size, layer.experts_per_token) == (1, 14, 12, 1)
+    assert layer.parameters == 3 * 14 * 12
+    assert layer.symmetries == ("units", "unit signs", "unit scales")
+    assert math.isclose(10**layer.log10_symmetries, math.factorial(14) * 2**14, rel_tol=1e-9)
+
+
+def test_what_is_fixed_is_no_symmetry():
+    nllb = inspect(families.build("nllb_moe")).layers[1]
+    assert nllb.symmetries == ("units", "unit scales", "router translation")
+    assert math.isclose(10**nllb.log10_symmetries, math.factorial(nllb.num_units) ** nllb.num_experts, rel_tol=1e-9)
+    attention, mlp = inspect(families.build("jetmoe")).layers[:2]
+    assert attention.symmetries == ("experts", "router translation")
+    assert math.isclose(10**attention.log10_symmetries, math.factorial(12), rel_tol=1e-9)
+    assert "units" in mlp.symmetries
+
+
+def test_a_dense_layer_of_unknown_class_is_named():
+    class OwnMLP(torch.nn.Module):
+        pass
+
+    model = models.build("qwen2_moe")
+    model.model.layers[1].mlp = OwnMLP()
+    found = inspect(model)
+    assert found.unaligned == ("model.layers.1.mlp",)
+    assert [layer.name for layer in found.layers] == ["model.layers.0.mlp", "model.layers.2.mlp"]
 
 
 def test_symmetries_are_counted_as_by_hand():

@@ -2,10 +2,11 @@ import json
 from dataclasses import replace
 
 import pytest
+from transformers import DeepseekV3Config, VitPoseBackbone, VitPoseBackboneConfig
 
 from hf_moe_lmc import cli
 from hf_moe_lmc.adapters import inspect
-from hf_moe_lmc.cli.inspect import fold
+from hf_moe_lmc.cli.inspect import fold, render
 from tests import families, models
 
 
@@ -20,12 +21,43 @@ def test_a_table(tmp_path, capsys):
     assert cli.main(["inspect", save_config(model, tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["layers", "E", "F", "H"]
-    assert lines[1].split()[:8] == ["model.layers.1-2.mlp", "12", "20", "32", "3", "3", "1", "x"]
-    assert lines[1].endswith(
-        "experts in 3 groups, units, unit signs, shared units, shared unit signs, selection bias constant"
+    assert lines[1].split()[:8] == ["model.layers.0.mlp", "1", "48", "32", "1", "1", "-", "-"]
+    assert lines[1].endswith("B  units, unit signs, unit scales")
+    assert lines[2].split()[:10] == "model.layers.1-2.mlp 12 24 32 3 3 1 x 48 DeepseekV3TopkRouter".split()
+    assert lines[2].endswith(
+        "experts in 3 groups, units, unit signs, unit scales, shared units, shared unit signs, shared unit scales, "
+        "selection bias constant"
     )
-    assert lines[3].startswith("DeepseekV3ForCausalLM: 2 Mixture-of-Experts layers, ")
-    assert len(lines) == 4
+    assert lines[4].startswith("DeepseekV3ForCausalLM: 2 Mixture-of-Experts and 1 dense layers, ")
+    assert len(lines) == 5
+
+
+def test_a_dense_layer_of_unknown_class_has_a_line_of_its_own():
+    found = replace(inspect(models.build("mixtral")), unaligned=("model.layers.0.mlp", "model.layers.7.mlp"))
+    assert render(found).splitlines()[-1] == (
+        "dense, class not known: merged as they are: model.layers.0.mlp, model.layers.7.mlp"
+    )
+
+
+def test_a_quantised_model_is_shown_and_not_aligned(tmp_path, capsys):
+    """DeepSeek-V3 as published, out of its configuration."""
+    fp8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
+    DeepseekV3Config(
+        architectures=["DeepseekV3ForCausalLM"], dtype="bfloat16", quantization_config=fp8
+    ).save_pretrained(tmp_path)
+    folder = str(tmp_path)
+    assert cli.main(["inspect", folder]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:4] for line in lines[1:3]] == [
+        ["model.layers.0-2.mlp", "1", "18432", "7168"],
+        ["model.layers.3-60.mlp", "256", "2048", "7168"],
+    ]
+    assert lines[-1].startswith("the weights are quantised (fp8): dequantise before alignment")
+    assert cli.main(["inspect", "--json", folder]) == 0
+    assert json.loads(capsys.readouterr().out)["quantisation"] == "fp8"
+    for command in (["align", folder, folder, "-o", str(tmp_path / "out")], ["verify", folder, folder]):
+        assert cli.main(command) == 3
+        assert f"error: {folder}: the weights are quantised (fp8); load" in capsys.readouterr().err
 
 
 def test_json(tmp_path, capsys):
@@ -59,8 +91,8 @@ def test_numbers_with_a_step_are_short():
 
 
 def test_a_family_that_is_refused_is_refused_by_name(tmp_path, capsys):
-    model = families.build("nllb_moe")
-    assert cli.main(["inspect", save_config(model, tmp_path)]) == 3
+    config = VitPoseBackboneConfig(num_experts=3, hidden_size=16, num_hidden_layers=1, num_attention_heads=2)
+    assert cli.main(["inspect", save_config(VitPoseBackbone(config), tmp_path)]) == 3
     shown = capsys.readouterr().err
-    assert shown.startswith("error: layer model.encoder.layers.1.ffn: a nllb_moe.NllbMoeSparseMLP: ")
+    assert shown.startswith("error: layer encoder.layer.0.mlp: a vitpose_backbone.VitPoseBackboneMoeMLP: ")
     assert shown.count("\n") == 1

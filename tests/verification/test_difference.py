@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from hf_moe_lmc.verification.difference import relative_difference
+from hf_moe_lmc.verification.difference import relative_difference, row_differences
 
 
 @pytest.mark.parametrize(
@@ -21,3 +21,9 @@ from hf_moe_lmc.verification.difference import relative_difference
 )
 def test_by_hand(expected, found, difference):
     assert relative_difference(torch.tensor(expected), torch.tensor(found)) == difference
+
+
+def test_rows_by_hand():
+    expected = torch.tensor([[[1.0, -4.0], [2.0, 0.0]], [[0.0, 0.0], [math.inf, 1.0]]])
+    found = torch.tensor([[[1.0, -4.0], [2.0, 1.0]], [[0.0, math.nan], [math.inf, 3.0]]])
+    assert row_differences(expected, found).tolist() == [0.0, 0.25, math.inf, 0.5]

@@ -3,7 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers, moe_layers
 from hf_moe_lmc.moe import act
 from hf_moe_lmc.verification.expert_probe import experts_difference
 from tests import families, models
@@ -27,7 +27,7 @@ def test_a_symmetry_is_no_difference(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_every_changed_tensor_is_a_difference(name):
     layer = layer_of(name)
-    for part in ("experts", "router"):
+    for part in ("experts", "router", *(["shared_experts"] if layer.shared_experts else [])):
         owner = getattr(layer, part)
         for field, tensor in owner.tensors().items():
             changed = tensor.clone(memory_format=torch.contiguous_format)
@@ -41,6 +41,23 @@ def test_experts_without_their_router_are_a_difference(name):
     layer = layer_of(name)
     moved = act(derangement(layer, 1), layer)
     assert experts_difference(layer, replace(moved, router=layer.router)) > 0.01
+
+
+def test_experts_of_fixed_order_are_paired_as_they_stand():
+    layer = layer_of("nllb_moe")
+    assert layer.group.fixed_experts
+    assert experts_difference(layer, act(derangement(layer, 1), layer)) < 1e-12
+    moved = act(derangement(replace(layer, group=replace(layer.group, fixed_experts=False)), 1), layer)
+    assert experts_difference(layer, moved) > 0.01
+
+
+def test_a_dense_layer_is_probed():
+    model = models.build("qwen2_moe")
+    layer = next(spec for spec in alignable_layers(model) if spec.router is None).read(model.state_dict())
+    assert experts_difference(layer, act(derangement(layer, 1), layer)) < 1e-12
+    changed = layer.experts.down_proj.clone()
+    changed[0, 2, 3] *= -1
+    assert experts_difference(layer, replace(layer, experts=replace(layer.experts, down_proj=changed))) > 1e-4
 
 
 def test_a_router_translation_is_none_where_it_is_a_symmetry():
