@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from hf_moe_lmc.moe import SymmetryGroup
 
+from .class_key import class_key
 from .discovery import moe_layers
-from .routers import class_key
 from .spec import MoeLayerSpec
 from .top_k import experts_per_token, router_of
 
@@ -111,15 +111,19 @@ def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, T
 
 
 def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
-    group, fields = spec.group, dict(spec.router.tensors)
+    group, fields = spec.group, dict(spec.router.tensors if spec.router else ())
     words = {
-        "experts": group.expert_groups == 1,
-        f"experts in {group.expert_groups} groups": group.expert_groups > 1,
-        "units": True,
+        "experts": group.expert_order == "all",
+        f"experts in {group.expert_groups} groups": group.expert_order == "groups",
+        "units": not group.fixed_units,
         "unit signs": group.unit_signs,
+        "unit scales": group.unit_scale_degree > 0,
         "shared units": spec.shared_experts is not None,
         "shared unit signs": group.shared_unit_signs,
+        "shared unit scales": group.shared_unit_scale_degree > 0,
+        "expert output scales": group.expert_output_scale or "per_expert_scale" in fields,
         "router translation": group.router_translation,
+        "router scale": group.router_scale,
         "selection bias constant": group.selection_bias_constant and "selection_bias" in fields,
     }
     return tuple(word for word, holds in words.items() if holds)
@@ -134,9 +138,10 @@ def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[in
     def of_units(size: int, signs: bool) -> float:
         return _log10_factorial(size) + size * signs * math.log10(2)
 
-    groups = group.expert_groups
-    order = _log10_factorial(groups) + groups * _log10_factorial(experts // groups)
-    order += experts * of_units(units, group.unit_signs)
+    groups = experts if group.fixed_experts else group.expert_groups
+    order = groups * _log10_factorial(experts // groups)
+    order += 0 if group.fixed_experts else _log10_factorial(groups)
+    order += 0 if group.fixed_units else experts * of_units(units, group.unit_signs)
     return order + (shared[0] * of_units(shared[1], group.shared_unit_signs) if shared else 0.0)
 
 

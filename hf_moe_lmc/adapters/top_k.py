@@ -4,17 +4,17 @@ from torch import nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
-from .routers import class_key
+from .class_key import class_key
 from .spec import MoeLayerSpec
 
 # Routers that keep no number: the field of their configuration that holds it, or the number written into their code.
 CONFIGURED = {"gemma4.Gemma4TextRouter": "top_k_experts", "diffusion_gemma.DiffusionGemmaTextRouter": "top_k_experts"}
-FIXED = {"switch_transformers.SwitchTransformersTop1Router": 1}
+FIXED = {"nllb_moe.NllbMoeTop2Router": 2, "switch_transformers.SwitchTransformersTop1Router": 1}
 
 
 def router_of(model: nn.Module, spec: MoeLayerSpec) -> nn.Module:
     """The router module of a layer of `model`: the child of the block that holds the router's weight."""
-    weight = dict(spec.router.tensors)["weight"]
+    weight = dict(spec.router.tensors if spec.router else ())["weight"]
     child = weight.removeprefix(f"{spec.name}.").partition(".")[0]
     return model.get_submodule(f"{spec.name}.{child}")
 

@@ -43,7 +43,7 @@ def chosen_experts(model, name: str) -> dict[str, int]:
 
 
 # Their experts are called otherwise.
-OTHER_CALLS = {"dbrx": 3, "jetmoe": 3, "llama4": 3, "switch_transformers": 1}
+OTHER_CALLS = {"dbrx": 3, "jetmoe": 3, "llama4": 3, "nllb_moe": 2, "switch_transformers": 1}
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -78,8 +78,10 @@ def test_sizes_by_hand():
         "experts",
         "units",
         "unit signs",
+        "unit scales",
         "shared units",
         "shared unit signs",
+        "shared unit scales",
         "router translation",
     )
 

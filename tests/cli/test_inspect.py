@@ -20,9 +20,10 @@ def test_a_table(tmp_path, capsys):
     assert cli.main(["inspect", save_config(model, tmp_path)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["layers", "E", "F", "H"]
-    assert lines[1].split()[:8] == ["model.layers.1-2.mlp", "12", "20", "32", "3", "3", "1", "x"]
+    assert lines[1].split()[:8] == ["model.layers.1-2.mlp", "12", "24", "32", "3", "3", "1", "x"]
     assert lines[1].endswith(
-        "experts in 3 groups, units, unit signs, shared units, shared unit signs, selection bias constant"
+        "experts in 3 groups, units, unit signs, unit scales, shared units, shared unit signs, shared unit scales, "
+        "selection bias constant"
     )
     assert lines[3].startswith("DeepseekV3ForCausalLM: 2 Mixture-of-Experts layers, ")
     assert len(lines) == 4
@@ -59,8 +60,8 @@ def test_numbers_with_a_step_are_short():
 
 
 def test_a_family_that_is_refused_is_refused_by_name(tmp_path, capsys):
-    model = families.build("nllb_moe")
+    model = families.build("doge")
     assert cli.main(["inspect", save_config(model, tmp_path)]) == 3
     shown = capsys.readouterr().err
-    assert shown.startswith("error: layer model.encoder.layers.1.ffn: a nllb_moe.NllbMoeSparseMLP: ")
+    assert shown.startswith("error: layer model.layers.0.mlp: a doge.DogeCDMoE: ")
     assert shown.count("\n") == 1
