@@ -4,14 +4,17 @@ from .discovery import alignable_layers, moe_layers, unaligned_layers
 from .inspection import Inspection, LayerInspection, inspect
 from .register import register_adapter
 from .spec import MoeLayerSpec
+from .top_k import experts_per_token, router_of
 
 __all__ = [
     "Inspection",
     "LayerInspection",
     "MoeLayerSpec",
     "alignable_layers",
+    "experts_per_token",
     "inspect",
     "moe_layers",
     "register_adapter",
+    "router_of",
     "unaligned_layers",
 ]

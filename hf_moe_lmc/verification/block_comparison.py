@@ -59,7 +59,7 @@ class BlockComparison:
         self._answer = None
 
     def _note(self, side: int, output: object) -> None:
-        self._chosen[side].append(selected_experts(output, self.spec.router.num_experts, self.top_k).cpu())
+        self._chosen[side].append(selected_experts(output, self.spec.num_experts, self.top_k).cpu())
 
     @property
     def was_run(self) -> bool:
@@ -75,4 +75,4 @@ class BlockComparison:
     def experts_reached(self) -> int:
         """How many experts were chosen at least once in `before`."""
         chosen = torch.cat(self._chosen[0]).unique()
-        return int((chosen < self.spec.router.num_experts).sum())
+        return int((chosen < self.spec.num_experts).sum())

@@ -30,7 +30,8 @@ def experts_difference(before: MoeLayer, after: MoeLayer) -> float:
 
 def _probe(layer: MoeLayer) -> tuple[Float[Tensor, "E n"], Float[Tensor, "E n"]]:
     """The answers of the experts, and the projections of their router rows."""
-    generator, rows = torch.Generator().manual_seed(0), layer.in_gauge().router.rows()
+    generator, router = torch.Generator().manual_seed(0), layer.in_gauge().router
+    rows = router.rows() if router else layer.experts.up_proj.new_empty(layer.experts.num_experts, 0)
     weight = layer.experts.up_proj
 
     def random(size: int, like: Tensor) -> Tensor:

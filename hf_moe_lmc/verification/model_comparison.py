@@ -111,7 +111,7 @@ def verify(
             experts_difference=experts_difference(block.spec.read(a), block.spec.read(b)),
             routing_agreement=block.agreement,
             experts_reached=block.experts_reached,
-            num_experts=block.spec.router.num_experts,
+            num_experts=block.spec.num_experts,
         )
         for block in blocks
     )
