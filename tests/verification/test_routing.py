@@ -55,7 +55,7 @@ def test_choices_are_read_out_of_every_router(name):
 def test_llama4_chooses_by_scores():
     """Its router returns the scores of all experts, those not chosen 0."""
     model, found = families.build("llama4"), []
-    model.model.layers[0].feed_forward.router.register_forward_hook(lambda module, args, output: found.append(output))
+    model.model.layers[1].feed_forward.router.register_forward_hook(lambda module, args, output: found.append(output))
     families.outputs(model, "llama4")
     chosen = selected_experts(found[0], 12, 3)
     assert torch.equal((found[0][0] != 0), torch.zeros(14, 12).scatter(1, chosen, 1.0).bool())

@@ -11,7 +11,7 @@ from tests import families, models
 from tests.test_families import SUPPORTED
 
 # Each takes its inputs otherwise: embeddings only.
-OWN_INPUTS = {"qwen3_omni_moe.talker"}
+OWN_INPUTS = {"dots3_note.vision", "qwen3_omni_moe.talker"}
 
 
 def pair(name: str, dtype: torch.dtype = torch.float32):
@@ -27,7 +27,9 @@ def test_a_scrambled_model_is_equal(name):
     batches = {"own": [families.inputs(before, name)]} if name in OWN_INPUTS else None
     found = verify(before, after, batches)
     assert found.equal
-    assert [layer.name for layer in found.layers] == [spec.name for spec in moe_layers(before)]
+    assert [layer.name for layer in found.layers] == [
+        spec.name for spec in moe_layers(before) if not spec.group.fixed_units
+    ]
     # Zaya's router reports tokens that skip the experts as tokens of expert 0, with weight 0.
     assert all(layer.routing_agreement == 1 for layer in found.layers) or name == "zaya"
 
@@ -65,8 +67,8 @@ def test_one_flipped_weight_is_not_equal(name):
     found = verify(before, after)
     assert not found.equal
     assert found.layers[0].experts_difference > 1e-4
-    # Found where it is: the layers above are fed the same inputs. No token chooses expert 1 of this DeepSeek-V3.
-    assert (found.layers[0].difference > 1e-4) == (name != "deepseek_v3")
+    # Found where it is: the layers above are fed the same inputs.
+    assert found.layers[0].difference > 1e-4
     assert all(layer.difference == 0 for layer in found.layers[1:])
 
 
