@@ -4,7 +4,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .adapters import moe_layers
+    from .adapters import moe_layers, register_adapter
     from .aligner import MoeAligner, from_aligned_pretrained
     from .alignment import Alignment, AlignmentConfig, align, apply, merge, merge_checkpoints, scramble
     from .connectivity import evaluate_path
@@ -27,13 +27,14 @@ __all__ = [
     "merge",
     "merge_checkpoints",
     "moe_layers",
+    "register_adapter",
     "scramble",
     "verify",
 ]
 
 # Module -> names that are imported from it when first used (PEP 562): the command line answers before torch is loaded.
 _HOMES = {
-    "adapters": ("moe_layers",),
+    "adapters": ("moe_layers", "register_adapter"),
     "aligner": ("MoeAligner", "from_aligned_pretrained"),
     "alignment": ("Alignment", "AlignmentConfig", "align", "apply", "merge", "merge_checkpoints", "scramble"),
     "connectivity": ("evaluate_path",),

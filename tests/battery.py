@@ -2,8 +2,8 @@
 
 import re
 import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -15,14 +15,12 @@ from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, unaligned_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.matching import ExpertOrder
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
-from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 from tests import families
-from tests.layers import derangement, scaled_units
+from tests.facts import FACTS, Move
+from tests.layers import derangement
 
 README = Path(__file__).parents[1] / "README.md"
 Tensors = dict[str, Tensor]
-Move = Callable[[MoeLayer], MoeLayer]
 
 # Transformers computes routers in float32 even for a float64 model.
 PRESERVED = 1e-5
@@ -134,127 +132,6 @@ def _moved(specs: Iterable[MoeLayerSpec], tensors: Tensors, move: Move) -> Tenso
     return moved
 
 
-def _translated(layer: MoeLayer) -> MoeLayer:
-    """One vector added to the router rows of all routed experts."""
-    weight = layer.router.weight
-    shift = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(3)).to(weight)
-    return replace(layer, router=replace(layer.router, weight=weight + shift))
-
-
-def _router_scaled(layer: MoeLayer) -> MoeLayer:
-    router = layer.router
-    bias = None if router.bias is None else 3 * router.bias
-    return replace(layer, router=replace(router, weight=3 * router.weight, bias=bias))
-
-
-def _biases_shifted(layer: MoeLayer) -> MoeLayer:
-    return replace(layer, router=replace(layer.router, selection_bias=layer.router.selection_bias + 2.0))
-
-
-def _groups_broken(layer: MoeLayer) -> MoeLayer:
-    """The experts dealt out to the groups in turn."""
-    order = torch.arange(layer.experts.num_experts).reshape(-1, layer.group.expert_groups).T.flatten()
-    return _experts_moved(layer, Permutation(order))
-
-
-def _experts_reversed(layer: MoeLayer) -> MoeLayer:
-    return _experts_moved(layer, Permutation(torch.arange(layer.experts.num_experts).flip(0)))
-
-
-def _experts_moved(layer: MoeLayer, order: Permutation) -> MoeLayer:
-    return replace(layer, router=layer.router.permute_experts(order), experts=layer.experts.permute_experts(order))
-
-
-def _units_reversed(layer: MoeLayer) -> MoeLayer:
-    experts, units, _ = layer.symmetry_shape
-    order = Permutation(torch.arange(units).flip(0).repeat(experts, 1))
-    return replace(layer, experts=layer.experts.permute_units(SignedPermutation.unsigned(order)))
-
-
-def _flipped(bank: ExpertBank) -> ExpertBank:
-    order = Permutation.identity(bank.num_experts, bank.num_units)
-    return bank.permute_units(SignedPermutation(order, -torch.ones_like(order.index, dtype=torch.int8)))
-
-
-def _scales_exchanged(layer: MoeLayer) -> MoeLayer:
-    """Half of every factor moved from the router into the expert."""
-    factors = torch.linspace(0.5, 2.0, layer.experts.num_experts).to(layer.router.per_expert_scale)
-    scale = layer.router.per_expert_scale / factors
-    return replace(
-        layer, router=replace(layer.router, per_expert_scale=scale), experts=layer.experts.scale_outputs(factors)
-    )
-
-
-def _outputs_scaled(layer: MoeLayer) -> MoeLayer:
-    factors = torch.linspace(0.5, 2.0, layer.experts.num_experts).to(layer.experts.down_proj)
-    return replace(layer, experts=layer.experts.scale_outputs(factors))
-
-
-@dataclass(frozen=True)
-class Fact:
-    """A rewrite, the layers that it can be done to, and those of them whose function it must leave alone.
-
-    It must change the function of all others.
-    """
-
-    move: Move
-    applies: Callable[[MoeLayer], bool]
-    admits: Callable[[SymmetryGroup], bool]
-
-
-FACTS = {
-    "a router translation": Fact(
-        _translated, lambda layer: layer.router is not None, lambda group: group.router_translation
-    ),
-    "a router scale": Fact(_router_scaled, lambda layer: layer.router is not None, lambda group: group.router_scale),
-    "a selection bias constant": Fact(
-        _biases_shifted,
-        # Where it is not claimed it may still hold by chance, so there is no control.
-        lambda layer: (
-            layer.router is not None and layer.router.selection_bias is not None and layer.group.selection_bias_constant
-        ),
-        lambda group: True,
-    ),
-    "an order that breaks groups": Fact(
-        _groups_broken, lambda layer: layer.group.expert_groups > 1, lambda group: False
-    ),
-    "an order of fixed experts": Fact(
-        _experts_reversed, lambda layer: layer.router is not None and layer.group.fixed_experts, lambda group: False
-    ),
-    "an order of fixed units": Fact(_units_reversed, lambda layer: layer.group.fixed_units, lambda group: False),
-    "signs of units": Fact(
-        lambda layer: replace(layer, experts=_flipped(layer.experts)),
-        lambda layer: layer.experts.gate_proj is not None,
-        lambda group: group.unit_signs,
-    ),
-    "scales of units": Fact(
-        lambda layer: replace(layer, experts=scaled_units(layer.experts, layer.group.unit_scale_degree or 1)),
-        lambda layer: True,
-        lambda group: group.unit_scale_degree > 0,
-    ),
-    "signs of shared units": Fact(
-        lambda layer: replace(layer, shared_experts=_flipped(layer.shared_experts)),
-        lambda layer: layer.shared_experts is not None and layer.shared_experts.gate_proj is not None,
-        lambda group: group.shared_unit_signs,
-    ),
-    "scales of shared units": Fact(
-        lambda layer: replace(
-            layer, shared_experts=scaled_units(layer.shared_experts, layer.group.shared_unit_scale_degree or 1)
-        ),
-        lambda layer: layer.shared_experts is not None,
-        lambda group: group.shared_unit_scale_degree > 0,
-    ),
-    "scales of expert outputs": Fact(
-        _outputs_scaled, lambda layer: layer.router is not None, lambda group: group.expert_output_scale
-    ),
-    "scales between router and experts": Fact(
-        _scales_exchanged,
-        lambda layer: layer.router is not None and layer.router.per_expert_scale is not None,
-        lambda group: True,
-    ),
-}
-
-
 def _rounded(family: str, experts: int, exact: Tensor) -> dict[str, float]:
     """The fields of `FamilyResult` that are measured in float32 and bfloat16; `exact` are the outputs in float64."""
     result = {}
@@ -306,9 +183,13 @@ def row(family: str) -> str:
     symmetries += ["signs"] if group.unit_signs else []
     symmetries += ["scales"] if group.unit_scale_degree else []
     symmetries += ["translation"] if group.router_translation else []
-    status = "; ".join(result.failures) or f"holds ({max(result.preserved.values()):.0e})"
-    rounded = f"{result.float32:.0e}, {result.bfloat16:.0e} ({result.bfloat16_noise:.0e})"
+    status = "; ".join(result.failures) or f"holds ({_figure(max(result.preserved.values()))})"
+    rounded = f"{_figure(result.float32)}, {_figure(result.bfloat16)} ({_figure(result.bfloat16_noise)})"
     return f"| {family} | {', '.join(layout)} | {', '.join(router)} | {', '.join(symmetries)} | {status} | {rounded} |"
+
+
+def _figure(x: float) -> str:
+    return f"{x:.0e}" if x else "0"
 
 
 def main() -> None:

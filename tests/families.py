@@ -68,7 +68,8 @@ SIZES: dict[str, object] = {
 SIZES |= dict.fromkeys(
     ["num_experts", "n_routed_experts", "num_local_experts", "moe_num_experts"], lambda experts: experts
 )
-SIZES |= dict.fromkeys(["num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts"], TOP_K)
+EXPERTS_PER_TOKEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+SIZES |= dict.fromkeys(EXPERTS_PER_TOKEN, TOP_K)
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ from packaging.version import Version
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from tests import families
-from tests.battery import check
+from tests.battery import CHANGED, PRESERVED, check
 
 # Refused by name so far; each entry is what the refusal must say.
 REFUSED = {
     "doge": "DogeCDMoE: matching product keys",
 }
 if Version(transformers.__version__) < Version("5.23"):
-    REFUSED |= {"aria": "no Mixture-of-Experts layer that is known", "jamba": "torch.nn.modules.linear.Linear"}
+    REFUSED |= {"aria": "AriaExperts is not known", "jamba": "torch.nn.modules.linear.Linear"}
 SUPPORTED = [family for family in families.available() if family not in REFUSED]
 
 
@@ -23,12 +23,29 @@ def test_symmetries_hold_and_controls_break(family):
     assert not result.failures
     assert result.preserved
     assert result.changed
+    assert result.recovered
 
 
 @pytest.mark.parametrize("family", SUPPORTED)
 def test_as_many_experts_as_hidden_units(family):
     """The axis of experts is never told by its length."""
     assert not check(family, experts=families.HIDDEN, expert_orders=("gate",)).failures
+
+
+ONE_EXPERT = ["aria", "gpt_oss", "granitemoe", "hunyuan_v1_moe", "jetmoe", "minimax", "mixtral", "qwen3_5_moe"]
+ONE_EXPERT += ["openai_privacy_filter", "qwen3_omni_moe.thinker", "qwen3_vl_moe"]
+
+
+@pytest.mark.parametrize("family", sorted(set(SUPPORTED) & {*ONE_EXPERT, "olmoe", "jamba"}))
+def test_the_router_of_one_expert(family, monkeypatch):
+    """Its scale is free where the one weight is normalised to 1, and only there."""
+    for field in families.EXPERTS_PER_TOKEN:
+        monkeypatch.setitem(families.SIZES, field, 1)
+    result = check(family, expert_orders=())
+    if family in ONE_EXPERT:
+        assert result.preserved["a router scale"] < PRESERVED
+    else:
+        assert result.changed["a router scale"] > CHANGED
 
 
 @pytest.mark.parametrize("family", sorted(REFUSED.keys() & set(families.available())))

@@ -8,9 +8,10 @@ from hf_moe_lmc.moe import SymmetryGroup
 
 from .class_key import class_key
 from .gates import UnitFreedom, expert_units, mlp_units
-from .layouts import DenseMlp, ExpertLayout, ListedExperts, StackedExperts
+from .layouts import ExpertLayout, StackedExperts
+from .mlp_layouts import DenseMlp, ListedExperts
 from .mlps import SHARED, dense_mlps, shared_experts, unknown_mlps
-from .refusals import module_tensors, refuse_by_class, refuse_quantised
+from .refusals import module_tensors, refuse_by_class, refuse_quantised, refuse_tied
 from .routed_experts import RoutedExperts, routed_experts
 from .routers import admits_scale, admits_selection_bias_constant, admits_translation, expert_groups
 from .spec import MoeLayerSpec, RouterSpec
@@ -105,6 +106,7 @@ def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ..
         specs.append(_moe_spec(found, shared if shared and shared.name not in taken else None, modules))
         taken |= {shared.name} if shared else set()
     specs += [_dense_spec(layout, modules) for layout in dense_mlps(modules, taken)]
+    refuse_tied((name for spec in specs for name in spec.tensor_names), model)
     place = {name: index for index, name in enumerate(modules)}
     specs.sort(key=lambda spec: place[spec.name])
     blocks = {found.block for found in routed}

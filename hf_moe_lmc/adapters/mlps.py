@@ -9,7 +9,8 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 from .class_key import class_key
 from .gates import MLPS
-from .layouts import DenseMlp, StackedExperts
+from .layouts import StackedExperts
+from .mlp_layouts import DenseMlp
 from .refusals import DEQUANTISE, module_tensors
 
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
@@ -52,15 +53,16 @@ def mlp_layout(name: str, mlp: nn.Module) -> DenseMlp | StackedExperts:
     """
     if {"gate_proj", "up_proj", "down_proj"} == dict(mlp.named_parameters(recurse=False)).keys():
         return StackedExperts(name)
+    for tensor, _ in module_tensors(mlp, recurse=True):
+        linear, _, kind = tensor.rpartition(".")
+        if linear and kind not in ("weight", "bias"):
+            raise UnsupportedArchitectureError(f"tensor {name}.{tensor} is not known; {DEQUANTISE}")
     found = {child for child, module in mlp.named_children() if isinstance(getattr(module, "weight", None), Tensor)}
     for gate, up, down in LINEARS:
         if found == {linear for linear in (gate, up, down) if linear}:
             outward = mlp.get_submodule(down)
             has_bias = getattr(outward, "bias", None) is not None
             return DenseMlp(name, up, down, gate, has_bias, is_transposed=isinstance(outward, Conv1D))
-    for tensor, _ in module_tensors(mlp, recurse=True):
-        if not tensor.endswith(("weight", "bias")):
-            raise UnsupportedArchitectureError(f"tensor {name}.{tensor} is not known; {DEQUANTISE}")
     raise UnsupportedArchitectureError(f"MLP {name}: the layout of {class_key(mlp)} is not known")
 
 

@@ -43,6 +43,20 @@ def refuse_quantised(names: Iterable[str], modules: dict[str, nn.Module]) -> Non
                 raise UnsupportedArchitectureError(f"tensor {name} is {tensor.dtype}; {DEQUANTISE}")
 
 
+def refuse_tied(names: Iterable[str], model: nn.Module) -> None:
+    """Raise `UnsupportedArchitectureError` if a tensor of `names` has a second name: a rewrite would move it twice."""
+    others: dict[int, list[str]] = {}
+    for tensors in (model.named_parameters, model.named_buffers):
+        for name, tensor in tensors(remove_duplicate=False):
+            others.setdefault(id(tensor), []).append(name)
+    known = set(names)
+    for tied in others.values():
+        if len(tied) > 1 and known & set(tied):
+            raise UnsupportedArchitectureError(
+                f"tensor {tied[0]} is tied to {tied[1]}; what suits one layer breaks the other: untie them first"
+            )
+
+
 def module_tensors(module: nn.Module, recurse: bool) -> list[tuple[str, Tensor]]:
     """Parameters and buffers of `module` by name."""
     return [*module.named_parameters(recurse=recurse), *module.named_buffers(recurse=recurse)]

@@ -8,7 +8,8 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 from .class_key import class_key
 from .gates import MLPS
-from .layouts import DenseMlp, ExpertLayout, FlatExperts, FusedExperts, ListedExperts, ParallelExperts
+from .layouts import ExpertLayout, FlatExperts, FusedExperts, ParallelExperts
+from .mlp_layouts import DenseMlp, ListedExperts
 from .mlps import mlp_layout
 
 

@@ -55,6 +55,11 @@ class MoeLayerSpec:
     group: SymmetryGroup
 
     @property
+    def num_experts(self) -> int:
+        """E; 1 for a dense MLP."""
+        return self.router.num_experts if self.router else 1
+
+    @property
     def parts(self) -> tuple[ExpertLayout, ...]:
         """The layouts of the routed and of the shared experts."""
         return (self.experts, self.shared_experts) if self.shared_experts else (self.experts,)

@@ -67,7 +67,8 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def _layers(reference: OpenedModel, other: OpenedModel) -> list[str]:
-    names = {spec.name for spec in reference.layers} ^ {spec.name for spec in other.layers}
+    routed = [{spec.name for spec in side.layers if spec.router} for side in (reference, other)]
+    names = routed[0] ^ routed[1]
     return [f"layer {min(names)} is a Mixture of Experts in one of the models only"] if names else []
 
 

@@ -2,10 +2,9 @@ import re
 
 import pytest
 import torch
-from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel, VitPoseBackbone, VitPoseBackboneConfig
 
-from hf_moe_lmc.adapters import alignable_layers, unaligned_layers
+from hf_moe_lmc.adapters import alignable_layers, moe_layers, unaligned_layers
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from tests import families
 from tests.models import MODELS, build
@@ -96,29 +95,6 @@ def test_an_unknown_router_is_refused_by_name():
         alignable_layers(model)
 
 
-@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about Transformers
-def test_an_adapter_that_is_not_merged_is_refused():
-    """Its own weights would stay behind; merged, the model is as any other."""
-    lora = LoraConfig(r=2, target_parameters=["mlp.experts.gate_up_proj", "mlp.experts.down_proj"])
-    model = get_peft_model(MODELS["mixtral"](), lora)
-    with pytest.raises(UnsupportedArchitectureError, match=r"a PEFT .*merge the adapter first"):
-        alignable_layers(model)
-    assert len(alignable_layers(model.merge_and_unload())) == 2
-
-
-def test_quantised_experts_are_refused():
-    """By their scales, which would stay behind, or by the dtype of their weights."""
-    model = MODELS["mixtral"]()
-    model.model.layers[1].mlp.experts.register_buffer("down_proj_scale_inv", torch.ones(5, 1, 1))
-    with pytest.raises(UnsupportedArchitectureError, match=r"experts\.down_proj_scale_inv is not known; a quantised"):
-        alignable_layers(model)
-    model = MODELS["mixtral"]()
-    experts = model.model.layers[0].mlp.experts
-    experts.down_proj = torch.nn.Parameter(experts.down_proj.detach().to(torch.float8_e4m3fn), requires_grad=False)
-    with pytest.raises(UnsupportedArchitectureError, match=r"down_proj is torch\.float8_e4m3fn; a quantised"):
-        alignable_layers(model)
-
-
 def test_a_router_tensor_of_unknown_role_is_refused():
     model = MODELS["mixtral"]()
     model.model.layers[0].mlp.gate.register_parameter("temperature", torch.nn.Parameter(torch.ones(5)))
@@ -131,6 +107,32 @@ def test_experts_that_the_caller_numbers_are_refused():
     config = VitPoseBackboneConfig(num_experts=3, image_size=[32, 32], patch_size=[16, 16], **sizes)
     with torch.device("meta"), pytest.raises(UnsupportedArchitectureError, match="the caller chooses the expert"):
         alignable_layers(VitPoseBackbone(config))
+
+
+def test_an_unknown_dense_layer_is_named(caplog):
+    """It stays as it is, and all others are aligned."""
+
+    class OwnMLP(torch.nn.Sequential):
+        pass
+
+    model = MODELS["qwen2_moe"]()
+    model.model.layers[1].mlp = OwnMLP(torch.nn.Linear(12, 14), torch.nn.Linear(14, 12))
+    assert unaligned_layers(model) == ("model.layers.1.mlp",)
+    assert [spec.name for spec in alignable_layers(model)] == ["model.layers.0.mlp", "model.layers.2.mlp"]
+    assert "Qwen2MoeForCausalLM: no symmetry is known of model.layers.1.mlp" in caplog.text
+
+
+def test_dense_layers_are_no_mixtures():
+    model = MODELS["qwen2_moe"]()
+    assert [spec.name for spec in moe_layers(model)] == ["model.layers.0.mlp", "model.layers.2.mlp"]
+
+
+def test_experts_of_unknown_layout_are_refused():
+    """Rather than not seen."""
+    model = MODELS["mixtral"]()
+    model.model.layers[1].mlp.experts = torch.nn.ModuleList(torch.nn.Linear(12, 12) for _ in range(5))
+    with pytest.raises(UnsupportedArchitectureError, match=r"layers\.1\.mlp\.experts: the layout of .*ModuleList"):
+        moe_layers(model)
 
 
 def test_a_dense_model_is_refused():

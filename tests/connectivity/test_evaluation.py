@@ -5,7 +5,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
 
 from hf_moe_lmc import align
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, linear_path, measure
 from hf_moe_lmc.errors import BadInputError
@@ -79,7 +79,7 @@ def test_barriers_of_a_model_with_itself(accelerator, name):
     """0 to itself; not 0 to a random symmetric rewrite of itself; 0 again once that is aligned."""
     model, scratch = build(name, dtype=torch.float32), build(name, seed=5, dtype=torch.float32)
     loader, _ = batches(model, accelerator)
-    tensors, specs = model.state_dict(), moe_layers(model)
+    tensors, specs = model.state_dict(), alignable_layers(model)
 
     def barrier(other):
         return measure(BorrowedWeights(scratch), linear_path(tensors, other), POINTS, loader, accelerator).barrier
