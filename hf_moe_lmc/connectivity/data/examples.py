@@ -4,12 +4,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from transformers import (
-    AutoImageProcessor,
     AutoTokenizer,
     BaseImageProcessor,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
+
+# Transformers 5.17 exports a stand-in that asks for torchvision, which processors of PIL do not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -34,7 +36,7 @@ def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
         return cast(Processor, kind.from_pretrained(checkpoint))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise BadInputError(
-            f"{checkpoint} has no {kind.__name__.removeprefix('Auto').lower()} that loads: {error}"
+            f"{checkpoint} has no {kind.__name__.removeprefix('Auto').lower()} that loads: {' '.join(str(error).split())}"
         ) from error
 
 
