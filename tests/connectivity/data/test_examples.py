@@ -112,5 +112,5 @@ def test_a_missing_column():
 
 
 def test_a_checkpoint_without_a_processor(tmp_path):
-    with pytest.raises(BadInputError, match="has no imageprocessor that loads"):
+    with pytest.raises(BadInputError, match="has no image processor that loads"):
         processor_of(build("moe_vit sparse"), tmp_path)
