@@ -46,6 +46,26 @@ class LiveWeights(Mapping[str, Tensor]):
         return len(self._names)
 
 
+class Beside(Mapping[str, Tensor]):
+    """`tensors`, each brought when asked for to the device where the model of `weights` has its own.
+
+    Offloaded weights have their place in host memory.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor], weights: LiveWeights):
+        self._tensors, self._weights = tensors, weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        own = self._weights.resident.get(name)
+        return self._tensors[name].to("cpu" if own is None else own.device)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 class BorrowedWeights(LiveWeights):
     """The weights that `model` had when it was borrowed, and the means to load others into it; see `borrow`.
 

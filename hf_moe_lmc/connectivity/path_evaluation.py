@@ -1,6 +1,7 @@
 """Two models and their alignment -> everything that is reported of the path between them."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 from accelerate import Accelerator
@@ -21,7 +22,7 @@ from .arrangements import ARRANGEMENTS, Arrangement, arranged, path_name, repair
 from .auto_repair import RepairChoice, choose_repair
 from .bootstrap import bootstrap
 from .curve import Curve, measure
-from .live_weights import LiveWeights, borrow
+from .live_weights import Beside, LiveWeights, borrow
 from .path import points_of
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
@@ -79,13 +80,15 @@ def evaluate_path(
     points, accelerator = points_of(t), accelerator or Accelerator()
     if not hasattr(reference, "hf_device_map"):
         reference.to(accelerator.device)
-    first = OpenedModel(type(reference).__name__, reference, LiveWeights(reference), alignable_layers(reference))
+    own = LiveWeights(reference)
+    first = OpenedModel(type(reference).__name__, reference, own, alignable_layers(reference))
     second = (
         OpenedModel(type(other).__name__, other, LiveWeights(other), alignable_layers(other))
         if isinstance(other, PreTrainedModel)
         else OpenedModel("the other", reference, other, first.layers)
     )
     check_pair(first, second)
+    second = replace(second, tensors=Beside(second.tensors, own))
     if alignment is None:
         alignment = align_opened(first, second)
     check_layers(alignment, second)

@@ -7,9 +7,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from .auto_repair import RepairChoice
-from .bootstrap import BarrierIntervals, Interval
+from .bootstrap import BarrierIntervals
 from .curve import Curve
 from .plot import plot_barriers, plot_routing
+from .report_table import render
 from .routing import Routing
 
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate")
@@ -65,53 +66,8 @@ class PathReport:
         }
 
     def markdown(self) -> str:
-        """Both ends, and every path in a table: barriers with intervals, midpoints against what they should beat."""
-        naive = self.curves["naive"]
-        ends = naive.evaluations[0], naive.evaluations[-1]
-        mean = (ends[0].loss + ends[1].loss) / 2
-        lines = [
-            f"# Paths between two {self.model} ({self.dtype})",
-            "",
-            f"{len(ends[0].examples)} examples, {ends[0].count} predictions, {len(naive.t)} points. Losses in nats; "
-            "intervals: 95 %, paired bootstrap over examples.",
-            "",
-            "| end | loss | accuracy |" + (" perplexity |" if self.predicts_tokens else ""),
-            "| --- | ---: | ---: |" + (" ---: |" if self.predicts_tokens else ""),
-        ]
-        for name, end in zip(("reference", "other"), ends, strict=True):
-            perplexity = f" {math.exp(end.loss):.2f} |" if self.predicts_tokens else ""
-            lines.append(f"| {name} | {end.loss:.4f} | {end.accuracy:.4f} |{perplexity}")
-        lines.append(f"| prediction ensemble | {naive.ensemble_loss:.4f} | |" + (" |" if self.predicts_tokens else ""))
-        lines += [
-            "",
-            "| path | loss barrier | % of naive | accuracy barrier | calibrated loss barrier | loss AUC "
-            "| midpoint - mean of ends | midpoint - best end | midpoint - ensemble |",
-            "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-        ]
-        for name, curve in self.curves.items():
-            barrier, found = curve.barrier, self.intervals[name]
-            if barrier.failed:
-                lines.append(f"| {name} | failed at t = {', '.join(f'{t:g}' for t in barrier.failed)} |" + 7 * " |")
-                continue
-            calibrated, middle = curve.calibrated_barrier, curve.midpoint_loss
-            share = 100 * barrier.loss_barrier / naive.barrier.loss_barrier if naive.barrier.loss_barrier > 0 else None
-            cells = [
-                f"**{name}** (chosen)" if name == self.chosen else name,
-                f"{barrier.loss_barrier:.4f} {_bounds(found.loss_barrier)}",
-                "" if share is None else f"{share:.0f}",
-                f"{100 * barrier.accuracy_barrier:.1f} pp",
-                "" if calibrated is None else f"{calibrated:.4f}",
-                f"{barrier.loss_auc:.4f}",
-                *(
-                    "" if middle is None else f"{middle - end:+.4f}"
-                    for end in (mean, min(end.loss for end in ends), naive.ensemble_loss)
-                ),
-            ]
-            lines.append("| " + " | ".join(cells) + " |")
-        if self.repair is not None:
-            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.repair.held_out_loss.items())
-            lines += ["", f"Repair chosen on held-out calibration data: {self.repair.repair} (loss there: {losses})."]
-        return "\n".join(lines) + "\n"
+        """Both ends, and every path in a table."""
+        return render(self)
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json`, `report.md`, and `curves` and `routing` as PNG and SVG into `folder`."""
@@ -147,7 +103,3 @@ def _path(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
-
-
-def _bounds(interval: Interval) -> str:
-    return f"[{interval.low:.4f}, {interval.high:.4f}]"

@@ -32,7 +32,7 @@ def best_temperature(
     for batch in calibration:
         logits, labels = answer(model, batch)
         found = [score(logits, labels, 2.0**x)[..., 3].sum(dim=1) for x in LOG2_TEMPERATURES]
-        losses += accelerator.gather_for_metrics(torch.stack(found, dim=-1)).double().cpu().sum(dim=0)
+        losses += accelerator.gather_for_metrics(torch.stack(found, dim=-1)).cpu().double().sum(dim=0)
     if not torch.isfinite(losses).all():
         return 1.0
     lowest = int(losses.argmin())

@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from transformers import (
-    AutoImageProcessor,
-    AutoTokenizer,
-    BaseImageProcessor,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-)
+from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
+
+# Transformers 5.17 exports a stand-in that asks for torchvision, which processors of PIL do not need.
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -29,13 +26,12 @@ def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
     Raises:
         BadInputError: the checkpoint has none.
     """
-    kind = AutoImageProcessor if model.main_input_name == "pixel_values" else AutoTokenizer
+    images = model.main_input_name == "pixel_values"
     try:
-        return cast(Processor, kind.from_pretrained(checkpoint))
+        return cast(Processor, (AutoImageProcessor if images else AutoTokenizer).from_pretrained(checkpoint))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise BadInputError(
-            f"{checkpoint} has no {kind.__name__.removeprefix('Auto').lower()} that loads: {error}"
-        ) from error
+        what, reason = "image processor" if images else "tokenizer", " ".join(str(error).split())
+        raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}") from error
 
 
 def examples_for(

@@ -5,7 +5,8 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import MixtralForSequenceClassification, PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import MixtralForSequenceClassification, PreTrainedTokenizerFast
+from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_moe_lmc.connectivity import evaluate
 from hf_moe_lmc.connectivity.data import examples_for, packed_blocks, processor_of
@@ -65,7 +66,7 @@ def test_images(accelerator, tmp_path):
     pictures = [Picture.fromarray(np.full((10, 12, 3), shade, np.uint8)) for shade in (0, 255, 128)]
     features = Features({"image": Image(), "label": ClassLabel(num_classes=5)})
     rows = Dataset.from_dict({"image": pictures, "label": [0, 4, 2]}, features=features)
-    ViTImageProcessor(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]).save_pretrained(tmp_path)
+    ViTImageProcessorPil(size={"height": 8, "width": 8}, image_mean=[0.5], image_std=[0.5]).save_pretrained(tmp_path)
     model = build("moe_vit sparse", dtype=torch.float32)
     examples = examples_for(model, rows, processor_of(model, tmp_path), max_examples=2)
     assert len(examples) == 2
@@ -111,5 +112,5 @@ def test_a_missing_column():
 
 
 def test_a_checkpoint_without_a_processor(tmp_path):
-    with pytest.raises(BadInputError, match="has no imageprocessor that loads"):
+    with pytest.raises(BadInputError, match="has no image processor that loads"):
         processor_of(build("moe_vit sparse"), tmp_path)
