@@ -81,7 +81,7 @@ def _align_layer(
     for side, layer in ((reference, a), (other, b)):
         _check_finite(side, spec.name, layer)
     try:
-        found = align_layers(a, b, config.expert_order)
+        found = align_layers(a, b, config.expert_order, config.balance_scales)
     except IncompatiblePairError as error:
         raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
     return found, layer_digest(spec, tensors), layer_digest(other_spec, other_tensors)

@@ -11,6 +11,9 @@ class AlignmentConfig:
 
     Args:
         expert_order: how experts are matched; see `hf_moe_lmc.matching.match_experts`.
+        balance_scales: whether free scales of units, routers and experts are made alike before matching. They are
+            never written, for that would round weights.
     """
 
     expert_order: ExpertOrder = "gate"
+    balance_scales: bool = False

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .arguments import MODEL, add_expert_order, add_output
+from .arguments import MODEL, add_matching, add_output, alignment_config
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -20,7 +20,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     align.add_argument("reference", metavar="REFERENCE", help=MODEL)
     align.add_argument("other", metavar="OTHER", help=MODEL)
     add_output(align, "folder of the alignment")
-    add_expert_order(align)
+    add_matching(align)
     align.set_defaults(run=run)
 
 
@@ -28,7 +28,7 @@ def run(options: argparse.Namespace) -> int:
     """Align and save; say what was achieved."""
     from accelerate import PartialState
 
-    from hf_moe_lmc.alignment import AlignmentConfig, align_opened, open_checkpoint, plan_alignment
+    from hf_moe_lmc.alignment import align_opened, open_checkpoint, plan_alignment
     from hf_moe_lmc.alignment.alignment import CONFIG_NAME
     from hf_moe_lmc.checkpoints import output_folder
 
@@ -36,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     if options.dry_run:
         sys.stdout.write(plan_alignment(reference, other).text)
         return 0
-    config = AlignmentConfig(options.expert_order)
+    config = alignment_config(options)
     recipe = {"command": "align", "reference": reference.origin, "other": other.origin, "config": vars(config)}
     inputs = [side.source.folder for side in (reference, other) if side.source]
     main = PartialState().is_main_process

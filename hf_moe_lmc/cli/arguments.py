@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_moe_lmc.alignment import OutputOptions
+    from hf_moe_lmc.alignment import AlignmentConfig, OutputOptions
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -34,14 +34,24 @@ def add_writing(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_expert_order(command: argparse.ArgumentParser) -> None:
-    """How experts are matched."""
+def add_matching(command: argparse.ArgumentParser) -> None:
+    """How experts and units are matched."""
     command.add_argument(
         "--expert-order",
         choices=("units", "gate", "gram", "joint"),
         default="gate",
         help="match experts not at all, by router rows, by Gram matrices, or exactly (default: gate)",
     )
+    command.add_argument(
+        "--balance-scales", action="store_true", help="match as if units, routers and experts that may be rescaled were"
+    )
+
+
+def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":
+    """How to match, out of the parsed arguments."""
+    from hf_moe_lmc.alignment import AlignmentConfig
+
+    return AlignmentConfig(options.expert_order, options.balance_scales)
 
 
 def output_options(options: argparse.Namespace) -> "OutputOptions":

@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import Any
 
-from .arguments import MODEL, add_expert_order, add_output, add_writing, output_options
+from .arguments import MODEL, add_matching, add_output, add_writing, alignment_config, output_options
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -27,7 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)
-    add_expert_order(merge)
+    add_matching(merge)
     merge.set_defaults(run=run)
 
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> int:
     """Align if need be, merge and write."""
     from accelerate import PartialState
 
-    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, merge_checkpoints, open_checkpoint, plan_writing
+    from hf_moe_lmc.alignment import Alignment, merge_checkpoints, open_checkpoint, plan_writing
 
     how = output_options(options)
     if options.dry_run:
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
         options.reference,
         options.other,
         options.output,
-        Alignment.from_pretrained(options.alignment) if options.alignment else AlignmentConfig(options.expert_order),
+        Alignment.from_pretrained(options.alignment) if options.alignment else alignment_config(options),
         options.t[0] if len(options.t) == 1 else options.t,
         how,
         allow_other_weights=options.allow_other_weights,

@@ -23,7 +23,18 @@ def test_a_table(tmp_path, capsys):
     assert lines[0].split()[:4] == ["layers", "E", "F", "H"]
     assert lines[1].split()[:8] == ["model.layers.0.mlp", "1", "48", "32", "1", "1", "-", "-"]
     assert lines[1].endswith("B  units, unit signs, unit scales")
-    assert lines[2].split()[:10] == ["model.layers.1-2.mlp", "12", "24", "32", "3", "3", "1", "x", "48", "DeepseekV3TopkRouter"]
+    assert lines[2].split()[:10] == [
+        "model.layers.1-2.mlp",
+        "12",
+        "24",
+        "32",
+        "3",
+        "3",
+        "1",
+        "x",
+        "48",
+        "DeepseekV3TopkRouter",
+    ]
     assert lines[2].endswith(
         "experts in 3 groups, units, unit signs, unit scales, shared units, shared unit signs, shared unit scales, "
         "selection bias constant"
