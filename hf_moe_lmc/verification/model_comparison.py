@@ -123,13 +123,12 @@ def verify(
         LayerVerification(
             name=block.spec.name,
             difference=block.difference,
-            experts_difference=experts_difference(layer, block.spec.read(b)),
+            experts_difference=experts_difference(block.spec.read(a), block.spec.read(b)),
             routing_agreement=block.agreement,
             experts_reached=block.experts_reached,
-            num_experts=layer.experts.num_experts,
+            num_experts=block.spec.num_experts,
         )
         for block in blocks
-        for layer in [block.spec.read(a)]
     )
     return Verification(outputs, layers, _changed_outside(specs, a, b), OUTPUT_TOLERANCES[before.dtype])
 
