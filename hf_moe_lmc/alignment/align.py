@@ -78,8 +78,8 @@ def _align_layer(
     """The alignment of one layer, and the digests of both."""
     tensors, other_tensors = reference.read(spec.tensor_names), other.read(other_spec.tensor_names)
     a, b = spec.read(tensors), other_spec.read(other_tensors)
-    for side, layer in ((reference, a), (other, b)):
-        _check_finite(side, spec.name, layer)
+    for side, own, layer in ((reference, spec, a), (other, other_spec, b)):
+        _check_finite(side, own, layer)
     try:
         found = align_layers(a, b, config.expert_order, config.balance_scales)
     except IncompatiblePairError as error:
@@ -87,11 +87,12 @@ def _align_layer(
     return found, layer_digest(spec, tensors), layer_digest(other_spec, other_tensors)
 
 
-def _check_finite(side: OpenedModel, name: str, layer: MoeLayer) -> None:
+def _check_finite(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> None:
     for part, tensor in layer.tensors().items():
         # The extremes carry any NaN, and finding them is an order faster than isfinite.
         if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
-            raise BadInputError(f"layer {name}: {part} holds NaN or infinite values in {side.name}")
+            side.check_finite(spec.tensor_names)
+            raise BadInputError(f"layer {spec.name}: {part} holds NaN or infinite values in {side.name}")
 
 
 def _record(side: OpenedModel, digests: dict[str, str]) -> ModelRecord:

@@ -58,6 +58,16 @@ class OpenedModel:
             return self.tensors.read(names, memory)
         return {name: self.tensors[name] for name in names}
 
+    def check_finite(self, names: Iterable[str]) -> None:
+        """Raise `BadInputError`, naming file and tensor, if a value in some tensors of a checkpoint is not finite."""
+        if isinstance(self.tensors, Checkpoint):
+            self.tensors.check_finite(names)
+
+    def check_unchanged(self) -> None:
+        """Raise `BadInputError` if a file of a checkpoint has changed since it was opened."""
+        if isinstance(self.tensors, Checkpoint):
+            self.tensors.check_unchanged()
+
 
 Model = nn.Module | str | Path
 

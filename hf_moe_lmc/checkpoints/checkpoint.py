@@ -11,7 +11,8 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
-from .conversion import TensorGroup, tensor_groups
+from .config_file import CONFIG_NAME
+from .conversion import MisfitError, TensorGroup, tensor_groups
 from .quantisation import quantisation
 from .reused_memory import ReusedMemory
 from .shards import stored_tensors
@@ -28,6 +29,7 @@ class Checkpoint(Mapping[str, Tensor]):
         stored: checkpoint key -> where the tensor lies.
         groups: how stored tensors make up the model's.
         ignored: keys that are no part of the model and that Transformers leaves out as well.
+        states: file -> its size and the time of its last change, when it was opened.
     """
 
     folder: Path
@@ -35,6 +37,7 @@ class Checkpoint(Mapping[str, Tensor]):
     stored: dict[str, StoredTensor] = field(repr=False)
     groups: list[TensorGroup] = field(repr=False)
     ignored: list[str]
+    states: dict[Path, tuple[int, int]] = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path, model: PreTrainedModel) -> "Checkpoint":
@@ -52,9 +55,12 @@ class Checkpoint(Mapping[str, Tensor]):
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
         try:
             groups, ignored = tensor_groups(model, on_meta)
+        except MisfitError as error:
+            raise BadInputError(f"{stored[error.key].file}: {error}") from None
         except BadInputError as error:
             raise BadInputError(f"{folder}: {error}") from None
-        return cls(folder, model, stored, groups, ignored)
+        files = sorted({entry.file for entry in stored.values()} | {folder / CONFIG_NAME})
+        return cls(folder, model, stored, groups, ignored, {file: _state(file) for file in files})
 
     @cached_property
     def _group_of(self) -> dict[str, TensorGroup]:
@@ -93,6 +99,19 @@ class Checkpoint(Mapping[str, Tensor]):
         """All tensors without their values."""
         return {name: tensor for group in self.groups for name, tensor in self._empty(group, "meta").items()}
 
+    def check_finite(self, names: Iterable[str]) -> None:
+        """Raise `BadInputError`, naming file and tensor, if a value that `names` are made of is NaN or infinite."""
+        for entry in (self.stored[key] for name in names for key in self._group_of[name].keys):
+            # What is to be found here is rare: this reads once more.
+            if not entry.read().isfinite().all():
+                raise BadInputError(f"{entry.file}: {entry.key} holds NaN or infinite values; give an intact checkpoint")
+
+    def check_unchanged(self) -> None:
+        """Raise `BadInputError` if one of its files is not what it was when it was opened."""
+        for file, state in self.states.items():
+            if _state(file) != state:
+                raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
+
     def _empty(self, group: TensorGroup, device: str) -> dict[str, Tensor]:
         dtype = reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
         return {name: torch.empty(self._shapes[name], dtype=dtype, device=device) for name in group.names}
@@ -107,3 +126,11 @@ class Checkpoint(Mapping[str, Tensor]):
         for entry in entries:
             entry.read_into(parts[entry.key])
         return tensors
+
+
+def _state(file: Path) -> tuple[int, int]:
+    try:
+        status = file.stat()
+    except OSError as error:
+        raise BadInputError(f"cannot read {file}: {error.strerror}") from None
+    return status.st_size, status.st_mtime_ns

@@ -1,6 +1,7 @@
 """config.json, checked before Transformers sees it."""
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 
 from .json_file import read_json
+from .shards import what_else
 
 CONFIG_NAME = "config.json"
 
@@ -21,7 +23,7 @@ COUNTS = ("layers", "experts", "n_layer", "depth", "blocks")  # ends of the name
 MOST_MODULES = 10_000  # more would take for ever to build
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
-CHOSEN = ("num_experts_per_tok", "moe_topk", "moe_k", "top_k_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
 
 
 def read_config(folder: Path) -> PreTrainedConfig:
@@ -33,7 +35,7 @@ def read_config(folder: Path) -> PreTrainedConfig:
     """
     path = folder / CONFIG_NAME
     if not path.exists():
-        raise BadInputError(f"{path} is missing; give the folder of a model saved by save_pretrained")
+        raise BadInputError(f"{path} is missing; {what_else(folder)}")
     values = _checked(_with_floats(read_json(path)), path)
     model_type = values.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
@@ -41,9 +43,11 @@ def read_config(folder: Path) -> PreTrainedConfig:
             f"{path}: the installed Transformers does not know model_type {model_type!r}"
         )
     try:
-        return CONFIG_MAPPING[model_type].from_dict(values)
+        config = CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:  # every family checks its own fields, each with another kind of error
         raise BadInputError(f"{path} is no configuration of a {model_type}: {' '.join(str(error).split())}") from None
+    _check_chosen(config.to_dict(), path)
+    return config
 
 
 def _with_floats(value: Any) -> Any:
@@ -67,9 +71,16 @@ def _checked(values: dict[str, Any], path: Path) -> dict[str, Any]:
             limit = MOST_MODULES if key.endswith(COUNTS) else LARGEST_SIZE
             if not 0 <= value <= limit:
                 raise BadInputError(f"{path}: {key} is {value}; expected 0 to {limit}")
-    experts = [value for key in EXPERTS if isinstance(value := kept.get(key), int)]
-    for key in CHOSEN:
-        chosen = kept.get(key)
-        if experts and isinstance(chosen, int) and not 1 <= chosen <= max(experts):
-            raise BadInputError(f"{path}: {key} is {chosen} of {max(experts)} experts")
     return kept
+
+
+def _check_chosen(values: Mapping[str, Any], path: Path) -> None:
+    """Each token goes to at least one expert and to no more than there are, in nested configurations too."""
+    experts = max((value for key in EXPERTS if isinstance(value := values.get(key), int)), default=0)
+    for key in CHOSEN:
+        chosen = values.get(key)
+        if experts > 1 and isinstance(chosen, int) and not 1 <= chosen <= experts:
+            raise BadInputError(f"{path}: {key} is {chosen}; expected 1 to {experts}, the number of experts")
+    for value in values.values():
+        if isinstance(value, dict):
+            _check_chosen(value, path)

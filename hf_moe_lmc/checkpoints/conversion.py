@@ -28,6 +28,14 @@ from hf_moe_lmc.errors import BadInputError
 Tensors = Mapping[str, Tensor]
 
 
+class MisfitError(BadInputError):
+    """A stored tensor is not one of the model's, `key` is its name in the checkpoint."""
+
+    def __init__(self, key: str, message: str) -> None:
+        super().__init__(f"{key}{message}")
+        self.key = key
+
+
 @dataclass(frozen=True)
 class TensorGroup:
     """The smallest set of tensors that is translated as a whole: most often one tensor, or the experts of one layer.
@@ -133,7 +141,7 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
             strangers.append(key)
         elif pattern is None:
             if name in groups:
-                raise BadInputError(f"{key} and {groups[name].keys[0]} are both the model's {name}; remove one")
+                raise MisfitError(key, f" and {groups[name].keys[0]} are both the model's {name}; remove one")
             groups[name] = TensorGroup((key,), (name,))
         else:
             found = conversions.setdefault(name, Conversion(by_pattern[pattern], name, {}, {}, model))
@@ -141,6 +149,7 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     for name, conversion in conversions.items():
         groups[name] = _converted(conversion, stored, expected)
     _check_shapes(groups.values(), stored, expected)
+    _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})
     _check_strangers(model, strangers)
     order = {key: position for position, key in enumerate(sorted(stored, key=dot_natural_key))}
@@ -152,13 +161,14 @@ def _converted(conversion: Conversion, stored: Tensors, expected: Tensors) -> Te
     try:
         tensors = conversion.to_module(stored)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
-        raise BadInputError(f"{keys[0]} and its kin do not make up the model's {conversion.name}: {error}") from None
+        reason = " ".join(str(error).split())
+        raise MisfitError(keys[0], f" and its kin do not make up the model's {conversion.name}: {reason}") from None
     names = tuple(tensors)
     for name, tensor in tensors.items():
         if name not in expected or tensor.shape != expected[name].shape:
             wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
-            raise BadInputError(
-                f"{keys[0]} and its kin give {name} the shape {tuple(tensor.shape)}; config.json makes it {wanted}"
+            raise MisfitError(
+                keys[0], f" and its kin give {name} the shape {tuple(tensor.shape)}; config.json makes it {wanted}"
             )
     back = conversion.to_stored(tensors)
     if any(back[key].shape != stored[key].shape for key in keys):
@@ -171,7 +181,18 @@ def _check_shapes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tens
     for group in groups:
         if group.conversion is None and stored[group.keys[0]].shape != expected[group.names[0]].shape:
             found, wanted = stored[group.keys[0]].shape, expected[group.names[0]].shape
-            raise BadInputError(f"{group.keys[0]} has shape {tuple(found)}; config.json makes it {tuple(wanted)}")
+            raise MisfitError(group.keys[0], f" has shape {tuple(found)}; config.json makes it {tuple(wanted)}")
+
+
+def _check_dtypes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tensors) -> None:
+    for group in groups:
+        wanted = expected[group.names[0]].dtype.is_floating_point
+        for key in group.keys:
+            dtype = stored[key].dtype
+            if dtype.is_complex or dtype.is_floating_point != wanted or (wanted and dtype.itemsize < 2):
+                raise MisfitError(
+                    key, f" holds {dtype}, as quantised weights do; load the model, dequantise it and save it first"
+                )
 
 
 def _check_complete(model: PreTrainedModel, found: set[str]) -> None:
@@ -180,7 +201,7 @@ def _check_complete(model: PreTrainedModel, found: set[str]) -> None:
     for name in model.state_dict():
         absent = name not in found and tied.get(name) not in found
         if absent and not (optional and optional.search(name)):
-            raise BadInputError(f"{name} is missing")
+            raise BadInputError(f"{name} is missing; download or save the model again")
 
 
 def _check_strangers(model: PreTrainedModel, strangers: list[str]) -> None:
@@ -189,7 +210,7 @@ def _check_strangers(model: PreTrainedModel, strangers: list[str]) -> None:
     ignored = _any_of(patterns)
     for key in strangers:
         if ignored is None or not ignored.search(key):
-            raise BadInputError(f"{key} is not part of a {type(model).__name__}")
+            raise MisfitError(key, f" is not part of a {type(model).__name__}; give its own config.json")
 
 
 def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:

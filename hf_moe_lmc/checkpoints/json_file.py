@@ -16,6 +16,8 @@ def read_json(path: Path) -> dict[str, Any]:
         BadInputError: the file cannot be read, is too large, or does not hold one JSON object with unique keys.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would never end
+            raise BadInputError(f"{path} is not a file; give the folder of a model saved by save_pretrained")
         if path.stat().st_size > MAX_BYTES:
             raise BadInputError(f"{path} holds more than {MAX_BYTES} bytes; that is no metadata file")
         return parse_json(path.read_bytes(), path)

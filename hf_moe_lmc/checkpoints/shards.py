@@ -1,5 +1,6 @@
 """Which tensors a folder holds: one safetensors file, or shards with an index."""
 
+import os
 from pathlib import Path
 
 from hf_moe_lmc.errors import BadInputError
@@ -18,24 +19,30 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         BadInputError: there is no safetensors checkpoint, a file is missing or damaged, or the index and the shards
             disagree.
     """
-    if (index := folder / INDEX_NAME).exists():
+    index, single = folder / INDEX_NAME, folder / SINGLE_NAME
+    if os.path.lexists(index):
         return _sharded(index)
-    if (single := folder / SINGLE_NAME).exists():
+    if os.path.lexists(single):
         return read_header(single)
-    raise BadInputError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}; {_instead(folder)}")
+    raise BadInputError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}; {what_else(folder)}")
 
 
 def _sharded(index: Path) -> dict[str, StoredTensor]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInputError(f"{index}: weight_map is missing or empty; download it again")
-    tensors: dict[str, StoredTensor] = {}
-    for name in dict.fromkeys(map(_shard_name(index), weight_map.values())):
-        # Links are fine (a Hub cache is made of them); only the name must stay inside the folder.
-        if not (shard := index.parent / name).is_file():
+    # Links are fine (a Hub cache is made of them); only the name must stay inside the folder.
+    shards = [index.parent / name for name in dict.fromkeys(map(_shard_name(index), weight_map.values()))]
+    for shard in shards:
+        if not shard.exists():
             raise BadInputError(f"{shard}, which {index.name} names, is missing; download it again")
+    single = index.parent / SINGLE_NAME
+    if single.exists() and single not in shards:
+        raise BadInputError(f"{index.parent} holds both {SINGLE_NAME} and the shards of {INDEX_NAME}; remove one")
+    tensors: dict[str, StoredTensor] = {}
+    for shard in shards:
         for key, tensor in read_header(shard).items():
-            if weight_map.get(key) != name:
+            if weight_map.get(key) != shard.name:
                 raise BadInputError(f"{shard}: {key} is not listed there by {index.name}; download both again")
             tensors[key] = tensor
     if absent := weight_map.keys() - tensors.keys():
@@ -54,7 +61,8 @@ def _shard_name(index: Path):
     return check
 
 
-def _instead(folder: Path) -> str:
+def what_else(folder: Path) -> str:
+    """What `folder`, which is no checkpoint, seems to be, and what to do."""
     if (folder / "adapter_config.json").exists():
         return "it is a PEFT adapter: merge it into its base model first (merge_and_unload)"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):

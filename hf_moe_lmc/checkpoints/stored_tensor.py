@@ -132,6 +132,8 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
         BadInputError: the file is not safetensors, is cut off, or its header and its size disagree.
     """
     try:
+        if file.exists() and not file.is_file():  # a pipe would never end
+            raise BadInputError(f"{file} is not a file; download it again")
         size = file.stat().st_size
         with file.open("rb") as opened:
             start = opened.read(32)

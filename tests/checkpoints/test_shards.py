@@ -1,0 +1,110 @@
+"""Faults of the files that hold the tensors."""
+
+import os
+import pickle
+import shutil
+import zipfile
+
+import pytest
+import torch
+
+from tests.checkpoints.faulty import edit_index, shards
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n"
+HTML = b"<!DOCTYPE html><html><body>Please log in</body></html>" * 20
+
+
+def written(content: bytes):
+    return lambda file: file.write_bytes(content)
+
+
+def replaced_by(make):
+    """Remove the file and put something else there."""
+
+    def fault(file):
+        file.unlink()
+        make(file)
+
+    return fault
+
+
+SHARDS = {
+    "missing": (lambda file: file.unlink(), []),
+    "empty": (written(b""), ["cut off at 0 bytes"]),
+    "truncated": (lambda file: os.truncate(file, file.stat().st_size - 1), ["but its header describes"]),
+    "trailing bytes": (lambda file: file.write_bytes(file.read_bytes() + b"\0"), ["but its header describes"]),
+    "HTML": (written(HTML), ["an HTML page; download"]),
+    "git-lfs pointer": (written(LFS), ["a git-lfs pointer; fetch"]),
+    "pickle": (written(pickle.dumps({"weight": [1.0]})), ["a pickle, not safetensors; convert"]),
+    "torch.save": (lambda file: torch.save({"weight": torch.ones(2)}, file), ["a pickle, not safetensors; convert"]),
+    "zip": (lambda file: zipfile.ZipFile(file, "w").writestr("a", "b" * 100), ["not safetensors"]),
+    "directory": (replaced_by(lambda file: file.mkdir()), []),
+    "dangling link": (replaced_by(lambda file: file.symlink_to("absent")), []),
+    "link to itself": (replaced_by(lambda file: file.symlink_to(file)), []),
+    "pipe": (replaced_by(os.mkfifo), []),
+}
+
+
+@pytest.mark.parametrize("fault", SHARDS)
+def test_faults(checkpoint, refused, fault):
+    break_file, words = SHARDS[fault]
+    file = shards(checkpoint)[-1]
+    break_file(file)
+    refused(checkpoint, file.name, *words)
+
+
+def test_swapped(sharded, refused):
+    first, second, _ = shards(sharded)
+    content = first.read_bytes()
+    second.rename(first)
+    second.write_bytes(content)
+    refused(sharded, first.name, "is not listed there by")
+
+
+def test_a_folder_of_pickles(single, refused):
+    shards(single)[0].rename(single / "pytorch_model.bin")
+    refused(single, "pickles are never read: convert it first")
+
+
+def test_an_adapter(single, refused):
+    shards(single)[0].rename(single / "adapter_model.safetensors")
+    (single / "adapter_config.json").write_text("{}")
+    refused(single, "it is a PEFT adapter: merge it into its base model first")
+
+
+def test_an_adapter_without_a_model(single, refused):
+    """As PEFT saves it: there is no config.json."""
+    shards(single)[0].rename(single / "adapter_model.safetensors")
+    (single / "config.json").rename(single / "adapter_config.json")
+    refused(single, "it is a PEFT adapter: merge it into its base model first")
+
+
+def test_a_folder_without_weights(single, refused):
+    shards(single)[0].unlink()
+    refused(single, "holds no model.safetensors")
+
+
+def test_odd_names(sharded, accepted):
+    for number, file in enumerate(shards(sharded)):
+        new = f"ünsorted shard-{9 - number}.safetensors"
+        file.rename(sharded / new)
+        edit_index(lambda m, old=file.name, new=new: m.update({k: new for k, v in m.items() if v == old}))(sharded)
+    accepted(sharded)
+
+
+def test_the_links_of_a_cache(checkpoint, accepted):
+    """As huggingface_hub keeps a snapshot."""
+    blobs = checkpoint.parent / "blobs"
+    blobs.mkdir()
+    for number, file in enumerate([*checkpoint.iterdir()]):
+        shutil.move(file, blobs / str(number))
+        file.symlink_to(os.path.relpath(blobs / str(number), checkpoint))
+    accepted(checkpoint)
+
+
+def test_files_beside_the_checkpoint(sharded, accepted):
+    (sharded / "consolidated.safetensors").write_bytes(b"another format of the same weights")
+    (sharded / "training_args.bin").write_bytes(b"pickle")
+    assert not (accepted(sharded) / "training_args.bin").exists()
+
+
