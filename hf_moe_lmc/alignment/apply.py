@@ -11,7 +11,7 @@ from hf_moe_lmc.errors import IncompatiblePairError
 from .alignment import Alignment, apply_symmetries
 from .opened_model import OpenedModel, open_checkpoint
 from .steps import Step
-from .stream import Output, OutputOptions, write_checkpoints
+from .stream import OutputOptions, write_checkpoints
 
 
 def apply(
@@ -47,7 +47,7 @@ def apply(
         yield apply_symmetries(tensors, step.layers, own)
 
     recipe = {"command": "apply", "alignment": alignment.digest, "other": opened.origin}
-    write_checkpoints(opened, [Output(Path(output), recipe)], compute, [], options or OutputOptions())
+    write_checkpoints(opened, Path(output), {"": recipe}, compute, [], options or OutputOptions())
 
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:

@@ -20,7 +20,7 @@ from .config import AlignmentConfig
 from .opened_model import OpenedModel, open_checkpoint
 from .pair import check_pair
 from .steps import Step
-from .stream import Output, OutputOptions, write_checkpoints
+from .stream import OutputOptions, write_checkpoints
 
 
 def merge(reference: LiveModel, other: LiveModel, alignment: Alignment | None = None, t: float = 0.5) -> LiveModel:
@@ -95,7 +95,8 @@ def merge_opened(
     allow_other_weights: bool = False,
 ) -> Alignment:
     """As `merge_checkpoints`, for checkpoints that are open already."""
-    points = [t] if isinstance(t, (int, float)) else list(t)
+    several = not isinstance(t, (int, float))
+    points = list(dict.fromkeys(t)) if several else [t]
     for point in points:
         _check_on_the_line(point)
     options = options or OutputOptions()
@@ -122,11 +123,8 @@ def merge_opened(
         "reference": reference.origin,
         "other": other.origin,
     }
-    folders = [Path(output)] if len(points) == 1 else [Path(output) / f"t-{point:g}" for point in points]
-    if len(points) > 1:
-        Path(output).mkdir(exist_ok=True)
-    outputs = [Output(folder, recipe | {"t": point}) for folder, point in zip(folders, points, strict=True)]
-    write_checkpoints(reference, outputs, compute, [other], options)
+    recipes = {f"t-{point:.12g}" if several else "": recipe | {"t": point} for point in points}
+    write_checkpoints(reference, Path(output), recipes, compute, [other], options)
     return found
 
 

@@ -4,12 +4,10 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from hf_moe_lmc.checkpoints import place
-
 from .opened_model import OpenedModel
 from .pair import check_pair
 from .steps import cut_steps
-from .stream import OutputOptions
+from .stream import OutputOptions, written_bytes
 
 BASE_BYTES = 500 * 10**6  # Python, torch and Transformers themselves
 
@@ -72,13 +70,12 @@ def plan_writing(
     sides = [reference] if other is None else [reference, other]
     harmless = [] if other is None else check_pair(reference, other)
     checkpoint = reference.checkpoint
-    written = sum(tensor.nbytes for tensor in place(checkpoint, Path(), options.layout, options.dtype).values())
     steps = cut_steps(reference.sizes, reference.layers, [group.names for group in checkpoint.groups])
     largest = max(step.nbytes for step in steps)
     return Plan(
         len(reference.layers),
         sum(sum(side.sizes.values()) for side in sides),
-        outputs * written,
+        outputs * written_bytes(reference, options),
         BASE_BYTES + (len(sides) + 2) * largest,
         shutil.disk_usage(Path(folder).absolute().parent).free,
         harmless,

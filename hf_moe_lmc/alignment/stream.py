@@ -1,8 +1,7 @@
 """Checkpoints rewritten step by step into new folders."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -18,9 +17,9 @@ from hf_moe_lmc.checkpoints import (
     Checkpoint,
     CheckpointWriter,
     Layout,
-    StagedFolder,
     output_folder,
     place,
+    write_durably,
 )
 
 from .opened_model import OpenedModel
@@ -46,103 +45,106 @@ class OutputOptions:
     overwrite: bool = False
 
 
-@dataclass(frozen=True)
-class Output:
-    """A checkpoint to be written.
-
-    Args:
-        folder: where.
-        recipe: what is done to which weights, in JSON values; part of the manifest.
-    """
-
-    folder: Path
-    recipe: Mapping[str, Any]
-
-
 def write_checkpoints(
     model: OpenedModel,
-    outputs: Sequence[Output],
+    output: Path,
+    recipes: Mapping[str, Mapping[str, Any]],
     compute: Compute,
     others: Sequence[OpenedModel],
     options: OutputOptions,
 ) -> None:
     """Write checkpoints like that of `model`, all in one pass over its tensors; memory holds one step of it at a time.
 
-    Each appears complete or not at all. Killed and called again with the same arguments, it goes on where it was.
+    `output` appears complete or not at all. Killed and called again with the same arguments, it goes on where it was.
 
     Args:
         model: gives keys, shapes, tokenizer and other small files.
-        outputs: what is written.
+        output: a new folder.
+        recipes: folder in `output` ("" is `output` itself) -> what is done to which weights, in JSON values; part of
+            the manifest.
         compute: the new tensors of a step under module names.
         others: further checkpoints that `compute` reads.
         options: how they are written.
 
     Raises:
-        OutputError: an output folder may not be written.
+        OutputError: the output folder may not be written.
         BadInputError: a result is NaN, infinite, or too large for its dtype.
     """
-    checkpoints = [opened.checkpoint for opened in (model, *others)]
-    folders = [checkpoint.folder for checkpoint in checkpoints]
-    identity = {"inputs": [_identity(checkpoint) for checkpoint in checkpoints], "options": _as_json(options)}
-    size = sum(tensor.nbytes for tensor in place(checkpoints[0], Path(), options.layout, options.dtype).values())
-    with ExitStack() as stack:
-        staged = [
-            stack.enter_context(
-                output_folder(
-                    output.folder, identity | _versions() | dict(output.recipe), folders, size, options.overwrite
-                )
-            )
-            for output in outputs
-        ]
+    inputs = [opened.checkpoint for opened in (model, *others)]
+    about = _about(options)
+    recipe = {"inputs": [_identity(checkpoint) for checkpoint in inputs], "outputs": recipes} | about
+    read = [path for checkpoint in inputs for path in (checkpoint.folder, *_files(checkpoint))]
+    with output_folder(output, recipe, read, len(recipes) * written_bytes(model, options), options.overwrite) as staged:
         writers = [
-            CheckpointWriter(s, place(checkpoints[0], s.path, options.layout, options.dtype), checkpoints[0].model)
-            for s in staged
+            CheckpointWriter(folder, place(inputs[0], folder, options.layout, options.dtype), inputs[0].model)
+            for folder in map(staged.path.joinpath, recipes)
         ]
-        groups = [group.names for owner in (*checkpoints, *writers) for group in owner.groups]
-        steps = cut_steps(model.sizes, model.layers, groups)
-        for step in _with_progress(steps):
-            if all(step.name in s.done for s in staged):
-                continue
-            for s, writer, tensors in zip(staged, writers, compute(step), strict=True):
-                if step.name not in s.done:
-                    writer.write(step.name, tensors)
-        for s, writer, output in zip(staged, writers, outputs, strict=True):
-            _finish(s, writer, output, checkpoints[0].folder, options)
+        groups = [group.names for owner in (*inputs, *writers) for group in owner.groups]
+        for step in _with_progress(cut_steps(model.sizes, model.layers, groups), staged.journal.done):
+            tensors = zip(writers, compute(step), strict=True)
+            staged.journal.record(step.name, [writer.write(own) for writer, own in tensors])
+        for number, (folder, own) in enumerate(recipes.items()):
+            digests = {key: digest for step in staged.journal.done.values() for key, digest in step[number].items()}
+            writers[number].finish(digests)
+            _copy_companions(inputs[0].folder, staged.path / folder, options)
+            _write_manifest(staged.path / folder, {**own, **about, "sha256": digests})
+        if "" not in recipes:
+            _write_manifest(staged.path, {"folders": recipes} | about)
+
+
+def written_bytes(model: OpenedModel, options: OutputOptions) -> int:
+    """Size of the tensors of one checkpoint like that of `model`."""
+    return sum(tensor.nbytes for tensor in place(model.checkpoint, Path(), options.layout, options.dtype).values())
+
+
+def _files(checkpoint: Checkpoint) -> list[Path]:
+    return sorted({tensor.file for tensor in checkpoint.stored.values()} | {checkpoint.folder / "config.json"})
 
 
 def _identity(checkpoint: Checkpoint) -> list[list[Any]]:
     """What changes when a file of the checkpoint does."""
-    files = sorted({tensor.file for tensor in checkpoint.stored.values()} | {checkpoint.folder / "config.json"})
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in _files(checkpoint)]
 
 
-def _as_json(options: OutputOptions) -> dict[str, Any]:
-    return {"layout": options.layout, "dtype": str(options.dtype) if options.dtype else None}
+def _about(options: OutputOptions) -> dict[str, Any]:
+    return {
+        "layout": options.layout,
+        "dtype": _name(options.dtype) if options.dtype else None,
+        "versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")},
+    }
 
 
-def _versions() -> dict[str, Any]:
-    return {"versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")}}
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
-def _with_progress(steps: Sequence[Step]) -> Iterator[Step]:
+def _with_progress(steps: Sequence[Step], done: Container[str]) -> Iterator[Step]:
+    left = [step for step in steps if step.name not in done]
     total = sum(step.nbytes for step in steps)
-    with tqdm(total=total, desc="writing", unit="B", unit_scale=True, unit_divisor=1000) as bar:
-        for step in steps:
+    behind = total - sum(step.nbytes for step in left)
+    with tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000) as bar:
+        for step in left:
             yield step
             bar.update(step.nbytes)
 
 
-def _finish(
-    staged: StagedFolder, writer: CheckpointWriter, output: Output, model_folder: Path, options: OutputOptions
-) -> None:
-    for pattern in COMPANIONS:
-        for file in model_folder.glob(pattern):
-            content = file.read_bytes()
-            if file.name == "config.json" and options.dtype:
-                config = json.loads(content)
-                config.pop("torch_dtype", None)
-                config["dtype"] = str(options.dtype).removeprefix("torch.")
-                content = json.dumps(config, indent=2).encode() + b"\n"
-            staged.write_file(str(file.relative_to(model_folder)), content)
-    manifest = dict(output.recipe) | _versions() | {"sha256": writer.finish()}
-    staged.write_file(MANIFEST_NAME, json.dumps(manifest, indent=2).encode() + b"\n")
+def _copy_companions(source: Path, target: Path, options: OutputOptions) -> None:
+    for file in {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}:
+        content = file.read_bytes()
+        if file.name == "config.json" and options.dtype:
+            content = _as_json(_with_dtype(json.loads(content), options.dtype))
+        write_durably(target / file.relative_to(source), content)
+
+
+def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json, and the configurations of parts in it, of a model in another dtype."""
+    known = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    return known | {key: _name(dtype) for key in ("dtype", "torch_dtype") if key in config}
+
+
+def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
+    write_durably(folder / MANIFEST_NAME, _as_json(content))
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"

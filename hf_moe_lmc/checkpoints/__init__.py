@@ -2,6 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .config_file import read_config
+from .durable import write_durably
 from .layout import Layout, place
 from .output_folder import MANIFEST_NAME, StagedFolder, output_folder
 from .quantisation import quantisation
@@ -28,4 +29,5 @@ __all__ = [
     "quantisation",
     "read_config",
     "tensor_bytes",
+    "write_durably",
 ]

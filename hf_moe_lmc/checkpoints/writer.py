@@ -1,7 +1,6 @@
 """A checkpoint written as a stream: any part of the model in any order, every tensor straight to its place."""
 
 import hashlib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,33 +11,37 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError, OutputError
 
 from .conversion import tensor_groups
+from .durable import sync, write_durably
 from .layout import Placement, header, index
-from .output_folder import Digests, StagedFolder
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, read_header, tensor_bytes
 
+# Sha-256 digests of tensors, by key.
+Digests = dict[str, str]
+
 
 class CheckpointWriter:
-    """Writes tensors under module names to the places of `placement` in a staged folder.
+    """Writes tensors under module names to their places in a folder; goes on with what another one left there.
 
     Args:
-        staged: where; steps that it has recorded are not asked for again.
-        placement: of every tensor.
+        folder: made if need be.
+        placement: of every tensor in it.
         model: a skeleton.
     """
 
-    def __init__(self, staged: StagedFolder, placement: Placement, model: PreTrainedModel) -> None:
-        self._staged = staged
+    def __init__(self, folder: Path, placement: Placement, model: PreTrainedModel) -> None:
+        self._folder = folder
         self._placement = placement
         on_meta = {key: torch.empty(t.shape, dtype=t.dtype, device="meta") for key, t in placement.items()}
-        groups, _ = tensor_groups(model, on_meta)
-        self.groups = groups
-        self._group_of = {name: group for group in groups for name in group.names}
+        self.groups, _ = tensor_groups(model, on_meta)
+        self._group_of = {name: group for group in self.groups for name in group.names}
+        folder.mkdir(exist_ok=True)
         for file, tensors in self._files().items():
             _prepare(file, tensors)
+        sync(folder)
 
-    def write(self, step: str, tensors: Mapping[str, Tensor]) -> None:
-        """Write `tensors`, whole groups of them, and record `step` once they are on disk.
+    def write(self, tensors: Mapping[str, Tensor]) -> Digests:
+        """Write `tensors`, whole groups of them; they are on the disk when this returns.
 
         Raises:
             BadInputError: a value does not fit the dtype that it is written in.
@@ -50,25 +53,26 @@ class CheckpointWriter:
                 digests[key] = _write(place, _cast(key, tensor, place.dtype))
                 files.add(place.file)
         for file in files:
-            _sync(file)
-        self._staged.record(step, digests)
+            sync(file)
+        return digests
 
-    def finish(self) -> Digests:
-        """Write the index, and read everything again; returns the sha-256 of every tensor.
+    def finish(self, digests: Digests) -> None:
+        """Write the index, and read everything again.
+
+        Args:
+            digests: of all tensors, as `write` returned them.
 
         Raises:
             OutputError: the disk does not return what was written.
         """
         if content := index(self._placement):
-            self._staged.write_file(INDEX_NAME, content)
-        digests = {key: digest for step in self._staged.done.values() for key, digest in step.items()}
+            write_durably(self._folder / INDEX_NAME, content)
         for file, tensors in self._files().items():
             if read_header(file) != {tensor.key: tensor for tensor in tensors}:
                 raise OutputError(f"{file} does not hold what was written; check the disk")
         for key, tensor in self._placement.items():
             if tensor.digest() != digests.get(key):
                 raise OutputError(f"{tensor.file}: {key} is not what was written; check the disk")
-        return digests
 
     def _files(self) -> dict[Path, list[StoredTensor]]:
         files: dict[Path, list[StoredTensor]] = {}
@@ -105,11 +109,3 @@ def _write(place: StoredTensor, tensor: Tensor) -> str:
         while rest:
             rest = rest[file.write(rest) :]
     return hashlib.sha256(content).hexdigest()
-
-
-def _sync(file: Path) -> None:
-    descriptor = os.open(file, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
