@@ -104,7 +104,9 @@ class Checkpoint(Mapping[str, Tensor]):
         for entry in (self.stored[key] for name in names for key in self._group_of[name].keys):
             # What is to be found here is rare: this reads once more.
             if not entry.read().isfinite().all():
-                raise BadInputError(f"{entry.file}: {entry.key} holds NaN or infinite values; give an intact checkpoint")
+                raise BadInputError(
+                    f"{entry.file}: {entry.key} holds NaN or infinite values; give an intact checkpoint"
+                )
 
     def check_unchanged(self) -> None:
         """Raise `BadInputError` if one of its files is not what it was when it was opened."""

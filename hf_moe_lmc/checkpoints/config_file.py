@@ -74,7 +74,7 @@ def _checked(values: dict[str, Any], path: Path) -> dict[str, Any]:
     return kept
 
 
-def _check_chosen(values: Mapping[str, Any], path: Path) -> None:
+def _check_chosen(values: Mapping[Any, Any], path: Path) -> None:
     """Each token goes to at least one expert and to no more than there are, in nested configurations too."""
     experts = max((value for key in EXPERTS if isinstance(value := values.get(key), int)), default=0)
     for key in CHOSEN:

@@ -57,6 +57,7 @@ def checkpoint(request) -> Path:
 @pytest.fixture
 def refused(saved, tmp_path, capsys):
     """Merge with an intact checkpoint must end with exit code 3 and one line that says all of `words`."""
+
     def check(folder: Path, *words: str, options: tuple[str, ...] = ()) -> None:
         found = failed(capsys, tmp_path / "out", "merge", saved / "single", folder, *options)
         assert found.code == 3, found.line
@@ -69,6 +70,7 @@ def refused(saved, tmp_path, capsys):
 @pytest.fixture
 def accepted(saved, tmp_path, capsys):
     """Merge with an intact checkpoint must work; gives the merged tensors' folder."""
+
     def check(folder: Path, *options: str) -> Path:
         worked(capsys, tmp_path / "out", "merge", saved / "single", folder, *options)
         return tmp_path / "out"

@@ -106,5 +106,3 @@ def test_files_beside_the_checkpoint(sharded, accepted):
     (sharded / "consolidated.safetensors").write_bytes(b"another format of the same weights")
     (sharded / "training_args.bin").write_bytes(b"pickle")
     assert not (accepted(sharded) / "training_args.bin").exists()
-
-
