@@ -95,7 +95,7 @@ def test_a_missing_tensor_is_refused_and_named(tmp_path):
     command = [sys.executable, "-m", "hf_moe_lmc.cli", "verify", folder, folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
-    assert done.stderr == f"error: {folder}: lm_head.weight is missing\n"
+    assert done.stderr == f"error: {folder}: lm_head.weight is missing; download or save the model again\n"
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path, capsys):
