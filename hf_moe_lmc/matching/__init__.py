@@ -1,6 +1,7 @@
 """Two MoeLayers -> the MoeSymmetry that brings the second closest to the first."""
 
 from .assignment import Assignment, solve_assignment
+from .certificate import certify
 from .distance import layer_distance
 from .expert_order import ExpertOrder, match_experts
 from .layer_alignment import LayerAlignment, align_layers
@@ -11,6 +12,7 @@ __all__ = [
     "ExpertOrder",
     "LayerAlignment",
     "align_layers",
+    "certify",
     "layer_distance",
     "match_experts",
     "match_units",
