@@ -52,3 +52,15 @@ def _maxima(rows: Float[Tensor, "m n"]) -> tuple[Float[Tensor, " m"], Int[Tensor
     # numpy's argmax is vectorised; torch's takes four times as long on a CPU.
     columns = torch.from_numpy(np.argmax(rows.numpy(), axis=1))
     return rows.take_along_dim(columns[:, None], dim=1)[:, 0], columns
+
+
+def row_margins(
+    similarity: Float[Tensor, "n n"], columns: Int[Tensor, " n"], prices: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """By how much `S_ip(i) - v_p(i)` exceeds every other `S_ij - v_j` of its row."""
+    margins = []
+    for rows, own in zip(similarity.split(_ROWS), columns[:, None].split(_ROWS), strict=True):
+        gains = rows - prices
+        chosen = gains.gather(1, own)[:, 0]
+        margins.append(chosen - gains.scatter_(1, own, -torch.inf).amax(dim=1))
+    return torch.cat(margins)

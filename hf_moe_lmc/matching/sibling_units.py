@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from .units import Units
+
 _COORDINATES = (32, 128, 512)
-_NEAR = 0.03  # |x - y|^2 / (|x| |y|) of half of the pairs at least; beyond it the full product costs no more
+_NEAR = 0.03  # median of |x - y|^2 / |x|^2; farther apart, the bounds tell too little
 _ROUNDING = 1e-5
 _ROWS = 64
 
@@ -22,61 +24,68 @@ class SiblingUnits:
 
     Args:
         columns: `[F]`; unit i belongs to unit `columns[i]` of the other expert.
-        margins: `[F]`, at least so much, relative to `|x_i| |y_p(i)|`, does unit i lose with any other partner.
+        margins: `[F]`; unit i loses at least so much with any other partner.
     """
 
     columns: Int[Tensor, " F"]
     margins: Float[Tensor, " F"]
 
 
-def match_sibling_units(
-    kept: tuple[Float[Tensor, "F d"], Float[Tensor, "F d"]],
-    signed: tuple[Float[Tensor, "F s"], Float[Tensor, "F s"]] | None,
-) -> SiblingUnits | None:
-    """The assignment of least total squared distance if it shows at once, else None.
+def match_sibling_units(reference: Units, other: Units) -> SiblingUnits | None:
+    """The assignment of greatest total similarity if it shows at once, else None.
 
-    With x_i = (kept, signed) a unit of one expert and y_j of the other, a part of the kept coordinates a_i, b_j and
-    the norms of all others, `S_ij <= U_ij = <a_i, b_j> + |x_i rest| |y_j rest|` for either sign (Cauchy-Schwarz). If
-    every unit has a partner of its own with `S_ip(i) - |y_p(i)|^2 / 2 >= U_ij - |y_j|^2 / 2` for all others j, no
-    assignment is better: the prices `|y_j|^2 / 2` turn similarities into distances, and every row has its best.
+    Every unit has a partner p(i) of its own with `S_ip(i) - v_p(i) >= U_ij - v_j` for all others j, where U bounds S
+    from above (`similarity_bound`) and the prices `v_j = |y_j|^2 / 2` turn similarities into distances: then every
+    row has its best, and no assignment is better. More coordinates are looked at for the units that it does not
+    settle, fewer than the full product needs.
     """
-    a, b = kept
-    x2, y2 = (part.square().sum(dim=1) for part in kept)
-    if signed is not None:
-        x2, y2 = x2 + signed[0].square().sum(dim=1), y2 + signed[1].square().sum(dim=1)
-    prices, scale = y2 / 2, x2.sqrt() * y2.max().sqrt()
-    strongest = a.square().sum(dim=0).argsort(descending=True)
-    columns = torch.full_like(x2, -1, dtype=torch.long)
-    own, margins = torch.full_like(x2, -torch.inf), torch.full_like(x2, -torch.inf)
+    squares, other_squares = reference.squares, other.squares
+    prices, scale = other_squares / 2, (squares * other_squares.max()).sqrt()
+    strongest = reference.kept.square().sum(dim=0).argsort(descending=True)
+    columns = torch.full_like(squares, -1, dtype=torch.long)
+    gains, margins = torch.zeros_like(squares), torch.full_like(squares, -torch.inf)
     for count in _COORDINATES:
-        rows = torch.nonzero(margins < _ROUNDING)[:, 0]
-        chosen = strongest[:count]
-        left, right = _bounding(a[rows][:, chosen], x2[rows]), _bounding(b[:, chosen], y2)
-        best, runner_up = _two_best(torch.cat([left, torch.ones_like(left[:, :1])], 1), torch.cat([right, -prices[:, None]], 1))
-        new = best != columns[rows]
-        columns[rows[new]] = best[new]
-        own[rows[new]] = _similarities(kept, signed, rows[new], best[new]) - prices[best[new]]
-        margins[rows] = (own[rows] - runner_up) / scale[rows]
-        distances = x2 - 2 * own  # |x|^2 - 2 S + |y|^2
-        if (distances / scale).median() > _NEAR:
+        rows = torch.nonzero(margins <= _ROUNDING * scale)[:, 0]
+        left = bounding_rows(reference.kept[rows], squares[rows], strongest[:count])
+        right = bounding_rows(other.kept, other_squares, strongest[:count])
+        best, second = _two_best(left, right, prices)
+        new = rows[best != columns[rows]]
+        columns[rows] = best
+        gains[new] = reference.at(new).paired(other.at(columns[new]))[0] - prices[columns[new]]
+        margins[rows] = gains[rows] - second
+        if (squares - 2 * gains).median() > _NEAR * squares.median():  # |x|^2 - 2 S + |y|^2
             return None
-        if (margins > _ROUNDING).all():
-            distinct = len(columns.unique()) == len(columns)
-            return SiblingUnits(columns, margins) if distinct else None
+        if (margins > _ROUNDING * scale).all():
+            return SiblingUnits(columns, margins) if len(columns.unique()) == len(columns) else None
     return None
 
 
-def _bounding(part: Float[Tensor, "m k"], squares: Float[Tensor, " m"]) -> Float[Tensor, "m l"]:
-    """`part` and the norm of all that is left out of it."""
+def bounding_rows(
+    kept: Float[Tensor, "m d"], squares: Float[Tensor, " m"], coordinates: Int[Tensor, " k"]
+) -> Float[Tensor, "m l"]:
+    """Rows z_i whose products bound similarities: `S_ij <= <z_i, w_j>`, for either sign.
+
+    The chosen coordinates and the norm of all that they leave out: of the rest, Cauchy-Schwarz.
+
+    Args:
+        kept: the part of the units that no sign touches.
+        squares: `|x_i|^2` of the whole units.
+        coordinates: columns of `kept`.
+    """
+    part = kept[:, coordinates]
     rest = (squares - part.square().sum(dim=1)).clamp(min=0).sqrt()
     return torch.cat([part, rest[:, None]], dim=1)
 
 
-def _two_best(left: Float[Tensor, "m k"], right: Float[Tensor, "n k"]) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
-    """The column of the largest entry of every row of `left right^T`, and the second largest entry; in blocks."""
+def _two_best(
+    left: Float[Tensor, "m k"], right: Float[Tensor, "n k"], prices: Float[Tensor, " n"]
+) -> tuple[Int[Tensor, " m"], Float[Tensor, " m"]]:
+    """Column of the largest entry of every row of `left right^T - prices`, and the second largest entry; in blocks."""
+    left = torch.cat([left, torch.ones_like(left[:, :1])], dim=1)
+    right = torch.cat([right, -prices[:, None]], dim=1).T
     columns, seconds = [], []
     for rows in left.split(_ROWS):
-        products = rows @ right.T
+        products = rows @ right
         if products.device.type == "cpu":  # numpy's argmax is vectorised; torch's takes four times as long
             best = torch.from_numpy(np.argmax(products.numpy(), axis=1))
         else:
@@ -85,10 +94,3 @@ def _two_best(left: Float[Tensor, "m k"], right: Float[Tensor, "n k"]) -> tuple[
         columns.append(best)
         seconds.append(products.amax(dim=1))
     return torch.cat(columns), torch.cat(seconds)
-
-
-def _similarities(kept, signed, rows: Tensor, columns: Tensor) -> Float[Tensor, " m"]:
-    found = (kept[0][rows] * kept[1][columns]).sum(dim=1)
-    if signed is not None:
-        found += (signed[0][rows] * signed[1][columns]).sum(dim=1).abs()
-    return found

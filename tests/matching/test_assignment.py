@@ -10,9 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.matching import Assignment, certify, solve_assignment
+from hf_moe_lmc.matching import Assignment, candidate_assignment, certify, dense_assignment, solve_assignment
 from hf_moe_lmc.matching import assignment as routes
-from hf_moe_lmc.matching import candidate_assignment, dense_assignment
 from hf_moe_lmc.matching.assignment import solve_grouped_assignment
 from hf_moe_lmc.matching.candidate_assignment import solve_by_candidates
 from hf_moe_lmc.symmetry import Permutation

@@ -1,0 +1,111 @@
+"""The exact expert order: bounds on all pairs of experts, and unit matchings only where the proof needs them."""
+
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.symmetry import Permutation
+
+from .assignment import solve_grouped_assignment
+from .sibling_units import bounding_rows
+from .unit_matching import UnitMatching, match_pair
+from .units import Units
+
+_COORDINATES = 32
+
+
+@dataclass
+class JointTable:
+    """`T_ij = max over unit moves of <expert i of reference, expert j of other>`, router rows included, or bounds.
+
+    The layer's squared distance under the expert order sigma and the best units is a constant minus
+    `2 sum_i T[i, sigma(i)]`, so one assignment on T finds the optimum over the whole group.
+
+    Args:
+        reference, other: layers in the gauge of `MoeLayer.in_gauge`.
+        dtype: experts are compared in it.
+        fixed: the part of T that no unit move changes: router rows and down_bias.
+        values: T where `pairs` has the entry, upper bounds elsewhere.
+        pairs: the unit matchings found so far.
+    """
+
+    reference: MoeLayer
+    other: MoeLayer
+    dtype: torch.dtype
+    fixed: Float64[Tensor, "E E"]
+    values: Float64[Tensor, "E E"]
+    pairs: dict[tuple[int, int], UnitMatching] = field(default_factory=dict)
+
+    @classmethod
+    def bounded(cls, reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> "JointTable":
+        """All entries as upper bounds: every unit takes the best partner that a few coordinates allow."""
+        fixed = (reference.router.rows() @ other.router.rows().T).double().cpu()
+        a, b = reference.experts.down_bias, other.experts.down_bias
+        if a is not None and b is not None:
+            fixed += (a.to(dtype) @ b.to(dtype).T).double().cpu()
+        return cls(reference, other, dtype, fixed, fixed + _unit_bounds(reference, other, dtype))
+
+    def solve(self, i: int, j: int) -> None:
+        """Replace the bound of a pair by its exact value."""
+        signs = self.reference.group.unit_signs
+        a, b = (
+            Units.of(self.reference.experts, i, signs, self.dtype),
+            Units.of(self.other.experts, j, signs, self.dtype),
+        )
+        self.pairs[i, j] = found = match_pair(a, b)
+        self.values[i, j] = self.fixed[i, j] + found.similarity
+
+
+def fill_until_certified(table: JointTable, first: Permutation, groups: int, budget: int) -> bool:
+    """Solve pairs until the best order on `table` has exact values only: no bound elsewhere can exceed it.
+
+    Args:
+        table: gets the pairs of `first` and then, again and again, those of the best order on values and bounds.
+        first: an order to begin with; the nearer to the optimum, the fewer pairs.
+        groups: see `SymmetryGroup.expert_groups`.
+        budget: at most so many pairs.
+
+    Returns:
+        whether the optimum is certified; False where the budget ran out.
+    """
+    order = first
+    while wanted := [pair for pair in enumerate(order.index.tolist()) if pair not in table.pairs]:
+        if len(table.pairs) + len(wanted) > budget:
+            return False
+        for pair in wanted:
+            table.solve(*pair)
+        order = solve_grouped_assignment(table.values, groups).permutation
+    return True
+
+
+def best_known_order(table: JointTable, groups: int) -> Permutation:
+    """The best order among those whose pairs are all solved; the optimum if it is certified."""
+    values = table.values
+    unsolved = torch.ones_like(values, dtype=torch.bool)
+    for pair in table.pairs:
+        unsolved[pair] = False
+    worst = values.min() - len(values) * (values.max() - values.min()) - 1
+    return solve_grouped_assignment(values.masked_fill(unsolved, worst), groups).permutation
+
+
+def _unit_bounds(reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> Float64[Tensor, "E E"]:
+    """`sum_f max_g <z_if, w_jg>`; see `bounding_rows`."""
+    signs, slots = reference.group.unit_signs, range(reference.experts.num_experts)
+    kept = reference.experts.gate_proj if signs else reference.experts.up_proj
+    strength = sum((one.to(dtype).square().sum(dim=0) for one in kept), start=torch.zeros(()))
+    coordinates = strength.argsort(descending=True)[:_COORDINATES]
+
+    def bounding(layer: MoeLayer, e: int) -> Tensor:
+        units = Units.of(layer.experts, e, signs, dtype)
+        return bounding_rows(units.kept, units.squares, coordinates)
+
+    right = torch.stack([bounding(other, e) for e in slots])
+    bounds = [_best_products(bounding(reference, e), right) for e in slots]
+    return torch.stack(bounds).double().cpu()
+
+
+def _best_products(left: Float[Tensor, "F k"], right: Float[Tensor, "E F k"]) -> Float[Tensor, " E"]:
+    return torch.stack([(left @ one.T).amax(dim=1).sum() for one in right])
