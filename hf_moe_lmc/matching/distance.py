@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
+from hf_moe_lmc.symmetry import Permutation
 
 
 def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
@@ -20,6 +21,19 @@ def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
     a, b = (gauged(layer, dtype).tensors() for layer in (reference, other))
     pairs = ((x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
     return math.sqrt(sum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs))
+
+
+def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permutation) -> float:
+    """The part of `layer_distance` squared that no unit move changes, under an expert order: router and down_bias."""
+    dtype = working_dtype(reference, other)
+    a, b = gauged(reference, dtype), gauged(replace(other, router=other.router.permute_experts(experts)), dtype)
+    pairs = [(tensor, b.router.tensors()[name]) for name, tensor in a.router.tensors().items()]
+    if a.experts.down_bias is not None and b.experts.down_bias is not None:
+        pairs.append((a.experts.down_bias, experts.apply(b.experts.down_bias, dim=0)))
+    if a.shared_experts is not None and b.shared_experts is not None:
+        shared, other_shared = a.shared_experts.down_bias, b.shared_experts.down_bias
+        pairs += [(shared, other_shared)] if shared is not None and other_shared is not None else []
+    return sum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs)
 
 
 def working_dtype(reference: MoeLayer, other: MoeLayer) -> torch.dtype:

@@ -10,11 +10,15 @@ from hf_moe_lmc.symmetry import SignedPermutation
 
 from .distance import working_dtype
 from .expert_order import ExpertMatching
+from .sibling_units import bounding_rows
 from .unit_matching import UnitMatching, match_pair
 from .units import Units
 
-_SAMPLE = 4
+_REWRITES = 8
+_SAMPLE = 512  # units
 _OBVIOUS = 0.5
+_COORDINATES = 32
+_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -61,25 +65,19 @@ def gather_evidence(
     units: list[UnitMatching],
     shared: list[UnitMatching],
 ) -> LayerEvidence:
-    """The evidence of an alignment, on a sample of experts where a figure costs a pass over the weights."""
+    """The evidence of an alignment; figures that cost a pass over the weights are taken from the first expert."""
     signs, dtype, order = reference.group.unit_signs, working_dtype(reference, other), experts.order.index.tolist()
     found = [*units, *shared]
-    margins = torch.cat([one.margins for one in found]).double()
-    quantiles = margins.sort().values
-    sample = range(min(_SAMPLE, len(order)))
+    margins = torch.cat([one.margins for one in found]).double().sort().values
     moved = torch.cat([one.units.permutation.index for one in found])
     places = torch.cat([torch.arange(len(one.margins)) for one in found])
-
-    def pair(i: int, j: int) -> tuple[Units, Units]:
-        return Units.of(reference.experts, i, signs, dtype), Units.of(other.experts, order[j], signs, dtype)
-
-    matched = sum(units[i].squared_distance for i in sample)
-    random = sum(_random_rewrite(*pair(i, i), seed=i) for i in sample)
+    a, b = (Units.of(x.experts, e, signs, dtype) for x, e in ((reference, 0), (other, order[0])))
+    matched, random = units[0].squared_distance, _least_random_rewrite(a, b)
     reduction = 1 - matched / random if random > 0 else 0.0
-    null = 0.0
-    if reduction < _OBVIOUS:
-        a, b = pair(0, 0)
-        null = 1 - match_pair(a, _rotated(b)).squared_distance / _random_rewrite(a, b, seed=0)
+    null = 1 - match_pair(a, _rotated(b)).squared_distance / random if reduction < _OBVIOUS and random > 0 else 0.0
+    gain = 1.0
+    if len(order) > 1:
+        gain = _order_gain(a, Units.of(other.experts, order[1], signs, dtype), matched)
     return LayerEvidence(
         expert_method=experts.method,
         certified=experts.certified,
@@ -88,22 +86,29 @@ def gather_evidence(
         unit_solvers=dict(Counter(one.solver for one in found)),
         similarity=sum(one.similarity for one in found),
         gap=sum(one.gap for one in found),
-        unit_margin_low=quantiles[len(quantiles) // 10].item(),
-        unit_margin_median=quantiles[len(quantiles) // 2].item(),
+        unit_margin_low=margins[len(margins) // 10].item(),
+        unit_margin_median=margins[len(margins) // 2].item(),
         fixed_experts=sum(i == j for i, j in enumerate(order)) / len(order),
         fixed_units=(moved == places).double().mean().item(),
         reduction=reduction,
         null_reduction=null,
-        order_gain=_order_gain(*pair(0, 1), units[0].squared_distance) if len(order) > 1 else 1.0,
+        order_gain=gain,
     )
 
 
-def _random_rewrite(a: Units, b: Units, seed: int) -> float:
-    """Squared distance of a to b with its units in a random order and with random signs."""
-    generator = torch.Generator().manual_seed(seed)
-    signed = b.signed is not None
-    move = SignedPermutation.random_derangement(len(b.kept), signed=signed, generator=generator)
-    return a.squared_distance(b.at(move.permutation.index.to(b.kept.device)), move.signs.to(b.kept.device))
+def _least_random_rewrite(a: Units, b: Units) -> float:
+    """The least squared distance of a to random rewrites of b, estimated from as many units of each as suffice."""
+    count = len(a.kept)
+    sample = min(_SAMPLE, count)
+    generator = torch.Generator().manual_seed(0)
+    distances = []
+    for _ in range(_REWRITES):
+        move = SignedPermutation.random_derangement(count, signed=b.signed is not None, generator=generator)
+        rows, others, signs = (
+            tensor[:sample].to(a.kept.device) for tensor in (torch.arange(count), move.permutation.index, move.signs)
+        )
+        distances.append(a.at(rows).squared_distance(b.at(others), signs) * count / sample)
+    return min(distances)
 
 
 def _rotated(units: Units) -> Units:
@@ -113,4 +118,14 @@ def _rotated(units: Units) -> Units:
 
 
 def _order_gain(a: Units, wrong: Units, matched: float) -> float:
-    return 1 - matched / least if (least := match_pair(a, wrong).squared_distance) > 0 else 0.0
+    """`1 - matched / (least squared distance of a to the wrong expert)`, from a bound where that shows enough."""
+    coordinates, squares, wrong_squares = a.strongest(_COORDINATES), a.squares, wrong.squares
+    left, right = (
+        bounding_rows(a.kept[:, coordinates], squares),
+        bounding_rows(wrong.kept[:, coordinates], wrong_squares),
+    )
+    bound = sum((rows @ right.T).amax(dim=1).double().sum().item() for rows in left.split(_ROWS))
+    least = (squares.double().sum() + wrong_squares.double().sum()).item() - 2 * bound
+    if matched > (1 - _OBVIOUS) * least:
+        least = match_pair(a, wrong).squared_distance
+    return 1 - matched / least if least > 0 else 0.0

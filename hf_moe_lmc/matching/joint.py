@@ -94,13 +94,11 @@ def best_known_order(table: JointTable, groups: int) -> Permutation:
 def _unit_bounds(reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> Float64[Tensor, "E E"]:
     """`sum_f max_g <z_if, w_jg>`; see `bounding_rows`."""
     signs, slots = reference.group.unit_signs, range(reference.experts.num_experts)
-    kept = reference.experts.gate_proj if signs else reference.experts.up_proj
-    strength = sum((one.to(dtype).square().sum(dim=0) for one in kept), start=torch.zeros(()))
-    coordinates = strength.argsort(descending=True)[:_COORDINATES]
+    coordinates = Units.of(reference.experts, 0, signs, dtype).strongest(_COORDINATES)
 
     def bounding(layer: MoeLayer, e: int) -> Tensor:
         units = Units.of(layer.experts, e, signs, dtype)
-        return bounding_rows(units.kept, units.squares, coordinates)
+        return bounding_rows(units.kept[:, coordinates], units.squares)
 
     right = torch.stack([bounding(other, e) for e in slots])
     bounds = [_best_products(bounding(reference, e), right) for e in slots]

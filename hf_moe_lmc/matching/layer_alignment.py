@@ -1,11 +1,12 @@
 """Alignment of one layer: experts, then units, then shared experts."""
 
+import math
 from dataclasses import dataclass
 
-from hf_moe_lmc.moe import MoeLayer, act
+from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
-from .distance import check_comparable, layer_distance, working_dtype
+from .distance import check_comparable, fixed_squared_distance, layer_distance, working_dtype
 from .evidence import LayerEvidence, gather_evidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .unit_matching import match_pair, stacked
@@ -66,9 +67,12 @@ def align_layers(
         for e in range(a.num_experts)
     ]
     symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
+    after = fixed_squared_distance(reference, other, experts.order) + sum(
+        found.squared_distance for found in (*units, *shared)
+    )
     return LayerAlignment(
         symmetry,
         layer_distance(reference, other),
-        layer_distance(reference, act(symmetry, other)),
+        math.sqrt(after),
         gather_evidence(reference, other, experts, units, shared),
     )

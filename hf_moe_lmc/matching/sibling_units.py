@@ -24,10 +24,12 @@ class SiblingUnits:
 
     Args:
         columns: `[F]`; unit i belongs to unit `columns[i]` of the other expert.
+        moved: the other's units, in the order `columns`.
         margins: `[F]`; unit i loses at least so much with any other partner.
     """
 
     columns: Int[Tensor, " F"]
+    moved: Units
     margins: Float[Tensor, " F"]
 
 
@@ -40,39 +42,36 @@ def match_sibling_units(reference: Units, other: Units) -> SiblingUnits | None:
     settle, fewer than the full product needs.
     """
     squares, other_squares = reference.squares, other.squares
-    prices, scale = other_squares / 2, (squares * other_squares.max()).sqrt()
-    strongest = reference.kept.square().sum(dim=0).argsort(descending=True)
-    columns = torch.full_like(squares, -1, dtype=torch.long)
-    gains, margins = torch.zeros_like(squares), torch.full_like(squares, -torch.inf)
+    prices, rounding = other_squares / 2, _ROUNDING * (squares * other_squares.max()).sqrt()
+    strongest = reference.strongest(max(_COORDINATES))
+    rows = torch.arange(len(squares), device=squares.device)
+    columns, margins = torch.full_like(rows, -1), torch.empty_like(squares)
     for count in _COORDINATES:
-        rows = torch.nonzero(margins <= _ROUNDING * scale)[:, 0]
-        left = bounding_rows(reference.kept[rows], squares[rows], strongest[:count])
-        right = bounding_rows(other.kept, other_squares, strongest[:count])
-        best, second = _two_best(left, right, prices)
-        new = rows[best != columns[rows]]
-        columns[rows] = best
-        gains[new] = reference.at(new).paired(other.at(columns[new]))[0] - prices[columns[new]]
+        coordinates = strongest[:count]
+        left = bounding_rows(reference.kept[:, coordinates], squares)[rows]
+        best, second = _two_best(left, bounding_rows(other.kept[:, coordinates], other_squares), prices)
+        if not torch.equal(columns[rows], best):
+            columns[rows] = best
+            moved = other.at(columns)
+            gains = reference.paired(moved)[0] - prices[columns]
         margins[rows] = gains[rows] - second
         if (squares - 2 * gains).median() > _NEAR * squares.median():  # |x|^2 - 2 S + |y|^2
             return None
-        if (margins > _ROUNDING * scale).all():
-            return SiblingUnits(columns, margins) if len(columns.unique()) == len(columns) else None
+        rows = torch.nonzero(margins <= rounding)[:, 0]
+        if not len(rows):
+            return SiblingUnits(columns, moved, margins) if len(columns.unique()) == len(columns) else None
     return None
 
 
-def bounding_rows(
-    kept: Float[Tensor, "m d"], squares: Float[Tensor, " m"], coordinates: Int[Tensor, " k"]
-) -> Float[Tensor, "m l"]:
+def bounding_rows(part: Float[Tensor, "m k"], squares: Float[Tensor, " m"]) -> Float[Tensor, "m l"]:
     """Rows z_i whose products bound similarities: `S_ij <= <z_i, w_j>`, for either sign.
 
     The chosen coordinates and the norm of all that they leave out: of the rest, Cauchy-Schwarz.
 
     Args:
-        kept: the part of the units that no sign touches.
+        part: some coordinates that no sign touches, the same for both experts.
         squares: `|x_i|^2` of the whole units.
-        coordinates: columns of `kept`.
     """
-    part = kept[:, coordinates]
     rest = (squares - part.square().sum(dim=1)).clamp(min=0).sqrt()
     return torch.cat([part, rest[:, None]], dim=1)
 

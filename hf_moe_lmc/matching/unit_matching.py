@@ -77,7 +77,8 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
     squares = reference.squares
     siblings = match_sibling_units(reference, other) if len(squares) >= _SIBLINGS_FROM else None
     if siblings is not None:
-        columns, margins, gap, solver = siblings.columns, siblings.margins, 0.0, "siblings"
+        columns, moved, margins = siblings.columns, siblings.moved, siblings.margins
+        gap, solver = 0.0, "siblings"
     else:
         similarity = reference.similarity(other)
         found = solve_assignment(similarity)
@@ -86,7 +87,7 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
         if prices is None:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.cpu().numpy()))
         margins = row_margins(similarity, columns, prices.to(similarity))
-    moved = other.at(columns)
+        moved = other.at(columns)
     own, signs = reference.paired(moved)
     return UnitMatching(
         SignedPermutation(Permutation(columns.cpu()), signs.cpu()),

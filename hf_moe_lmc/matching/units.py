@@ -24,12 +24,11 @@ class Units:
     @classmethod
     def of(cls, experts: ExpertBank, expert: int, signs: bool, dtype: torch.dtype) -> "Units":
         """The units of one expert of the bank; only this expert is brought to `dtype`."""
-        one = experts.map(lambda tensor: tensor[expert : expert + 1].to(dtype))
+        one = experts.map(lambda tensor: tensor[expert : expert + 1])
         kept, signed = ([term[0] for term in terms] for terms in (one.unsigned_unit_terms(), one.signed_unit_terms()))
         if signs:
-            nothing = signed[0][:, :0]
-            return cls(torch.cat([nothing, *kept], dim=1), torch.cat(signed, dim=1))
-        return cls(torch.cat([*kept, *signed], dim=1), None)
+            return cls(_joined([signed[0][:, :0], *kept], dtype), _joined(signed, dtype))
+        return cls(_joined([*kept, *signed], dtype), None)
 
     @property
     def squares(self) -> Float[Tensor, " F"]:
@@ -56,6 +55,10 @@ class Units:
         agreement = torch.linalg.vecdot(self.signed, other.signed)
         return found + agreement.abs(), torch.where(agreement < 0, -1, 1).to(torch.int8)
 
+    def strongest(self, k: int) -> Int[Tensor, " _"]:
+        """The k columns of `kept` with the largest norms, largest first: they tell units apart best."""
+        return self.kept.square().sum(dim=0).argsort(descending=True)[:k]
+
     def at(self, rows: Int[Tensor, " m"]) -> "Units":
         """The units of these numbers."""
         return Units(self.kept[rows], None if self.signed is None else self.signed[rows])
@@ -68,3 +71,12 @@ class Units:
                 torch.addcmul(self.signed, other.signed, signs[:, None].to(self.signed), value=-1).square_().sum(dim=1)
             )
         return total.double().sum().item()
+
+
+def _joined(terms: list[Float[Tensor, "F _"]], dtype: torch.dtype) -> Float[Tensor, "F d"]:
+    """`torch.cat(terms, dim=1).to(dtype)`, at a fifth of its cost where a term is stored across (down_proj)."""
+    widths = [term.shape[1] for term in terms]
+    rows = terms[0].new_empty(len(terms[0]), sum(widths), dtype=dtype)
+    for part, term in zip(rows.split(widths, dim=1), terms, strict=True):
+        part.copy_(term)
+    return rows
