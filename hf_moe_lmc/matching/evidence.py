@@ -8,9 +8,9 @@ import torch
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import SignedPermutation
 
+from .bounds import bounding_rows, total_similarity_bound
 from .distance import working_dtype
 from .expert_order import ExpertMatching
-from .sibling_units import bounding_rows
 from .unit_matching import UnitMatching, match_pair
 from .units import Units
 
@@ -18,7 +18,6 @@ _REWRITES = 8
 _SAMPLE = 512  # units
 _OBVIOUS = 0.5
 _COORDINATES = 32
-_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,7 @@ def _order_gain(a: Units, wrong: Units, matched: float) -> float:
         bounding_rows(a.kept[:, coordinates], squares),
         bounding_rows(wrong.kept[:, coordinates], wrong_squares),
     )
-    bound = sum((rows @ right.T).amax(dim=1).double().sum().item() for rows in left.split(_ROWS))
-    least = (squares.double().sum() + wrong_squares.double().sum()).item() - 2 * bound
+    least = (squares.double().sum() + wrong_squares.double().sum()).item() - 2 * total_similarity_bound(left, right)
     if matched > (1 - _OBVIOUS) * least:
         least = match_pair(a, wrong).squared_distance
     return 1 - matched / least if least > 0 else 0.0

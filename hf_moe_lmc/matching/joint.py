@@ -3,14 +3,14 @@
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float64
 from torch import Tensor
 
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_grouped_assignment
-from .sibling_units import bounding_rows
+from .bounds import bounding_rows, total_similarity_bound
 from .unit_matching import UnitMatching, match_pair
 from .units import Units
 
@@ -92,7 +92,7 @@ def best_known_order(table: JointTable, groups: int) -> Permutation:
 
 
 def _unit_bounds(reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> Float64[Tensor, "E E"]:
-    """`sum_f max_g <z_if, w_jg>`; see `bounding_rows`."""
+    """`total_similarity_bound` of every pair of experts."""
     signs, slots = reference.group.unit_signs, range(reference.experts.num_experts)
     coordinates = Units.of(reference.experts, 0, signs, dtype).strongest(_COORDINATES)
 
@@ -100,10 +100,6 @@ def _unit_bounds(reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> Fl
         units = Units.of(layer.experts, e, signs, dtype)
         return bounding_rows(units.kept[:, coordinates], units.squares)
 
-    right = torch.stack([bounding(other, e) for e in slots])
-    bounds = [_best_products(bounding(reference, e), right) for e in slots]
-    return torch.stack(bounds).double().cpu()
-
-
-def _best_products(left: Float[Tensor, "F k"], right: Float[Tensor, "E F k"]) -> Float[Tensor, " E"]:
-    return torch.stack([(left @ one.T).amax(dim=1).sum() for one in right])
+    right = [bounding(other, e) for e in slots]
+    bounds = [[total_similarity_bound(left, one) for one in right] for left in (bounding(reference, e) for e in slots)]
+    return torch.tensor(bounds, dtype=torch.float64)

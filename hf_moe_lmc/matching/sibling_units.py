@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
+from .bounds import bounding_rows
 from .units import Units
 
 _COORDINATES = (32, 128, 512)
@@ -25,11 +26,15 @@ class SiblingUnits:
     Args:
         columns: `[F]`; unit i belongs to unit `columns[i]` of the other expert.
         moved: the other's units, in the order `columns`.
+        similarities: `[F]`, `S_ip(i)`.
+        signs: `[F]`, those that reach it.
         margins: `[F]`; unit i loses at least so much with any other partner.
     """
 
     columns: Int[Tensor, " F"]
     moved: Units
+    similarities: Float[Tensor, " F"]
+    signs: Int8[Tensor, " F"]
     margins: Float[Tensor, " F"]
 
 
@@ -37,7 +42,7 @@ def match_sibling_units(reference: Units, other: Units) -> SiblingUnits | None:
     """The assignment of greatest total similarity if it shows at once, else None.
 
     Every unit has a partner p(i) of its own with `S_ip(i) - v_p(i) >= U_ij - v_j` for all others j, where U bounds S
-    from above (`similarity_bound`) and the prices `v_j = |y_j|^2 / 2` turn similarities into distances: then every
+    from above (`bounding_rows`) and the prices `v_j = |y_j|^2 / 2` turn similarities into distances: then every
     row has its best, and no assignment is better. More coordinates are looked at for the units that it does not
     settle, fewer than the full product needs.
     """
@@ -53,27 +58,16 @@ def match_sibling_units(reference: Units, other: Units) -> SiblingUnits | None:
         if not torch.equal(columns[rows], best):
             columns[rows] = best
             moved = other.at(columns)
-            gains = reference.paired(moved)[0] - prices[columns]
-        margins[rows] = gains[rows] - second
-        if (squares - 2 * gains).median() > _NEAR * squares.median():  # |x|^2 - 2 S + |y|^2
+            similarities, signs = reference.paired(moved)
+        margins[rows] = (similarities - prices[columns])[rows] - second
+        distances = squares - 2 * similarities + other_squares[columns]
+        if distances.median() > _NEAR * squares.median():
             return None
         rows = torch.nonzero(margins <= rounding)[:, 0]
         if not len(rows):
-            return SiblingUnits(columns, moved, margins) if len(columns.unique()) == len(columns) else None
+            distinct = len(columns.unique()) == len(columns)
+            return SiblingUnits(columns, moved, similarities, signs, margins) if distinct else None
     return None
-
-
-def bounding_rows(part: Float[Tensor, "m k"], squares: Float[Tensor, " m"]) -> Float[Tensor, "m l"]:
-    """Rows z_i whose products bound similarities: `S_ij <= <z_i, w_j>`, for either sign.
-
-    The chosen coordinates and the norm of all that they leave out: of the rest, Cauchy-Schwarz.
-
-    Args:
-        part: some coordinates that no sign touches, the same for both experts.
-        squares: `|x_i|^2` of the whole units.
-    """
-    rest = (squares - part.square().sum(dim=1)).clamp(min=0).sqrt()
-    return torch.cat([part, rest[:, None]], dim=1)
 
 
 def _two_best(

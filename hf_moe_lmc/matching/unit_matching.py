@@ -78,6 +78,7 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
     siblings = match_sibling_units(reference, other) if len(squares) >= _SIBLINGS_FROM else None
     if siblings is not None:
         columns, moved, margins = siblings.columns, siblings.moved, siblings.margins
+        own, signs = siblings.similarities, siblings.signs
         gap, solver = 0.0, "siblings"
     else:
         similarity = reference.similarity(other)
@@ -88,7 +89,7 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.cpu().numpy()))
         margins = row_margins(similarity, columns, prices.to(similarity))
         moved = other.at(columns)
-    own, signs = reference.paired(moved)
+        own, signs = reference.paired(moved)
     return UnitMatching(
         SignedPermutation(Permutation(columns.cpu()), signs.cpu()),
         own.double().sum().item(),
