@@ -6,7 +6,8 @@ from .distance import layer_distance
 from .evidence import LayerEvidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .layer_alignment import LayerAlignment, align_layers
-from .unit_matching import match_units, unit_similarity
+from .unit_matching import UnitMatching, match_units, unit_similarity
+from .verdict import Verdict, judge, judge_layer
 
 __all__ = [
     "Assignment",
@@ -14,8 +15,12 @@ __all__ = [
     "ExpertOrder",
     "LayerAlignment",
     "LayerEvidence",
+    "UnitMatching",
+    "Verdict",
     "align_layers",
     "certify",
+    "judge",
+    "judge_layer",
     "layer_distance",
     "match_experts",
     "match_units",
