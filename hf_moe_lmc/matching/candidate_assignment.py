@@ -97,6 +97,7 @@ class _Candidates:
         gains = self.values - prices[self.columns]
         costs = np.maximum.reduceat(gains, self.starts[:-1])[self.rows] - gains
         costs *= 1e5 / (costs.max() or 1.0)  # lapx takes costs below 1e6
+        assert lapmod is not None  # without it, `solve_by_candidates` does not come here
         # LAPJVsp of scipy.sparse would do as well, but near ties keep it busy without end.
         columns = lapmod(len(prices), costs, self.starts, self.columns, fast=True, return_cost=False)[0]
         return np.asarray(columns, np.int64)

@@ -3,15 +3,13 @@
 Two units that are not partners differ in any few coordinates by more than partners differ in all of them.
 """
 
-from dataclasses import dataclass
-
 import numpy as np
 import torch
-from jaxtyping import Float, Int, Int8
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from .bounds import bounding_rows
-from .units import Units
+from .units import Partners, Units
 
 _COORDINATES = (32, 128, 512)
 _NEAR = 0.03  # median of |x - y|^2 / |x|^2; farther apart, the bounds tell too little
@@ -19,54 +17,35 @@ _ROUNDING = 1e-5
 _ROWS = 64
 
 
-@dataclass(frozen=True)
-class SiblingUnits:
-    """What `match_sibling_units` proved.
-
-    Args:
-        columns: `[F]`; unit i belongs to unit `columns[i]` of the other expert.
-        moved: the other's units, in the order `columns`.
-        similarities: `[F]`, `S_ip(i)`.
-        signs: `[F]`, those that reach it.
-        margins: `[F]`; unit i loses at least so much with any other partner.
-    """
-
-    columns: Int[Tensor, " F"]
-    moved: Units
-    similarities: Float[Tensor, " F"]
-    signs: Int8[Tensor, " F"]
-    margins: Float[Tensor, " F"]
-
-
-def match_sibling_units(reference: Units, other: Units) -> SiblingUnits | None:
+def match_sibling_units(reference: Units, other: Units) -> tuple[Partners, Float[Tensor, " F"]] | None:
     """The assignment of greatest total similarity if it shows at once, else None.
 
     Every unit has a partner p(i) of its own with `S_ip(i) - v_p(i) >= U_ij - v_j` for all others j, where U bounds S
-    from above (`bounding_rows`) and the prices `v_j = |y_j|^2 / 2` turn similarities into distances: then every
-    row has its best, and no assignment is better. More coordinates are looked at for the units that it does not
-    settle, fewer than the full product needs.
+    from above (`bounding_rows`) and the prices `v_j = |y_j|^2 / 2` turn similarities into distances: then every row
+    has its best, and no assignment is better. More coordinates are looked at for the units that it does not settle,
+    fewer than the full product needs.
+
+    Returns:
+        the partners, and `[F]`, how much unit i loses at least with any other.
     """
     squares, other_squares = reference.squares, other.squares
     prices, rounding = other_squares / 2, _ROUNDING * (squares * other_squares.max()).sqrt()
     strongest = reference.strongest(max(_COORDINATES))
-    rows = torch.arange(len(squares), device=squares.device)
-    columns, margins = torch.full_like(rows, -1), torch.empty_like(squares)
+    rows, partners, margins = torch.arange(len(squares), device=squares.device), None, torch.empty_like(squares)
     for count in _COORDINATES:
         coordinates = strongest[:count]
         left = bounding_rows(reference.kept[:, coordinates], squares)[rows]
         best, second = _two_best(left, bounding_rows(other.kept[:, coordinates], other_squares), prices)
-        if not torch.equal(columns[rows], best):
-            columns[rows] = best
-            moved = other.at(columns)
-            similarities, signs = reference.paired(moved)
-        margins[rows] = (similarities - prices[columns])[rows] - second
-        distances = squares - 2 * similarities + other_squares[columns]
+        columns = best if partners is None else partners.columns.index_put((rows,), best)
+        if partners is None or not torch.equal(columns, partners.columns):
+            partners = Partners.of(reference, other, columns)
+        margins[rows] = (partners.similarities - prices[columns])[rows] - second
+        distances = squares - 2 * partners.similarities + other_squares[columns]
         if distances.median() > _NEAR * squares.median():
             return None
         rows = torch.nonzero(margins <= rounding)[:, 0]
         if not len(rows):
-            distinct = len(columns.unique()) == len(columns)
-            return SiblingUnits(columns, moved, similarities, signs, margins) if distinct else None
+            return (partners, margins) if len(columns.unique()) == len(columns) else None
     return None
 
 

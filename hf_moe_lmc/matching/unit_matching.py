@@ -14,7 +14,7 @@ from .certificate import certify
 from .dense_assignment import proving_prices
 from .price_passes import row_margins
 from .sibling_units import match_sibling_units
-from .units import Units
+from .units import Partners, Units
 
 _SIBLINGS_FROM = 128
 
@@ -74,26 +74,23 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
 
     Near siblings are proven from a few coordinates (`match_sibling_units`); else the full product is solved.
     """
-    squares = reference.squares
-    siblings = match_sibling_units(reference, other) if len(squares) >= _SIBLINGS_FROM else None
+    siblings = match_sibling_units(reference, other) if len(reference.kept) >= _SIBLINGS_FROM else None
     if siblings is not None:
-        columns, moved, margins = siblings.columns, siblings.moved, siblings.margins
-        own, signs = siblings.similarities, siblings.signs
-        gap, solver = 0.0, "siblings"
+        (partners, margins), gap, solver = siblings, 0.0, "siblings"
     else:
         similarity = reference.similarity(other)
         found = solve_assignment(similarity)
-        columns, gap, solver = found.permutation.index.to(similarity.device), certify(found, similarity), found.solver
-        prices = found.prices
+        gap, solver, prices = certify(found, similarity), found.solver, found.prices
+        columns = found.permutation.index.to(similarity.device)
         if prices is None:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.cpu().numpy()))
+        partners = Partners.of(reference, other, columns)
         margins = row_margins(similarity, columns, prices.to(similarity))
-        moved = other.at(columns)
-        own, signs = reference.paired(moved)
+    squares = reference.squares
     return UnitMatching(
-        SignedPermutation(Permutation(columns.cpu()), signs.cpu()),
-        own.double().sum().item(),
-        reference.squared_distance(moved, signs),
+        SignedPermutation(Permutation(partners.columns.cpu()), partners.signs.cpu()),
+        partners.similarities.double().sum().item(),
+        reference.squared_distance(partners.moved, partners.signs),
         gap,
         solver,
         (margins.clamp(min=0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)).cpu(),

@@ -47,14 +47,6 @@ class Units:
             products += (self.signed @ other.signed.T).abs_()
         return products
 
-    def paired(self, other: "Units") -> tuple[Float[Tensor, " F"], Int8[Tensor, " F"]]:
-        """`S_ii` and the sign that reaches it, row by row."""
-        found = torch.linalg.vecdot(self.kept, other.kept)
-        if self.signed is None or other.signed is None:
-            return found, torch.ones_like(found, dtype=torch.int8)
-        agreement = torch.linalg.vecdot(self.signed, other.signed)
-        return found + agreement.abs(), torch.where(agreement < 0, -1, 1).to(torch.int8)
-
     def strongest(self, k: int) -> Int[Tensor, " _"]:
         """The k columns of `kept` with the largest norms, largest first: they tell units apart best."""
         return self.kept.square().sum(dim=0).argsort(descending=True)[:k]
@@ -71,6 +63,34 @@ class Units:
                 torch.addcmul(self.signed, other.signed, signs[:, None].to(self.signed), value=-1).square_().sum(dim=1)
             )
         return total.double().sum().item()
+
+
+@dataclass(frozen=True)
+class Partners:
+    """Every unit of one expert with its partner of another.
+
+    Args:
+        columns: p, `[F]`; unit i has partner p(i).
+        moved: the other's units in this order, signs as stored.
+        similarities: `S_ip(i)`.
+        signs: those that reach it.
+    """
+
+    columns: Int[Tensor, " F"]
+    moved: Units
+    similarities: Float[Tensor, " F"]
+    signs: Int8[Tensor, " F"]
+
+    @classmethod
+    def of(cls, reference: Units, other: Units, columns: Int[Tensor, " F"]) -> "Partners":
+        """The partners `columns`."""
+        moved = other.at(columns)
+        similarities = torch.linalg.vecdot(reference.kept, moved.kept)
+        signs = torch.ones_like(columns, dtype=torch.int8)
+        if reference.signed is not None and moved.signed is not None:
+            agreement = torch.linalg.vecdot(reference.signed, moved.signed)
+            similarities, signs = similarities + agreement.abs(), torch.where(agreement < 0, -signs, signs)
+        return cls(columns, moved, similarities, signs)
 
 
 def _joined(terms: list[Float[Tensor, "F _"]], dtype: torch.dtype) -> Float[Tensor, "F d"]:

@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import median, median_high
-from typing import Literal
+from typing import Literal, get_args
 
 from .evidence import LayerEvidence
 
 Label = Literal["already aligned", "aligned", "ambiguous (experts nearly equal)", "not alignable (weights unrelated)"]
-_LABELS: tuple[Label, ...] = Label.__args__  # from the most to the least that was reached
+_LABELS: tuple[Label, ...] = get_args(Label)  # from the most to the least that was reached
 
 # Calibrated on layers of known truth (tests/matching/test_verdict.py). Unrelated weights exceeded their control by
 # 0.035 at most, scrambled ones of correlation 0.4 by 0.11 at least; nearly equal experts gained 0.05 at most by their
