@@ -26,8 +26,9 @@ def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
 def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permutation) -> float:
     """The part of `layer_distance` squared that no unit move changes, under an expert order: router and down_bias."""
     dtype = working_dtype(reference, other)
-    a, b = gauged(reference, dtype), gauged(replace(other, router=other.router.permute_experts(experts)), dtype)
-    pairs = [(tensor, b.router.tensors()[name]) for name, tensor in a.router.tensors().items()]
+    router = other.router.permute_experts(experts) if other.router else None
+    a, b = gauged(reference, dtype), gauged(replace(other, router=router), dtype)
+    pairs = [(x, b.router.tensors()[name]) for name, x in a.router.tensors().items()] if a.router and b.router else []
     if a.experts.down_bias is not None and b.experts.down_bias is not None:
         pairs.append((a.experts.down_bias, experts.apply(b.experts.down_bias, dim=0)))
     if a.shared_experts is not None and b.shared_experts is not None:
@@ -44,7 +45,8 @@ def working_dtype(reference: MoeLayer, other: MoeLayer) -> torch.dtype:
 
 def gauged(layer: MoeLayer, dtype: torch.dtype) -> MoeLayer:
     """`layer.in_gauge()` with its router, which is small, in `dtype`; experts as they are stored."""
-    return replace(layer, router=layer.router.map(lambda tensor: tensor.to(dtype))).in_gauge()
+    router = layer.router.map(lambda tensor: tensor.to(dtype)) if layer.router else None
+    return replace(layer, router=router).in_gauge()
 
 
 def _squared_distance(a: Tensor, b: Tensor) -> float:

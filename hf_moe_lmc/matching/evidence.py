@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 import torch
 
 from hf_moe_lmc.moe import MoeLayer
-from hf_moe_lmc.symmetry import SignedPermutation
 
 from .bounds import bounding_rows, total_similarity_bound
 from .distance import working_dtype
@@ -100,13 +99,11 @@ def _least_random_rewrite(a: Units, b: Units) -> float:
     count = len(a.kept)
     sample = min(_SAMPLE, count)
     generator = torch.Generator().manual_seed(0)
-    distances = []
+    rows, distances = a.at(torch.arange(sample, device=a.kept.device)), []
     for _ in range(_REWRITES):
-        move = SignedPermutation.random_derangement(count, signed=b.signed is not None, generator=generator)
-        rows, others, signs = (
-            tensor[:sample].to(a.kept.device) for tensor in (torch.arange(count), move.permutation.index, move.signs)
-        )
-        distances.append(a.at(rows).squared_distance(b.at(others), signs) * count / sample)
+        others = torch.randperm(count, generator=generator)[:sample].to(a.kept.device)
+        signs = torch.randint(2, (sample,), generator=generator).to(a.kept.device, torch.int8) * 2 - 1
+        distances.append(rows.squared_distance(b.at(others), signs) * count / sample)
     return min(distances)
 
 

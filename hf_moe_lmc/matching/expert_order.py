@@ -50,18 +50,20 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
 
     Args:
         reference, other: comparable layers.
-        method: "units" keeps the order as it is (only units will be matched); "gate" compares router rows;
-            "gram" compares the experts' Gram matrices, which do not depend on the order of units; "joint" is the
-            exact optimum of the squared distance over experts and units, and matches the units of as many of the E^2
-            pairs as its proof needs; "auto" is "gate" where every router row is at least twice as near to its
-            partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order that they show.
+        method: "units" keeps the order as it is (only units will be matched), as do all where experts are fixed;
+            "gate" compares router rows; "gram" compares the experts' Gram matrices, which do not depend on the order
+            of units; "joint" is the exact optimum of the squared distance over experts and units, and matches the
+            units of as many of the E^2 pairs as its proof needs; "auto" is "gate" where every router row is at least
+            twice as near to its partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order
+            that they show.
     """
     num_experts, groups = reference.experts.num_experts, reference.group.expert_groups
-    if method == "units":
-        return ExpertMatching(Permutation.identity(num_experts), "units")
     dtype = working_dtype(reference, other)
     reference, other = gauged(reference, dtype), gauged(other, dtype)
-    cost = gate_cost(reference.router, other.router)
+    router, other_router = reference.router, other.router
+    if method == "units" or reference.group.fixed_experts or router is None or other_router is None:
+        return ExpertMatching(Permutation.identity(num_experts), "units")
+    cost = gate_cost(router, other_router)
     gate = solve_grouped_assignment(-cost, groups).permutation
     match method:
         case "gate":
@@ -71,7 +73,7 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
         case "auto" if _is_clear(cost, gate):
             return _on_table(-cost, groups, "gate")
         case "joint" | "auto":
-            table = JointTable.bounded(reference, other, dtype)
+            table = JointTable.bounded(reference, other)
             budget = num_experts**2 if method == "joint" else _AUTO_BUDGET * num_experts
             certified = fill_until_certified(table, gate, groups, budget)
             order = best_known_order(table, groups)

@@ -11,7 +11,8 @@ from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_grouped_assignment
 from .bounds import bounding_rows, total_similarity_bound
-from .unit_matching import UnitMatching, match_pair
+from .distance import working_dtype
+from .unit_matching import UnitMatching, match_experts_units
 from .units import Units
 
 _COORDINATES = 32
@@ -26,7 +27,6 @@ class JointTable:
 
     Args:
         reference, other: layers in the gauge of `MoeLayer.in_gauge`.
-        dtype: experts are compared in it.
         fixed: the part of T that no unit move changes: router rows and down_bias.
         values: T where `pairs` has the entry, upper bounds elsewhere.
         pairs: the unit matchings found so far.
@@ -34,28 +34,25 @@ class JointTable:
 
     reference: MoeLayer
     other: MoeLayer
-    dtype: torch.dtype
     fixed: Float64[Tensor, "E E"]
     values: Float64[Tensor, "E E"]
     pairs: dict[tuple[int, int], UnitMatching] = field(default_factory=dict)
 
     @classmethod
-    def bounded(cls, reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> "JointTable":
+    def bounded(cls, reference: MoeLayer, other: MoeLayer) -> "JointTable":
         """All entries as upper bounds: every unit takes the best partner that a few coordinates allow."""
-        fixed = (reference.router.rows() @ other.router.rows().T).double().cpu()
+        dtype = working_dtype(reference, other)
+        fixed = torch.zeros(reference.experts.num_experts, other.experts.num_experts, dtype=torch.float64)
+        if reference.router is not None and other.router is not None:
+            fixed += (reference.router.rows() @ other.router.rows().T).double().cpu()
         a, b = reference.experts.down_bias, other.experts.down_bias
         if a is not None and b is not None:
             fixed += (a.to(dtype) @ b.to(dtype).T).double().cpu()
-        return cls(reference, other, dtype, fixed, fixed + _unit_bounds(reference, other, dtype))
+        return cls(reference, other, fixed, fixed + _unit_bounds(reference, other, dtype))
 
     def solve(self, i: int, j: int) -> None:
         """Replace the bound of a pair by its exact value."""
-        signs = self.reference.group.unit_signs
-        a, b = (
-            Units.of(self.reference.experts, i, signs, self.dtype),
-            Units.of(self.other.experts, j, signs, self.dtype),
-        )
-        self.pairs[i, j] = found = match_pair(a, b)
+        self.pairs[i, j] = found = match_experts_units(self.reference, self.other, i, j)
         self.values[i, j] = self.fixed[i, j] + found.similarity
 
 

@@ -1,16 +1,15 @@
 """Alignment of one layer: experts, then units, then shared experts."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 from .distance import check_comparable, fixed_squared_distance, layer_distance, working_dtype
 from .evidence import LayerEvidence, gather_evidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
-from .unit_matching import match_pair, stacked
-from .units import Units
+from .unit_matching import match_experts_units, match_shared_units, stacked
 
 
 @dataclass(frozen=True)
@@ -31,7 +30,10 @@ class LayerAlignment:
 
 
 def align_layers(
-    reference: MoeLayer, other: MoeLayer, expert_order: ExpertOrder | Permutation = "auto"
+    reference: MoeLayer,
+    other: MoeLayer,
+    expert_order: ExpertOrder | Permutation = "auto",
+    balance_scales: bool = False,
 ) -> LayerAlignment:
     """Weight matching of one layer: the symmetry that brings `other` close to `reference`.
 
@@ -43,36 +45,32 @@ def align_layers(
         reference: stays as it is.
         other: the layer to be rewritten.
         expert_order: a method of `match_experts`, or a given order `[E]`.
+        balance_scales: match the layers as `MoeLayer.balanced`, so that free scales do not count. No scale is written,
+            and the distances are those of the layers as they are; the evidence is that of the balanced ones.
 
     Raises:
         IncompatiblePairError: the layers differ in kind or size.
     """
     check_comparable(reference, other)
+    if balance_scales:
+        dtype = working_dtype(reference, other)
+        found = align_layers(reference.to(dtype).balanced(), other.to(dtype).balanced(), expert_order)
+        before, after = layer_distance(reference, other), layer_distance(reference, act(found.symmetry, other))
+        return replace(found, distance_before=before, distance_after=after)
     if isinstance(expert_order, Permutation):
         experts = ExpertMatching(expert_order, "given")
     else:
         experts = match_experts(reference, other, expert_order)
-    dtype, group = working_dtype(reference, other), reference.group
     units = [
-        experts.pairs.get((i, j))
-        or match_pair(
-            Units.of(reference.experts, i, group.unit_signs, dtype), Units.of(other.experts, j, group.unit_signs, dtype)
-        )
-        for i, j in enumerate(experts.order.index.tolist())
+        experts.pairs.get(pair) or match_experts_units(reference, other, *pair)
+        for pair in enumerate(experts.order.index.tolist())
     ]
-    shared = [
-        match_pair(Units.of(a, e, group.shared_unit_signs, dtype), Units.of(b, e, group.shared_unit_signs, dtype))
-        for a, b in [(reference.shared_experts, other.shared_experts)]
-        if a is not None and b is not None
-        for e in range(a.num_experts)
-    ]
+    shared = match_shared_units(reference, other)
     symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
-    after = fixed_squared_distance(reference, other, experts.order) + sum(
-        found.squared_distance for found in (*units, *shared)
-    )
+    moved = sum(found.squared_distance for found in (*units, *shared))
     return LayerAlignment(
         symmetry,
         layer_distance(reference, other),
-        math.sqrt(after),
+        math.sqrt(fixed_squared_distance(reference, other, experts.order) + moved),
         gather_evidence(reference, other, experts, units, shared),
     )

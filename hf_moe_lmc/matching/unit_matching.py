@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.moe import ExpertBank
+from hf_moe_lmc.moe import ExpertBank, MoeLayer
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .assignment import solve_assignment
 from .certificate import certify
 from .dense_assignment import proving_prices
+from .distance import working_dtype
 from .price_passes import row_margins
 from .sibling_units import match_sibling_units
 from .units import Partners, Units
@@ -28,7 +29,8 @@ class UnitMatching:
         similarity: `sum_i S_ip(i)`, the greatest that any move reaches.
         squared_distance: between the units once moved.
         gap: by how much the greatest similarity could exceed this one at most; 0 but for rounding.
-        solver: "siblings" where a few coordinates proved the optimum, else that of the `Assignment`.
+        solver: "siblings" where a few coordinates proved the optimum, "fixed" where units may not move, else that
+            of the `Assignment`.
         margins: `[F]`, at least so much does unit i lose with any other partner, relative to `|x_i|^2`; 0 where it
             could as well go elsewhere.
     """
@@ -86,6 +88,37 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.cpu().numpy()))
         partners = Partners.of(reference, other, columns)
         margins = row_margins(similarity, columns, prices.to(similarity))
+    return _matching(reference, partners, gap, solver, margins)
+
+
+def match_experts_units(reference: MoeLayer, other: MoeLayer, i: int, j: int) -> UnitMatching:
+    """`match_pair` of routed expert i of one layer and j of the other; only these two are brought to float32."""
+    dtype, group = working_dtype(reference, other), reference.group
+    a, b = (Units.of(x.experts, e, group.unit_signs, dtype) for x, e in ((reference, i), (other, j)))
+    if not group.fixed_units:
+        return match_pair(a, b)
+    margins = torch.zeros_like(a.kept[:, 0])
+    return _matching(a, Partners.of(a, b, torch.arange(len(margins), device=margins.device)), 0.0, "fixed", margins)
+
+
+def match_shared_units(reference: MoeLayer, other: MoeLayer) -> list[UnitMatching]:
+    """`match_pair` of every shared expert and its namesake."""
+    a, b = reference.shared_experts, other.shared_experts
+    if a is None or b is None:
+        return []
+    dtype, signs = working_dtype(reference, other), reference.group.shared_unit_signs
+    return [match_pair(*(Units.of(bank, e, signs, dtype) for bank in (a, b))) for e in range(a.num_experts)]
+
+
+def stacked(matchings: list[UnitMatching]) -> SignedPermutation:
+    """The moves of all experts, `[E, F]`."""
+    index = torch.stack([found.units.permutation.index for found in matchings])
+    return SignedPermutation(Permutation(index), torch.stack([found.units.signs for found in matchings]))
+
+
+def _matching(
+    reference: Units, partners: Partners, gap: float, solver: str, margins: Float[Tensor, " F"]
+) -> UnitMatching:
     squares = reference.squares
     return UnitMatching(
         SignedPermutation(Permutation(partners.columns.cpu()), partners.signs.cpu()),
@@ -95,9 +128,3 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
         solver,
         (margins.clamp(min=0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)).cpu(),
     )
-
-
-def stacked(matchings: list[UnitMatching]) -> SignedPermutation:
-    """The moves of all experts, `[E, F]`."""
-    index = torch.stack([found.units.permutation.index for found in matchings])
-    return SignedPermutation(Permutation(index), torch.stack([found.units.signs for found in matchings]))

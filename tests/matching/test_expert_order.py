@@ -59,7 +59,7 @@ def test_gram_cost_ignores_the_order_and_signs_of_units(layers):
 
 def test_joint_similarity_is_the_best_inner_product(layers):
     a, b = (layer.in_gauge() for layer in layers)
-    joint = JointTable.bounded(a, b, torch.float64)
+    joint = JointTable.bounded(a, b)
     table, bounds = joint.values, joint.values.clone()
     for pair in torch.cartesian_prod(*[torch.arange(len(table))] * 2).tolist():
         joint.solve(*pair)

@@ -37,7 +37,7 @@ def test_independent_experts_are_certified_too_if_the_budget_allows(build):
     a, b = build(seed=0), build(seed=1)
     found = match_experts(a, b, "joint")
     assert found.certified
-    everything = JointTable.bounded(a.in_gauge(), b.in_gauge(), torch.float64)
+    everything = JointTable.bounded(a.in_gauge(), b.in_gauge())
     for pair in torch.cartesian_prod(*[torch.arange(a.experts.num_experts)] * 2).tolist():
         everything.solve(*pair)
     from_all = fill_until_certified(everything, found.order, a.group.expert_groups, budget=0)
@@ -52,7 +52,7 @@ def test_independent_experts_are_certified_too_if_the_budget_allows(build):
 
 def test_a_budget_that_runs_out_says_so(build):
     a, b = (x.in_gauge() for x in (build(seed=0), build(seed=1)))
-    table = JointTable.bounded(a, b, torch.float64)
+    table = JointTable.bounded(a, b)
     first = Permutation.identity(a.experts.num_experts)
     assert not fill_until_certified(table, first, a.group.expert_groups, budget=a.experts.num_experts)
     assert len(table.pairs) == a.experts.num_experts
