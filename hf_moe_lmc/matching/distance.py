@@ -34,7 +34,7 @@ def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permut
     if a.shared_experts is not None and b.shared_experts is not None:
         shared, other_shared = a.shared_experts.down_bias, b.shared_experts.down_bias
         pairs += [(shared, other_shared)] if shared is not None and other_shared is not None else []
-    return sum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs)
+    return math.fsum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs)
 
 
 def working_dtype(reference: MoeLayer, other: MoeLayer) -> torch.dtype:

@@ -1,5 +1,6 @@
 """What an alignment of one layer rests on."""
 
+import math
 from collections import Counter
 from dataclasses import dataclass, replace
 
@@ -82,8 +83,8 @@ def gather_evidence(
         expert_margin=experts.margin,
         solved_pairs=len(experts.pairs),
         unit_solvers=dict(Counter(one.solver for one in found)),
-        similarity=sum(one.similarity for one in found),
-        gap=sum(one.gap for one in found),
+        similarity=math.fsum(one.similarity for one in found),
+        gap=math.fsum(one.gap for one in found),
         unit_margin_low=margins[len(margins) // 10].item(),
         unit_margin_median=margins[len(margins) // 2].item(),
         fixed_experts=sum(i == j for i, j in enumerate(order)) / len(order),

@@ -67,7 +67,7 @@ def align_layers(
     ]
     shared = match_shared_units(reference, other)
     symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
-    moved = sum(found.squared_distance for found in (*units, *shared))
+    moved = math.fsum(found.squared_distance for found in (*units, *shared))
     return LayerAlignment(
         symmetry,
         layer_distance(reference, other),
