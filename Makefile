@@ -3,7 +3,7 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: demo cards families test check format lock clean
+.PHONY: demo cards families bench test check format lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -16,6 +16,9 @@ cards: $(READY)  ## run the demo of every variant, and renew model_cards/ with w
 
 families: $(READY)  ## check every MoE family of the installed Transformers, and renew the README's table
 	$(BIN)/python -m tests.battery
+
+bench: $(READY)  ## the assignment benchmark into benchmarks/results; FULL=1 up to the largest sizes (about an hour)
+	$(BIN)/python -m benchmarks.assignment $(if $(FULL),--full)
 
 test: $(READY)  ## the whole test suite
 	$(BIN)/pytest -n auto --dist loadgroup

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import tensor_bytes
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from hf_moe_lmc.matching import LayerAlignment
+from hf_moe_lmc.matching import LayerAlignment, LayerEvidence
 from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
@@ -123,7 +123,11 @@ class Alignment:
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         layers = {
-            name: {"distance_before": layer.distance_before, "distance_after": layer.distance_after}
+            name: {
+                "distance_before": layer.distance_before,
+                "distance_after": layer.distance_after,
+                "evidence": asdict(layer.evidence) if layer.evidence else None,
+            }
             for name, layer in self.layers.items()
         }
         save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, folder / WEIGHTS_NAME)
@@ -156,6 +160,7 @@ class Alignment:
                     ),
                     figures["distance_before"],
                     figures["distance_after"],
+                    LayerEvidence(**figures["evidence"]) if figures["evidence"] else None,
                 )
                 for name, figures in config["layers"].items()
             }

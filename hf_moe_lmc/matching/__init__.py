@@ -1,16 +1,26 @@
 """Two MoeLayers -> the MoeSymmetry that brings the second closest to the first."""
 
 from .assignment import Assignment, solve_assignment
+from .certificate import certify
 from .distance import layer_distance
-from .expert_order import ExpertOrder, match_experts
+from .evidence import LayerEvidence
+from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .layer_alignment import LayerAlignment, align_layers
-from .unit_matching import match_units, unit_similarity
+from .unit_matching import UnitMatching, match_units, unit_similarity
+from .verdict import Verdict, judge, judge_layer
 
 __all__ = [
     "Assignment",
+    "ExpertMatching",
     "ExpertOrder",
     "LayerAlignment",
+    "LayerEvidence",
+    "UnitMatching",
+    "Verdict",
     "align_layers",
+    "certify",
+    "judge",
+    "judge_layer",
     "layer_distance",
     "match_experts",
     "match_units",

@@ -7,7 +7,16 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.symmetry import Permutation
+
+from .candidate_assignment import solve_by_candidates
+from .dense_assignment import proving_prices, solve_dense
+from .price_passes import row_maxima
+
+# Measured crossovers: below the first, scipy alone is fastest; from the second on, candidates beat the whole matrix.
+_SCIPY_BELOW = 256
+_CANDIDATES_FROM = 2048
 
 
 @dataclass(frozen=True)
@@ -17,23 +26,48 @@ class Assignment:
     Args:
         permutation: p, `[n]`; row i is assigned column p[i].
         objective: `sum_i similarity[i, p[i]]`.
-        solver: what found it.
+        solver: what found it: "row maxima", "candidates", "lapx" or "scipy".
+        prices: v, `[n]`, a dual solution: `sum_i max_j (S_ij - v_j) + sum_j v_j` bounds every assignment from above.
+            None where the solver returns none (small n); `certify` then finds some.
     """
 
     permutation: Permutation
     objective: float
     solver: str
+    prices: Float[Tensor, " n"] | None = None
 
 
 def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
-    """The permutation p that maximises `sum_i similarity[i, p[i]]`, exactly, in float64, O(n^3).
+    """The permutation p that maximises `sum_i similarity[i, p[i]]`, with prices that prove it; see `certify`.
 
-    Source: modified Jonker-Volgenant algorithm of `scipy.optimize.linear_sum_assignment` (Crouse 2016).
+    Routes, each exact up to the rounding of `similarity`'s dtype: where the best columns of the rows at some prices
+    are all different, they are the optimum, since no row could gain more; n below 256 by scipy, in float64; large n by
+    candidates; else Jonker-Volgenant on the whole matrix.
+
+    Args:
+        similarity: S, on any device; half precision is computed in float32.
+
+    Raises:
+        BadInputError: an entry is NaN or infinite.
     """
-    matrix = similarity.detach().to("cpu", torch.float64).numpy()
-    rows, columns = linear_sum_assignment(matrix, maximize=True)
-    objective = float(matrix[rows, columns].sum())
-    return Assignment(Permutation(torch.from_numpy(columns).long()), objective, solver="scipy")
+    n = len(similarity)
+    similarity = similarity.detach().to(torch.promote_types(similarity.dtype, torch.float32))
+    # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
+    if not similarity.sum().isfinite() and not similarity.isfinite().all():
+        raise BadInputError(f"a similarity of {n} x {n} holds NaN or infinite values")
+    if n < _SCIPY_BELOW:
+        columns = linear_sum_assignment(similarity.double().cpu().numpy(), maximize=True)[1]
+        return _assignment(similarity, torch.from_numpy(columns), "scipy", None)
+    prices = similarity.amax(dim=0) / 2
+    columns = row_maxima(similarity, prices)[1]
+    if len(columns.unique()) == n:
+        return _assignment(similarity, columns, "row maxima", prices)
+    if n >= _CANDIDATES_FROM and (found := solve_by_candidates(similarity)) is not None:
+        return _assignment(similarity, found[0], "candidates", found[1])
+    matrix = similarity.cpu().numpy()
+    solution, solver = solve_dense(matrix)
+    prices = torch.from_numpy(proving_prices(matrix, solution))
+    return _assignment(similarity, torch.from_numpy(solution), solver, prices)
 
 
 def solve_grouped_assignment(similarity: Float[Tensor, "n n"], groups: int) -> Assignment:
@@ -52,3 +86,9 @@ def solve_grouped_assignment(similarity: Float[Tensor, "n n"], groups: int) -> A
     pairs = enumerate(outside.permutation.index.tolist())
     order = torch.cat([inside[group][other].permutation.index + other * size for group, other in pairs])
     return Assignment(Permutation(order), outside.objective, outside.solver)
+
+
+def _assignment(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor | None) -> Assignment:
+    columns = columns.long().to(similarity.device)
+    objective = similarity.gather(1, columns[:, None]).double().sum().item()
+    return Assignment(Permutation(columns.cpu()), objective, solver, None if prices is None else prices.cpu())

@@ -1,16 +1,57 @@
 """How far two layers are from one another, and whether they can be compared at all."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
+from functools import reduce
+
+import torch
+from torch import Tensor
 
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
+from hf_moe_lmc.symmetry import Permutation
 
 
 def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
-    """`sqrt(sum |a - b|^2)` over all tensors; least over translations where these are symmetries."""
-    a, b = reference.in_gauge().tensors(), other.in_gauge().tensors()
-    return math.sqrt(sum((a[name] - b[name]).double().square().sum().item() for name in a))
+    """`sqrt(sum |a - b|^2)` over all tensors; least over translations where these are symmetries.
+
+    In float32 or better, expert by expert: no such copy of the whole layer is made.
+    """
+    dtype = working_dtype(reference, other)
+    a, b = (gauged(layer, dtype).tensors() for layer in (reference, other))
+    pairs = ((x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
+    return math.sqrt(sum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs))
+
+
+def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permutation) -> float:
+    """The part of `layer_distance` squared that no unit move changes, under an expert order: router and down_bias."""
+    dtype = working_dtype(reference, other)
+    router = other.router.permute_experts(experts) if other.router else None
+    a, b = gauged(reference, dtype), gauged(replace(other, router=router), dtype)
+    pairs = [(x, b.router.tensors()[name]) for name, x in a.router.tensors().items()] if a.router and b.router else []
+    if a.experts.down_bias is not None and b.experts.down_bias is not None:
+        pairs.append((a.experts.down_bias, experts.apply(b.experts.down_bias, dim=0)))
+    if a.shared_experts is not None and b.shared_experts is not None:
+        shared, other_shared = a.shared_experts.down_bias, b.shared_experts.down_bias
+        pairs += [(shared, other_shared)] if shared is not None and other_shared is not None else []
+    return math.fsum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs)
+
+
+def working_dtype(reference: MoeLayer, other: MoeLayer) -> torch.dtype:
+    """The wider of float32 and all dtypes of both layers."""
+    dtypes = (tensor.dtype for layer in (reference, other) for tensor in layer.tensors().values())
+    return reduce(torch.promote_types, dtypes, torch.float32)
+
+
+def gauged(layer: MoeLayer, dtype: torch.dtype) -> MoeLayer:
+    """`layer.in_gauge()` with its router, which is small, in `dtype`; experts as they are stored."""
+    router = layer.router.map(lambda tensor: tensor.to(dtype)) if layer.router else None
+    return replace(layer, router=router).in_gauge()
+
+
+def _squared_distance(a: Tensor, b: Tensor) -> float:
+    squares = (a - b).square_()
+    return (squares.sum(dim=-1) if squares.ndim else squares).double().sum().item()
 
 
 def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:

@@ -3,44 +3,83 @@
 Each method fills an E x E table and solves one assignment on it.
 """
 
+from dataclasses import dataclass, field
 from typing import Literal, assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+from hf_moe_lmc.moe import MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
-from .assignment import solve_assignment, solve_grouped_assignment
-from .unit_matching import unit_similarity
+from .assignment import solve_grouped_assignment
+from .distance import gauged, working_dtype
+from .gram import gram_cost
+from .joint import JointTable, best_known_order, fill_until_certified
+from .unit_matching import UnitMatching
 
-ExpertOrder = Literal["units", "gate", "gram", "joint"]
+ExpertOrder = Literal["units", "gate", "gram", "joint", "auto"]
+
+_AUTO_BUDGET = 4  # unit assignments per expert
+_CLEAR = 2.0
 
 
-def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> Permutation:
-    """The order of `other`'s experts that fits `reference`'s best, `[E]`.
+@dataclass(frozen=True)
+class ExpertMatching:
+    """An order of the other layer's experts, and how it was found.
+
+    Args:
+        order: `[E]`.
+        method: the route that decided: "units", "gate", "gram", "joint" or "given".
+        certified: whether it is proven to be the optimum of the squared distance over all orders and units.
+        margin: how much worse the second best order is on the method's table, as a fraction of what exchanging two
+            experts costs on average; 1 is clear, 0 a tie. At least so much where the table holds bounds.
+        pairs: the pairs of experts whose units were matched on the way.
+    """
+
+    order: Permutation
+    method: str
+    certified: bool = False
+    margin: float = 0.0
+    pairs: dict[tuple[int, int], UnitMatching] = field(default_factory=dict)
+
+
+def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> ExpertMatching:
+    """The order of `other`'s experts that fits `reference`'s best.
 
     Args:
         reference, other: comparable layers.
-        method: "units" keeps the order as it is (only units will be matched); "gate" compares router rows;
-            "gram" compares the experts' Gram matrices, which do not depend on the order of units; "joint" solves
-            every pair's unit assignment, E^2 of them, and is the exact optimum of the squared distance.
+        method: "units" keeps the order as it is (only units will be matched), as do all where experts are fixed;
+            "gate" compares router rows; "gram" compares the experts' Gram matrices, which do not depend on the order
+            of units; "joint" is the exact optimum of the squared distance over experts and units, and matches the
+            units of as many of the E^2 pairs as its proof needs; "auto" is "gate" where every router row is at least
+            twice as near to its partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order
+            that they show.
     """
-    reference, other = reference.in_gauge(), other.in_gauge()
+    num_experts, groups = reference.experts.num_experts, reference.group.expert_groups
+    dtype = working_dtype(reference, other)
+    reference, other = gauged(reference, dtype), gauged(other, dtype)
     router, other_router = reference.router, other.router
     if method == "units" or reference.group.fixed_experts or router is None or other_router is None:
-        return Permutation.identity(reference.experts.num_experts)
+        return ExpertMatching(Permutation.identity(num_experts), "units")
+    cost = gate_cost(router, other_router)
+    gate = solve_grouped_assignment(-cost, groups).permutation
     match method:
         case "gate":
-            similarity = -gate_cost(router, other_router)
+            return _on_table(-cost, groups, "gate")
         case "gram":
-            similarity = -gram_cost(reference.experts, other.experts)
-        case "joint":
-            similarity = joint_similarity(reference, other)
+            return _on_table(-gram_cost(reference.experts, other.experts, dtype), groups, "gram")
+        case "auto" if _is_clear(cost, gate):
+            return _on_table(-cost, groups, "gate")
+        case "joint" | "auto":
+            table = JointTable.bounded(reference, other)
+            budget = num_experts**2 if method == "joint" else _AUTO_BUDGET * num_experts
+            certified = fill_until_certified(table, gate, groups, budget)
+            order = best_known_order(table, groups)
+            return ExpertMatching(order, "joint", certified, order_margin(table.values, order, groups), table.pairs)
         case _:
             assert_never(method)
-    return solve_grouped_assignment(similarity, reference.group.expert_groups).permutation
 
 
 def gate_cost(reference: Router, other: Router) -> Float[Tensor, "E E"]:
@@ -48,53 +87,41 @@ def gate_cost(reference: Router, other: Router) -> Float[Tensor, "E E"]:
 
     Both routers in the gauge of `MoeLayer.in_gauge`. Source: arXiv:2509.11348, equation 10.
     """
-    return _distances(reference.rows(), other.rows())
-
-
-def gram_cost(reference: ExpertBank, other: ExpertBank) -> Float[Tensor, "E E"]:
-    """`C_ij = (|A_i^T A_i - A'_j^T A'_j|_F^2 + |B_i B_i^T - B'_j B'_j^T|_F^2)^(1/2)`, biases as a further column.
-
-    A is up_proj and B is down_proj; a gated expert adds the term of gate_proj. Source: arXiv:2509.11348, equation 11.
-    """
-    pairs = zip(_grams(reference), _grams(other), strict=True)
-    return torch.stack([_distances(a.flatten(1), b.flatten(1)) for a, b in pairs]).square().sum(dim=0).sqrt()
-
-
-def joint_similarity(reference: MoeLayer, other: MoeLayer) -> Float[Tensor, "E E"]:
-    """`T_ij = max over unit permutations of <expert i of reference, expert j of other>`, router rows included.
-
-    The layer's squared distance under the expert order sigma and the best units is a constant minus
-    `2 sum_i T[i, sigma(i)]`, so one assignment on T finds the optimum over the whole group. Layers in the gauge of
-    `MoeLayer.in_gauge`.
-    """
-    a, b, group = reference.experts, other.experts, reference.group
-    table = torch.zeros(a.num_experts, b.num_experts, dtype=torch.float64)
-    if reference.router and other.router:
-        table += (reference.router.rows() @ other.router.rows().T).double().cpu()
-    if a.down_bias is not None and b.down_bias is not None:
-        table += (a.down_bias @ b.down_bias.T).double().cpu()
-    for j in range(b.num_experts):
-        # Expert j of the other model against all experts of the reference: the single expert broadcasts.
-        similarity = unit_similarity(a, b.map(lambda tensor, j=j: tensor[j : j + 1]), group.unit_signs)
-        for i in range(a.num_experts):
-            table[i, j] += similarity[i].trace() if group.fixed_units else solve_assignment(similarity[i]).objective
-    return table
-
-
-def _grams(experts: ExpertBank) -> list[Float[Tensor, "E d d"]]:
-    up, down = experts.up_proj, experts.down_proj
-    if experts.up_bias is not None:
-        up = torch.cat([up, experts.up_bias[..., None]], dim=2)
-    if experts.down_bias is not None:
-        down = torch.cat([down, experts.down_bias[..., None]], dim=2)
-    grams = [up.mT @ up, down @ down.mT]
-    if (gate := experts.gate_proj) is not None:
-        if experts.gate_bias is not None:
-            gate = torch.cat([gate, experts.gate_bias[..., None]], dim=2)
-        grams.append(gate.mT @ gate)
-    return grams
-
-
-def _distances(a: Float[Tensor, "E d"], b: Float[Tensor, "E d"]) -> Float[Tensor, "E E"]:
     # The default mode of cdist cancels catastrophically for nearly equal rows.
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+    return torch.cdist(reference.rows(), other.rows(), compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def order_margin(table: Float[Tensor, "E E"], order: Permutation, groups: int) -> float:
+    """What the second best order loses on `table`, as a fraction of the mean loss of exchanging two experts.
+
+    Exactly: the second best avoids one of the best one's pairs, so the best without each of them is solved.
+    """
+    size = len(table)
+    if size == 1:
+        return 1.0
+    rows = torch.arange(size)
+    values = table.double().cpu()
+    best = values[rows, order.index].sum().item()
+    exchange = 2 * (best / size - values.mean().item())
+    forbidden = values.min() - size * (values.max() - values.min()) - 1
+    others = []
+    for i in range(size):
+        without = values.clone()
+        without[i, order.index[i]] = forbidden
+        second = solve_grouped_assignment(without, groups).permutation.index
+        if second[i] != order.index[i]:
+            others.append(values[rows, second].sum().item())
+    return max(best - max(others), 0.0) / exchange if others and exchange > 0 else 0.0
+
+
+def _on_table(table: Float[Tensor, "E E"], groups: int, method: str) -> ExpertMatching:
+    order = solve_grouped_assignment(table, groups).permutation
+    return ExpertMatching(order, method, margin=order_margin(table, order, groups))
+
+
+def _is_clear(cost: Float[Tensor, "E E"], order: Permutation) -> bool:
+    rows, columns = torch.arange(len(cost), device=cost.device), order.index.to(cost.device)
+    own, others = cost[rows, columns], cost.clone()
+    others[rows, columns] = torch.inf
+    by_row, by_column = others.amin(dim=1), others.amin(dim=0)[columns]
+    return bool((_CLEAR * own <= torch.minimum(by_row, by_column)).all())

@@ -1,26 +1,58 @@
 """Matching the units of experts that stand in the same slot (step 2 of arXiv:2509.11348)."""
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.moe import ExpertBank
+from hf_moe_lmc.moe import ExpertBank, MoeLayer
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .assignment import solve_assignment
+from .certificate import certify
+from .dense_assignment import proving_prices
+from .distance import working_dtype
+from .price_passes import row_margins
+from .sibling_units import match_sibling_units
+from .units import Partners, Units
+
+_SIBLINGS_FROM = 128
+
+
+@dataclass(frozen=True)
+class UnitMatching:
+    """The units of one expert matched to those of another.
+
+    Args:
+        units: the move of the other expert's units, `[F]`.
+        similarity: `sum_i S_ip(i)`, the greatest that any move reaches.
+        squared_distance: between the units once moved.
+        gap: by how much the greatest similarity could exceed this one at most; 0 but for rounding.
+        solver: "siblings" where a few coordinates proved the optimum, "fixed" where units may not move, else that
+            of the `Assignment`.
+        margins: `[F]`, at least so much does unit i lose with any other partner, relative to `|x_i|^2`; 0 where it
+            could as well go elsewhere.
+    """
+
+    units: SignedPermutation
+    similarity: float
+    squared_distance: float
+    gap: float
+    solver: str
+    margins: Float[Tensor, " F"]
 
 
 def unit_similarity(reference: ExpertBank, other: ExpertBank, signs: bool) -> Float[Tensor, "E F F"]:
     """`S[e, i, j] = <unit i of reference expert e, unit j of other expert e>`, the better of both signs if `signs`.
 
-    With x_i all weights of unit i, |x_i - y_j|^2 = |x_i|^2 + |y_j|^2 - 2 S_ij: over permutations the sum of squared
-    distances is least where the sum of similarities is greatest. One hidden layer between a fixed input and output
-    basis makes this a single exact assignment: A A'^T + B^T B' + u u'^T in the paper's letters. A sign changes only
-    the part of up_proj and down_proj, so the best sign gives `<gate, gate'> + |<up, up'> + <down, down'>|`.
+    One hidden layer between a fixed input and output basis makes matching a single exact assignment on
+    A A'^T + B^T B' + u u'^T in the paper's letters. A sign changes only the part of up_proj and down_proj, so the best
+    sign gives `<gate, gate'> + |<up, up'> + <down, down'>|`; see `Units.similarity`.
     """
-    signed = _products(reference.signed_unit_terms(), other.signed_unit_terms())
-    unsigned = _products(reference.unsigned_unit_terms(), other.unsigned_unit_terms())
-    return unsigned + (signed.abs() if signs else signed)
+    slots = range(reference.num_experts)
+    a, b = ([Units.of(bank, e, signs, bank.up_proj.dtype) for e in slots] for bank in (reference, other))
+    return torch.stack([x.similarity(y) for x, y in zip(a, b, strict=True)])
 
 
 def match_units(reference: ExpertBank, other: ExpertBank, signs: bool) -> SignedPermutation:
@@ -30,15 +62,69 @@ def match_units(reference: ExpertBank, other: ExpertBank, signs: bool) -> Signed
         reference, other: banks of equal sizes.
         signs: whether the sign of a unit is free.
     """
-    similarity = unit_similarity(reference, other, signs)
-    order = Permutation(torch.stack([solve_assignment(table).permutation.index for table in similarity]))
-    if not signs:
-        return SignedPermutation.unsigned(order)
-    moved = other.permute_units(SignedPermutation.unsigned(order))
-    terms = zip(reference.signed_unit_terms(), moved.signed_unit_terms(), strict=True)
-    agreement = torch.stack([(a * b).sum(dim=-1) for a, b in terms]).sum(dim=0)
-    return SignedPermutation(order, torch.where(agreement < 0, -1, 1).to("cpu", torch.int8))
+    dtype = torch.promote_types(reference.up_proj.dtype, torch.float32)
+    return stacked(
+        [
+            match_pair(Units.of(reference, e, signs, dtype), Units.of(other, e, signs, dtype))
+            for e in range(reference.num_experts)
+        ]
+    )
 
 
-def _products(reference: list[Tensor], other: list[Tensor]) -> Tensor:
-    return sum((a @ b.mT for a, b in zip(reference, other, strict=True)), start=torch.zeros(()))
+def match_pair(reference: Units, other: Units) -> UnitMatching:
+    """The exact matching of one expert's units to another's, with its evidence.
+
+    Near siblings are proven from a few coordinates (`match_sibling_units`); else the full product is solved.
+    """
+    siblings = match_sibling_units(reference, other) if len(reference.kept) >= _SIBLINGS_FROM else None
+    if siblings is not None:
+        (partners, margins), gap, solver = siblings, 0.0, "siblings"
+    else:
+        similarity = reference.similarity(other)
+        found = solve_assignment(similarity)
+        gap, solver, prices = certify(found, similarity), found.solver, found.prices
+        columns = found.permutation.index.to(similarity.device)
+        if prices is None:
+            prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.cpu().numpy()))
+        partners = Partners.of(reference, other, columns)
+        margins = row_margins(similarity, columns, prices.to(similarity))
+    return _matching(reference, partners, gap, solver, margins)
+
+
+def match_experts_units(reference: MoeLayer, other: MoeLayer, i: int, j: int) -> UnitMatching:
+    """`match_pair` of routed expert i of one layer and j of the other; only these two are brought to float32."""
+    dtype, group = working_dtype(reference, other), reference.group
+    a, b = (Units.of(x.experts, e, group.unit_signs, dtype) for x, e in ((reference, i), (other, j)))
+    if not group.fixed_units:
+        return match_pair(a, b)
+    margins = torch.zeros_like(a.kept[:, 0])
+    return _matching(a, Partners.of(a, b, torch.arange(len(margins), device=margins.device)), 0.0, "fixed", margins)
+
+
+def match_shared_units(reference: MoeLayer, other: MoeLayer) -> list[UnitMatching]:
+    """`match_pair` of every shared expert and its namesake."""
+    a, b = reference.shared_experts, other.shared_experts
+    if a is None or b is None:
+        return []
+    dtype, signs = working_dtype(reference, other), reference.group.shared_unit_signs
+    return [match_pair(*(Units.of(bank, e, signs, dtype) for bank in (a, b))) for e in range(a.num_experts)]
+
+
+def stacked(matchings: list[UnitMatching]) -> SignedPermutation:
+    """The moves of all experts, `[E, F]`."""
+    index = torch.stack([found.units.permutation.index for found in matchings])
+    return SignedPermutation(Permutation(index), torch.stack([found.units.signs for found in matchings]))
+
+
+def _matching(
+    reference: Units, partners: Partners, gap: float, solver: str, margins: Float[Tensor, " F"]
+) -> UnitMatching:
+    squares = reference.squares
+    return UnitMatching(
+        SignedPermutation(Permutation(partners.columns.cpu()), partners.signs.cpu()),
+        partners.similarities.double().sum().item(),
+        reference.squared_distance(partners.moved, partners.signs),
+        gap,
+        solver,
+        (margins.clamp(min=0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)).cpu(),
+    )

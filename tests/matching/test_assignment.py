@@ -1,44 +1,166 @@
+import importlib
+import sys
 from itertools import permutations
 
+import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
 
-from hf_moe_lmc.matching import solve_assignment
+from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.matching import Assignment, candidate_assignment, certify, dense_assignment, solve_assignment
+from hf_moe_lmc.matching import assignment as routes
 from hf_moe_lmc.matching.assignment import solve_grouped_assignment
+from hf_moe_lmc.matching.candidate_assignment import solve_by_candidates
+from hf_moe_lmc.symmetry import Permutation
+from tests.matching.similarities import KINDS, similarity
+
+ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-6}
 
 
-@given(st.integers(1, 6), st.integers(0, 1000), st.booleans())
-def test_equals_brute_force(n, seed, ties):
-    similarity = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
-    if ties:
-        similarity = similarity.round()
-    best = max(sum(similarity[i, j].item() for i, j in enumerate(order)) for order in permutations(range(n)))
-    assignment = solve_assignment(similarity)
-    assert assignment.objective == pytest.approx(best, abs=1e-12)
-    assert similarity[torch.arange(n), assignment.permutation.index].sum().item() == pytest.approx(best, abs=1e-12)
+def check(found: Assignment, matrix: torch.Tensor) -> None:
+    """Equal to scipy's optimum, and proven, relative to the size of the terms."""
+    exact = matrix.double().numpy()
+    best = exact[linear_sum_assignment(exact, maximize=True)].sum()
+    own = exact[np.arange(len(exact)), found.permutation.index.numpy()]
+    tolerance = ROUNDING[matrix.dtype] * max(np.abs(own).sum(), np.abs(exact).max(initial=0))
+    assert found.objective == pytest.approx(own.sum(), abs=1e-12 * np.abs(own).sum())
+    assert best - own.sum() <= tolerance
+    assert 0 <= certify(found, matrix) <= tolerance
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.integers(0, 7), st.integers(0, 1000), st.sampled_from(KINDS))
+def test_equals_brute_force(n, seed, kind):
+    matrix = similarity(kind, n, seed)
+    orders = np.array(list(permutations(range(n))), dtype=int)
+    best = matrix.numpy()[np.arange(n), orders].sum(axis=1).max()
+    found = solve_assignment(matrix)
+    scale = 1e-12 * max(1.0, matrix.abs().sum().item())
+    assert found.objective == pytest.approx(best, abs=scale)
+    assert certify(found, matrix) <= scale
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(0, 60), st.integers(0, 10_000), st.sampled_from(KINDS), st.sampled_from(list(ROUNDING)))
+def test_small_ones_equal_scipy_and_are_certified(n, seed, kind, dtype):
+    matrix = similarity(kind, n, seed, dtype)
+    check(solve_assignment(matrix), matrix)
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(64, 130), st.integers(0, 10_000), st.sampled_from(KINDS), st.sampled_from(list(ROUNDING)))
+def test_candidates_equal_scipy_and_are_certified(n, seed, kind, dtype):
+    """The route of large matrices, on ones small enough to draw many; 32 candidates are still a choice."""
+    matrix = similarity(kind, n, seed, dtype)
+    found = solve_by_candidates(matrix)
+    if found is not None:
+        columns, prices = found
+        objective = matrix.gather(1, columns[:, None]).double().sum().item()
+        check(Assignment(Permutation(columns.long()), objective, "candidates", prices), matrix)
+    else:
+        assert kind in ("rank one", "heavy columns", "constant", "zero", "duplicate rows and columns")
+
+
+@settings(max_examples=500, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 10_000), st.sampled_from(KINDS), st.sampled_from(list(ROUNDING)))
+def test_whole_matrices_equal_scipy_and_are_certified(n, seed, kind, dtype):
+    matrix = similarity(kind, n, seed, dtype)
+    columns, solver = dense_assignment.solve_dense(matrix.numpy())
+    prices = dense_assignment.proving_prices(matrix.numpy(), columns)
+    objective = matrix.gather(1, torch.from_numpy(columns)[:, None]).double().sum().item()
+    check(Assignment(Permutation(torch.from_numpy(columns)), objective, solver, torch.from_numpy(prices)), matrix)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("n", "solver"), [(300, "lapx"), (700, "candidates")])
+def test_every_route_by_size(monkeypatch, kind, n, solver):
+    monkeypatch.setattr(routes, "_CANDIDATES_FROM", 500)
+    matrix = similarity(kind, n, dtype=torch.float32)
+    found = solve_assignment(matrix)
+    check(found, matrix)
+    assert found.solver in {"siblings": {"row maxima"}, "gaussian": {solver}}.get(kind, {solver, "lapx", "row maxima"})
+    assert found.prices is not None
+
+
+def test_where_candidates_do_not_suffice_the_whole_matrix_is_solved(monkeypatch):
+    monkeypatch.setattr(routes, "_CANDIDATES_FROM", 256)
+    monkeypatch.setattr("hf_moe_lmc.matching.candidate_assignment._ROUNDS", 0)
+    matrix = similarity("gaussian", 260)
+    found = solve_assignment(matrix)
+    assert found.solver == "lapx"
+    check(found, matrix)
+
+
+def test_without_lapx_scipy_solves(monkeypatch):
+    monkeypatch.setitem(sys.modules, "lap", None)  # makes the import fail
+    modules = (dense_assignment, candidate_assignment)
+    try:
+        for module in modules:
+            importlib.reload(module)
+        monkeypatch.setattr(routes, "_CANDIDATES_FROM", 256)
+        monkeypatch.setattr(routes, "solve_dense", dense_assignment.solve_dense)
+        monkeypatch.setattr(routes, "solve_by_candidates", candidate_assignment.solve_by_candidates)
+        matrix = similarity("gaussian", 260)
+        found = solve_assignment(matrix)
+        assert found.solver == "scipy"
+        check(found, matrix)
+    finally:
+        monkeypatch.undo()
+        for module in modules:
+            importlib.reload(module)
+
+
+@pytest.mark.parametrize("n", [3, 300])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_what_is_not_finite_is_refused(n, value):
+    matrix = similarity("gaussian", n)
+    matrix[n // 2, 1] = value
+    with pytest.raises(BadInputError, match=f"{n} x {n} holds NaN or infinite"):
+        solve_assignment(matrix)
+
+
+def test_half_precision_is_solved_in_float32():
+    matrix = similarity("siblings", 300).bfloat16()
+    found = solve_assignment(matrix)
+    check(found, matrix.float())
+
+
+@given(st.integers(2, 40), st.integers(0, 1000), st.sampled_from(["gaussian", "heavy rows", "few values"]))
+def test_control_the_certificate_shows_what_a_wrong_assignment_lacks(n, seed, kind):
+    """The gap is never below the true shortfall, whatever the prices say."""
+    matrix = similarity(kind, n, seed)
+    best = solve_assignment(matrix)
+    generator = torch.Generator().manual_seed(seed)
+    wrong = Permutation.random(n, generator=generator)
+    lacking = best.objective - matrix.gather(1, wrong.index[:, None]).sum().item()
+    for prices in (None, torch.randn(n, generator=generator, dtype=torch.float64)):
+        # The objective that it states is a lie; the check must not believe it.
+        gap = certify(Assignment(wrong, best.objective, "wrong", prices), matrix)
+        assert gap >= lacking - 1e-9 * max(1.0, matrix.abs().sum().item())
 
 
 def test_planted_permutation_is_found():
     planted = torch.randperm(123, generator=torch.Generator().manual_seed(0))
-    similarity = torch.zeros(123, 123)
-    similarity[torch.arange(123), planted] = 1.0
-    assert torch.equal(solve_assignment(similarity).permutation.index, planted)
+    matrix = torch.zeros(123, 123)
+    matrix[torch.arange(123), planted] = 1.0
+    assert torch.equal(solve_assignment(matrix).permutation.index, planted)
 
 
 @given(st.integers(1, 3), st.integers(1, 2), st.integers(0, 1000))
 def test_grouped_equals_brute_force(groups, size, seed):
     """The best of all orders that keep groups of neighbours together."""
     n = groups * size
-    similarity = torch.randn(n, n, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    matrix = similarity("gaussian", n, seed)
     admitted = [
         order
         for order in permutations(range(n))
         if all(len({order[i] // size for i in range(g, g + size)}) == 1 for g in range(0, n, size))
     ]
-    best = max(sum(similarity[i, j].item() for i, j in enumerate(order)) for order in admitted)
-    found = solve_grouped_assignment(similarity, groups)
+    best = max(sum(matrix[i, j].item() for i, j in enumerate(order)) for order in admitted)
+    found = solve_grouped_assignment(matrix, groups)
     assert tuple(found.permutation.index.tolist()) in admitted
     assert found.objective == pytest.approx(best, abs=1e-12)
-    assert similarity[torch.arange(n), found.permutation.index].sum().item() == pytest.approx(best, abs=1e-12)
+    assert matrix[torch.arange(n), found.permutation.index].sum().item() == pytest.approx(best, abs=1e-12)

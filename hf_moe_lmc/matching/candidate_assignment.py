@@ -1,0 +1,129 @@
+"""Assignment of large matrices: solve on a few candidate columns per row, price the rest, add what was missing.
+
+Column generation (Gilmore and Gomory 1961) for the assignment problem: an optimum over the candidates with prices at
+which no other column tempts any row is an optimum over all columns. Only the candidates leave the device.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from scipy.sparse import csr_array
+from scipy.sparse.csgraph import maximum_bipartite_matching
+from torch import Tensor
+
+from .price_passes import best_columns, row_maxima, starting_prices
+
+try:
+    from lap import lapmod
+except ImportError:  # lapx has no wheel for every platform
+    lapmod = None
+
+_CANDIDATES = 32
+_ROUNDS = 8
+
+
+def solve_by_candidates(
+    similarity: Float[Tensor, "n n"],
+) -> tuple[Int64[Tensor, " n"], Float[Tensor, " n"]] | None:
+    """An optimal assignment and prices that prove it up to rounding, or None.
+
+    None where the candidates do not suffice, or lapx is absent.
+
+    Args:
+        similarity: S, on any device.
+    """
+    if lapmod is None:
+        return None
+    n, device = len(similarity), similarity.device
+    prices = starting_prices(similarity)
+    everyone = torch.arange(n, device=device)
+    keys = _union(n, np.empty(0, np.int64), everyone, best_columns(similarity, prices, _CANDIDATES))
+    if not _Candidates.at(keys, similarity).admit_an_assignment():
+        return None
+    exact = prices.double().cpu().numpy()
+    rounding = 4 * torch.finfo(similarity.dtype).eps
+    for _ in range(_ROUNDS):
+        candidates = _Candidates.at(keys, similarity)
+        columns = candidates.assign(exact)
+        exact = candidates.raise_prices(columns, exact)
+        prices, chosen = torch.from_numpy(exact).to(similarity), torch.from_numpy(columns).to(device)
+        own = similarity.gather(1, chosen[:, None])[:, 0]
+        excess = row_maxima(similarity, prices)[0] - (own - prices[chosen])
+        tempted = torch.nonzero(excess > rounding * (own.abs() + prices[chosen].abs()))[:, 0]
+        more = _union(n, keys, tempted, best_columns(similarity[tempted], prices, _CANDIDATES))
+        if len(more) == len(keys):
+            return chosen.cpu(), prices.cpu()
+        keys = more
+    return None
+
+
+def _union(n: int, keys: Int64[np.ndarray, " c"], rows: Tensor, columns: Tensor) -> Int64[np.ndarray, " d"]:
+    """`keys`, which are `row * n + column`, and those of `columns` `[m, k]` of `rows` `[m]`, ascending."""
+    found = (rows[:, None] * n + columns).flatten().cpu().numpy()
+    # Sorting takes a tenth of the hashing of np.union1d.
+    merged = np.sort(np.concatenate([keys, found]))
+    return merged[np.append(True, merged[1:] > merged[:-1])]
+
+
+@dataclass(frozen=True)
+class _Candidates:
+    """A sparse similarity, rows in order: row i has the columns `columns[starts[i] : starts[i + 1]]`."""
+
+    starts: Int64[np.ndarray, " _"]
+    columns: Int64[np.ndarray, " c"]
+    values: Float64[np.ndarray, " c"]
+
+    @classmethod
+    def at(cls, keys: Int64[np.ndarray, " c"], similarity: Float[Tensor, "n n"]) -> "_Candidates":
+        """The entries `S[key // n, key % n]`; `keys` ascend, and every row has one."""
+        n = len(similarity)
+        values = similarity.flatten()[torch.from_numpy(keys).to(similarity.device)].double().cpu().numpy()
+        return cls(np.searchsorted(keys, np.arange(n + 1) * n), keys % n, values)
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " c"]:
+        return np.repeat(np.arange(len(self.starts) - 1), np.diff(self.starts))
+
+    def admit_an_assignment(self) -> bool:
+        """Whether all rows can have a candidate of their own; where many compete for few, the solver takes ages."""
+        size = len(self.starts) - 1
+        graph = csr_array((np.ones_like(self.columns), self.columns, self.starts), (size, size))
+        return bool((maximum_bipartite_matching(graph) >= 0).all())
+
+    def assign(self, prices: Float64[np.ndarray, " n"]) -> Int64[np.ndarray, " n"]:
+        """The exact optimum over the candidates (LAPMOD, Volgenant 1996); `prices` shorten its work."""
+        gains = self.values - prices[self.columns]
+        costs = np.maximum.reduceat(gains, self.starts[:-1])[self.rows] - gains
+        costs *= 1e5 / (costs.max() or 1.0)  # lapx takes costs below 1e6
+        assert lapmod is not None  # without it, `solve_by_candidates` does not come here
+        # LAPJVsp of scipy.sparse would do as well, but near ties keep it busy without end.
+        columns = lapmod(len(prices), costs, self.starts, self.columns, fast=True, return_cost=False)[0]
+        return np.asarray(columns, np.int64)
+
+    def raise_prices(
+        self, columns: Int64[np.ndarray, " n"], prices: Float64[np.ndarray, " n"]
+    ) -> Float64[np.ndarray, " n"]:
+        """The least prices above `prices` at which no candidate tempts a row away from its column.
+
+        `v_j = max(v_j, S_ij - S_ip(i) + v_p(i))`, repeated where something changed (Bellman-Ford): of longest paths,
+        which are finite since the assignment is optimal.
+        """
+        rows = self.rows
+        own = np.empty_like(prices)
+        matched = self.columns == columns[rows]
+        own[rows[matched]] = self.values[matched]
+        steps, owners, counts = self.values - own[rows], np.argsort(columns), np.diff(self.starts)
+        rounding = 1e-13 * np.abs(self.values).max()
+        active = np.arange(len(prices))
+        for _ in range(len(prices)):
+            count = counts[active]
+            edges = np.arange(count.sum()) + np.repeat(self.starts[active] - np.cumsum(count) + count, count)
+            raised = prices.copy()
+            np.maximum.at(raised, self.columns[edges], steps[edges] + np.repeat(prices[columns[active]], count))
+            active = owners[np.flatnonzero(raised > prices + rounding)]
+            if not len(active):
+                break
+            prices = raised
+        return prices
