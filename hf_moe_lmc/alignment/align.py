@@ -1,5 +1,7 @@
 """Aligning one model to another."""
 
+import math
+
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
@@ -15,6 +17,8 @@ from .config import AlignmentConfig
 from .model_record import ModelRecord, layer_digest
 from .opened_model import Model, OpenedModel, open_model
 from .pair import check_pair
+
+LARGEST = 1e15  # sums of squares stay within float32
 
 
 def align(
@@ -57,10 +61,10 @@ def align_opened(
     on_disk = reference.source is not None and other.source is not None
     state = PartialState() if on_disk else None
     share = pairs[state.process_index :: state.num_processes] if state else pairs
-    found = [
-        (spec.name, *_align_layer(reference, spec, other, other_spec, config))
-        for spec, other_spec in tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index))
-    ]
+    with tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index)) as bar:
+        found = [(spec.name, *_align_layer(reference, spec, other, other_spec, config)) for spec, other_spec in bar]
+    for side in (reference, other):
+        side.check_unchanged()
     if state and state.num_processes > 1:
         found = gather_object(found)
         found.sort(key=lambda entry: [spec.name for spec in reference.layers].index(entry[0]))
@@ -79,7 +83,7 @@ def _align_layer(
     tensors, other_tensors = reference.read(spec.tensor_names), other.read(other_spec.tensor_names)
     a, b = spec.read(tensors), other_spec.read(other_tensors)
     for side, own, layer in ((reference, spec, a), (other, other_spec, b)):
-        _check_finite(side, own, layer)
+        _check_values(side, own, layer)
     try:
         found = align_layers(a, b, config.expert_order, config.balance_scales)
     except IncompatiblePairError as error:
@@ -87,12 +91,18 @@ def _align_layer(
     return found, layer_digest(spec, tensors), layer_digest(other_spec, other_tensors)
 
 
-def _check_finite(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> None:
+def _check_values(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> None:
     for part, tensor in layer.tensors().items():
         # The extremes carry any NaN, and finding them is an order faster than isfinite.
-        if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
+        largest = max(abs(extreme.item()) for extreme in tensor.aminmax()) if tensor.numel() else 0
+        if not math.isfinite(largest):
             side.check_finite(spec.tensor_names)
             raise BadInputError(f"layer {spec.name}: {part} holds NaN or infinite values in {side.name}")
+        if largest > LARGEST:
+            raise BadInputError(
+                f"layer {spec.name}: {part} holds {largest:.0e} in {side.name}; beyond {LARGEST:.0e}, weights cannot "
+                "be compared"
+            )
 
 
 def _record(side: OpenedModel, digests: dict[str, str]) -> ModelRecord:

@@ -1,7 +1,7 @@
 """Checkpoints rewritten step by step into new folders."""
 
 import json
-from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -21,6 +21,7 @@ from hf_moe_lmc.checkpoints import (
     place,
     write_durably,
 )
+from hf_moe_lmc.errors import BadInputError
 
 from .opened_model import OpenedModel
 from .steps import Step, cut_steps
@@ -73,16 +74,23 @@ def write_checkpoints(
     inputs = [opened.checkpoint for opened in (model, *others)]
     about = _about(options)
     recipe = {"inputs": [_identity(checkpoint) for checkpoint in inputs], "outputs": recipes} | about
-    read = [path for checkpoint in inputs for path in (checkpoint.folder, *_files(checkpoint))]
+    read = [path for checkpoint in inputs for path in (checkpoint.folder, *checkpoint.states)]
     with output_folder(output, recipe, read, len(recipes) * written_bytes(model, options), options.overwrite) as staged:
         writers = [
             CheckpointWriter(folder, place(inputs[0], folder, options.layout, options.dtype), inputs[0].model)
             for folder in map(staged.path.joinpath, recipes)
         ]
         groups = [group.names for owner in (*inputs, *writers) for group in owner.groups]
-        for step in _with_progress(cut_steps(model.sizes, model.layers, groups), staged.journal.done):
-            tensors = zip(writers, compute(step), strict=True)
-            staged.journal.record(step.name, [writer.write(own) for writer, own in tensors])
+        steps = cut_steps(model.sizes, model.layers, groups)
+        with _progress(steps, staged.journal.done) as bar:
+            for step in steps:
+                if step.name not in staged.journal.done:
+                    tensors = zip(writers, compute(step), strict=True)
+                    digests = [_write(writer, own, step, (model, *others)) for writer, own in tensors]
+                    staged.journal.record(step.name, digests)
+                    bar.update(step.nbytes)
+        for opened in (model, *others):
+            opened.check_unchanged()
         for number, (folder, own) in enumerate(recipes.items()):
             digests = {key: digest for step in staged.journal.done.values() for key, digest in step[number].items()}
             writers[number].finish(digests)
@@ -97,13 +105,20 @@ def written_bytes(model: OpenedModel, options: OutputOptions) -> int:
     return sum(tensor.nbytes for tensor in place(model.checkpoint, Path(), options.layout, options.dtype).values())
 
 
-def _files(checkpoint: Checkpoint) -> list[Path]:
-    return sorted({tensor.file for tensor in checkpoint.stored.values()} | {checkpoint.folder / "config.json"})
+def _write(
+    writer: CheckpointWriter, tensors: dict[str, Tensor], step: Step, inputs: Sequence[OpenedModel]
+) -> dict[str, str]:
+    try:
+        return writer.write(tensors)
+    except BadInputError:
+        for opened in inputs:  # says more, if the fault is theirs
+            opened.check_finite(step.names)
+        raise
 
 
 def _identity(checkpoint: Checkpoint) -> list[list[Any]]:
     """What changes when a file of the checkpoint does."""
-    return [[str(file), file.stat().st_size, file.stat().st_mtime_ns] for file in _files(checkpoint)]
+    return [[str(file), *state] for file, state in checkpoint.states.items()]
 
 
 def _about(options: OutputOptions) -> dict[str, Any]:
@@ -118,14 +133,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _with_progress(steps: Sequence[Step], done: Container[str]) -> Iterator[Step]:
-    left = [step for step in steps if step.name not in done]
-    total = sum(step.nbytes for step in steps)
-    behind = total - sum(step.nbytes for step in left)
-    with tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000) as bar:
-        for step in left:
-            yield step
-            bar.update(step.nbytes)
+def _progress(steps: Sequence[Step], done: Container[str]) -> "tqdm[Any]":
+    total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s.name in done]))
+    return tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
 
 
 def _copy_companions(source: Path, target: Path, options: OutputOptions) -> None:

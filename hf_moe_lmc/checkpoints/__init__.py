@@ -2,6 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .config_file import read_config
+from .conversion import tied_names
 from .durable import write_durably
 from .layout import Layout, place
 from .output_folder import MANIFEST_NAME, StagedFolder, output_folder
@@ -29,5 +30,6 @@ __all__ = [
     "quantisation",
     "read_config",
     "tensor_bytes",
+    "tied_names",
     "write_durably",
 ]

@@ -1,7 +1,7 @@
 """A checkpoint on disk as a lazy mapping of tensors under module names."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError
 
 from .config_file import CONFIG_NAME
-from .conversion import MisfitError, TensorGroup, tensor_groups
+from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
 from .quantisation import quantisation
 from .reused_memory import ReusedMemory
 from .shards import stored_tensors
@@ -64,7 +64,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @cached_property
     def _group_of(self) -> dict[str, TensorGroup]:
-        return {name: group for group in self.groups for name in group.names}
+        found = {name: group for group in self.groups for name in group.names}
+        # Of tied tensors, most checkpoints hold one.
+        for name, names in tied_names(self.model).items():
+            if name not in found and (twins := names & found.keys()):
+                found[name] = replace(found[min(twins)], names=(name,))
+        return found
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
@@ -74,10 +79,10 @@ class Checkpoint(Mapping[str, Tensor]):
         return self.read([name])[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._group_of)
+        return (name for group in self.groups for name in group.names)
 
     def __len__(self) -> int:
-        return len(self._group_of)
+        return sum(1 for _ in self)
 
     def read(self, names: Iterable[str], memory: ReusedMemory | None = None) -> dict[str, Tensor]:
         """The tensors of `names`, and those that are stored in one with them.

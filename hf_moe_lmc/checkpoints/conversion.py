@@ -5,6 +5,7 @@ Transformers that translate; they are not exported at its top level, and a test 
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -111,6 +112,16 @@ class _WithoutCopies(TorchFunctionMode):
         return args[0] if func is torch.Tensor.contiguous else func(*args, **(kwargs or {}))
 
 
+def tied_names(model: PreTrainedModel) -> dict[str, set[str]]:
+    """Module name of each tensor that shares its values -> names of the tensors that share them, itself included."""
+    tied = model.all_tied_weights_keys
+    return {
+        name: {source, *(target for target, known in tied.items() if known == source)}
+        for target, source in tied.items()
+        for name in (target, source)
+    }
+
+
 def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorGroup], list[str]]:
     """How the tensors of a checkpoint make up those of a model, planned without data.
 
@@ -147,7 +158,10 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
             found = conversions.setdefault(name, Conversion(by_pattern[pattern], name, {}, {}, model))
             found.seen[key], found.patterns[key] = rename_source_key(key, renamings, [])[0], pattern
     for name, conversion in conversions.items():
-        groups[name] = _converted(conversion, stored, expected)
+        group = _converted(conversion, stored, expected)
+        if twice := [known for known in group.names if known in groups]:
+            raise MisfitError(twice[0], f" is in the checkpoint, and {group.keys[0]} is a part of it; remove one")
+        groups[name] = group
     _check_shapes(groups.values(), stored, expected)
     _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})
@@ -157,12 +171,15 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
 
 
 def _converted(conversion: Conversion, stored: Tensors, expected: Tensors) -> TensorGroup:
-    keys = tuple(conversion.seen)
+    keys, name = tuple(conversion.seen), conversion.name
     try:
         tensors = conversion.to_module(stored)
     except (RuntimeError, ValueError, KeyError, IndexError, TypeError) as error:
         reason = " ".join(str(error).split())
-        raise MisfitError(keys[0], f" and its kin do not make up the model's {conversion.name}: {reason}") from None
+        odd = _odd_one_out(conversion, stored)
+        raise MisfitError(
+            odd, f" of shape {tuple(stored[odd].shape)} and its kin do not make up the model's {name}: {reason}"
+        ) from None
     names = tuple(tensors)
     for name, tensor in tensors.items():
         if name not in expected or tensor.shape != expected[name].shape:
@@ -175,6 +192,12 @@ def _converted(conversion: Conversion, stored: Tensors, expected: Tensors) -> Te
         # A rule that transposes only if the shapes ask for it, and here they did not.
         return TensorGroup(keys, names)
     return TensorGroup(keys, names, conversion)
+
+
+def _odd_one_out(conversion: Conversion, stored: Tensors) -> str:
+    """The key whose shape is the rarest among those of its pattern."""
+    shapes = Counter((pattern, stored[key].shape) for key, pattern in conversion.patterns.items())
+    return min(conversion.patterns, key=lambda key: shapes[conversion.patterns[key], stored[key].shape])
 
 
 def _check_shapes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tensors) -> None:
@@ -196,10 +219,10 @@ def _check_dtypes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tens
 
 
 def _check_complete(model: PreTrainedModel, found: set[str]) -> None:
-    tied = model.all_tied_weights_keys
+    tied = tied_names(model)
     optional = _any_of(model._keys_to_ignore_on_load_missing)
     for name in model.state_dict():
-        absent = name not in found and tied.get(name) not in found
+        absent = found.isdisjoint({name} | tied.get(name, set()))
         if absent and not (optional and optional.search(name)):
             raise BadInputError(f"{name} is missing; download or save the model again")
 

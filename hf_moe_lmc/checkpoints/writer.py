@@ -97,7 +97,9 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
         # The extremes carry any NaN, and one pass over them is an order faster than isfinite.
         low, high = tensor.aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise BadInputError(f"{key} holds NaN, infinite values, or values too large for {dtype}")
+            raise BadInputError(
+                f"{key} holds NaN, infinite values, or values too large for {dtype}; try another --dtype"
+            )
     return tensor.contiguous()
 
 
