@@ -69,7 +69,8 @@ def output_folder(
             _check_free(out, overwrite, marker)
             _check_space(out.parent, size - _allocated(work))
         except OutputError:
-            if journal.recipe is None:
+            # Refused at the door: work that a killed run has left is kept.
+            if not new.is_dir():
                 _discard(work)
             raise
         if journal.recipe != recipe or not new.is_dir():

@@ -1,0 +1,155 @@
+"""A merge that is killed, with kill -9, after everything that it changes on the disk."""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from hf_moe_lmc.alignment import OutputOptions, align_opened, merge_opened, open_checkpoint
+from hf_moe_lmc.errors import OutputError
+from tests import forked
+from tests.tiny_pair import save_pair
+
+WRITING = ("durable.py", "journal.py", "output_folder.py", "writer.py", "stream.py", "shutil.py")
+STEPS = 3
+
+
+@pytest.fixture(scope="module")
+def folder() -> Iterator[Path]:
+    """Two tiny checkpoints in shards; in memory, where fsync costs nothing."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as path:
+        save_pair(Path(path))
+        yield Path(path)
+
+
+@dataclass
+class Run:
+    """One way to write `folder / "out"`, repeated in forks of this process."""
+
+    folder: Path
+    overwrite: bool
+    points: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        self.a, self.b = open_checkpoint(self.folder / "a"), open_checkpoint(self.folder / "b")
+        self.alignment = align_opened(self.a, self.b)
+        self.out = self.folder / "out"
+
+    def merge(self) -> None:
+        merge_opened(self.a, self.b, self.out, self.alignment, self.points, OutputOptions(overwrite=self.overwrite))
+
+    def killed_at(self, moment: int) -> None:
+        """Merge until the line number `moment` that is run, then kill -9."""
+
+        def at(count: int) -> None:
+            if count == moment:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        traced(self.merge, at)
+
+    def resumed(self) -> None:
+        """Merge, asserting that exactly what is not in the journal is computed."""
+        interpolate = sys.modules["hf_moe_lmc.alignment.merge"].interpolate_aligned_
+        steps = len(done(self.folder))
+        with mock.patch("hf_moe_lmc.alignment.merge.interpolate_aligned_", side_effect=interpolate) as counted:
+            self.merge()
+        assert counted.call_count == (STEPS - steps) * len(self.points)
+
+    def refused(self) -> None:
+        """Merge where there is an output already."""
+        with pytest.raises(OutputError, match="earlier output"):
+            self.merge()
+
+
+def traced(run: Callable[[], None], at: Callable[[int], None]) -> None:
+    """Call `at(count)` before every line of the code that writes."""
+    count = 0
+
+    def line(frame, event, argument):
+        nonlocal count
+        if event == "line":
+            at(count)
+            count += 1
+        return line
+
+    sys.settrace(lambda frame, event, argument: line if frame.f_code.co_filename.endswith(WRITING) else None)
+    try:
+        run()
+    finally:
+        sys.settrace(None)
+
+
+def moments(run: Run) -> list[int]:
+    """The lines before which the disk is in a state in which it was not before."""
+    states: dict[str, int] = {}
+    traced(run.merge, lambda count: states.setdefault(repr(content(run.folder)), count))
+    return list(states.values())
+
+
+def content(folder: Path) -> dict[str, bytes] | None:
+    if not folder.exists():
+        return None
+    files = sorted(folder.rglob("*"))
+    return {str(file.relative_to(folder)): file.read_bytes() if file.is_file() else b"" for file in files}
+
+
+def done(folder: Path) -> list[str]:
+    """Steps in the journal that a killed run has left, if they can be gone on with."""
+    work = folder / ".out.hf_moe_lmc"
+    if not (work / "new").is_dir():
+        return []
+    lines = (work / "journal.jsonl").read_text().splitlines(keepends=True)
+    return [json.loads(line)["step"] for line in lines[1:] if line.endswith("\n")]
+
+
+def kill_at_every_moment(folder: Path, overwrite: bool, points: tuple[float, ...], result: Path) -> None:
+    """Write to `result` what went wrong, and which states of the output were seen with how many steps done."""
+    run = Run(folder, overwrite, points)
+    if overwrite:
+        replace(run, points=(0.9,)).merge()
+        run.out.rename(folder / "before")
+    before = content(folder / "before")
+
+    def prepare() -> None:
+        shutil.rmtree(run.out, ignore_errors=True)
+        if overwrite:
+            shutil.copytree(folder / "before", run.out)
+
+    prepare()
+    every = moments(run)
+    after, left = content(run.out), sorted(folder.iterdir())
+    wrong, seen = [], set()
+    for moment in every:
+        prepare()
+        killed = forked.fork(partial(run.killed_at, moment))
+        found = content(run.out)
+        state = {repr(before): "before", repr(after): "after", "None": "absent"}.get(repr(found), "mixed")
+        steps = len(done(folder))
+        again = forked.fork(run.refused if state == "after" and not overwrite else run.resumed)
+        seen.add((state, steps))
+        if killed != -signal.SIGKILL or again or content(run.out) != after or sorted(folder.iterdir()) != left:
+            wrong.append(f"line {moment}: {killed=} {state=} {steps=} {again=} {sorted(folder.iterdir())}")
+    result.write_text(json.dumps([wrong, len(every), sorted(seen)]))
+
+
+@pytest.mark.parametrize(("overwrite", "points"), [(False, (0.25, 0.5)), (True, (0.5,))])
+def test_killed_after_every_change_on_the_disk(folder, overwrite, points, tmp_path):
+    """The output is as before, or complete; the next run computes what the journal lacks, and gives the same bytes."""
+    result = tmp_path / "result.json"
+    process = forked.start(kill_at_every_moment, folder, overwrite, points, result)
+    process.join()
+    assert process.exitcode == 0
+    wrong, count, seen = json.loads(result.read_text())
+    assert wrong == []
+    assert count > 40
+    before = "before" if overwrite else "absent"
+    assert [[before, steps] for steps in range(STEPS + 1)] + [["after", 0]] == sorted(seen)

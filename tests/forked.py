@@ -1,0 +1,44 @@
+"""Real processes that begin at once: they are forked from a server that has imported everything."""
+
+import multiprocessing
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+SERVER = multiprocessing.get_context("forkserver")
+SERVER.set_forkserver_preload(["tests.preloaded"])
+
+
+def start(function: Callable[..., Any], *args: Any) -> multiprocessing.Process:
+    """A process that runs `function(*args)`, which exits with what it returns."""
+    process = SERVER.Process(target=_run, args=(function, args))
+    process.start()
+    return process
+
+
+def _run(function: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    sys.exit(function(*args))
+
+
+def command(arguments: list[str], error: Path) -> int:
+    """`hf-moe-lmc ARGUMENTS` with its messages in the file `error`; the exit code."""
+    from hf_moe_lmc import cli
+
+    with error.open("w") as sys.stderr, open(os.devnull, "w") as sys.stdout:
+        return cli.main(arguments)
+
+
+def fork(run: Callable[[], object]) -> int:
+    """Call `run` in a copy of this process, and wait; the exit code, or minus the signal that killed it."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run()
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
