@@ -72,7 +72,7 @@ def _tensors(reference: OpenedModel, other: OpenedModel) -> list[str]:
 
 def _twin(name: str, known: set[str], side: OpenedModel) -> str | None:
     """A tensor of `known` that is tied to `name`."""
-    tied = tied_names(side.model) if isinstance(side.tensors, Checkpoint) else {}
+    tied = tied_names(side.tensors.model) if isinstance(side.tensors, Checkpoint) else {}
     return min(tied.get(name, set()) & known, default=None)
 
 

@@ -133,7 +133,7 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _progress(steps: Sequence[Step], done: Container[str]) -> "tqdm[Any]":
+def _progress(steps: Sequence[Step], done: Container[str]) -> tqdm:
     total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s.name in done]))
     return tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
 
