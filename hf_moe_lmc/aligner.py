@@ -74,6 +74,7 @@ class MoeAligner:
         output: str | Path | None = None,
         options: OutputOptions | None = None,
         load: LoadOptions | None = None,
+        keep_norms: bool = False,
     ) -> PreTrainedModel:
         """The model `(1 - t) reference + t (alignment . other)`.
 
@@ -84,6 +85,7 @@ class MoeAligner:
                 loaded. None merges in memory.
             options: how the folder is written.
             load: dtype, device_map and the like of the model that is returned.
+            keep_norms: give units and router rows the norms back that averaging takes from them.
 
         Raises:
             BadInputError: `t` is outside [0, 1].
@@ -93,8 +95,8 @@ class MoeAligner:
         found = alignment or self.align()
         if output is None:
             first, second = load_model(self.reference, load), load_model(self.other, load)
-            return merge(first, second, found, t)
-        merge_opened(self.reference, self.other, output, found, t, options)
+            return merge(first, second, found, t, keep_norms)
+        merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms)
         return load_model(open_model(output), load)
 
     def evaluate(

@@ -4,6 +4,9 @@ from torch.utils.data import DataLoader
 
 import hf_moe_lmc
 from hf_moe_lmc import MoeAligner, from_aligned_pretrained, scramble
+from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.alignment import apply_symmetries
+from hf_moe_lmc.connectivity.path import norm_preserving_path
 from hf_moe_lmc.errors import IncompatiblePairError
 from tests.models import build, logits
 
@@ -72,3 +75,23 @@ def test_a_pair_that_does_not_fit_is_refused_before_weights_are_read(tmp_path):
 def test_all_public_names_exist():
     for name in hf_moe_lmc.__all__:
         assert getattr(hf_moe_lmc, name).__doc__
+
+
+@pytest.mark.parametrize("family", [*NAMES, "deepseek_v3"])
+def test_norms_kept_on_disk_and_in_memory_are_those_of_the_path(family, tmp_path):
+    """Of one formula: the stream works expert by expert, the path layer by layer."""
+    models = [build(family, seed=seed, dtype=torch.float32) for seed in (0, 1)]
+    for folder, model in zip("ab", models, strict=True):
+        model.save_pretrained(tmp_path / folder)
+    aligner = MoeAligner.from_pretrained(tmp_path / "a", tmp_path / "b")
+    alignment = aligner.align()
+    live = aligner.merge(alignment, t=0.3, keep_norms=True).state_dict()
+    streamed = aligner.merge(alignment, t=0.3, output=tmp_path / "merged", keep_norms=True).state_dict()
+    specs = alignable_layers(models[0])
+    aligned = apply_symmetries(models[1].state_dict(), specs, alignment.symmetries)
+    path = norm_preserving_path(models[0].state_dict(), aligned, specs)(0.3)
+    plain = aligner.merge(alignment, t=0.3).state_dict()
+    for name, tensor in live.items():
+        torch.testing.assert_close(tensor, path[name], rtol=1e-5, atol=1e-6)
+        assert torch.equal(tensor, streamed[name])
+    assert any(not torch.allclose(tensor, plain[name], rtol=1e-2) for name, tensor in live.items())

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.errors import IncompatiblePairError
-from hf_moe_lmc.merging import interpolate_
+from hf_moe_lmc.merging import interpolate_, interpolate_experts, interpolate_router
 from hf_moe_lmc.moe import ExpertBank
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
@@ -17,6 +17,7 @@ def interpolate_aligned_(
     layers: Sequence[MoeLayerSpec],
     symmetries: Mapping[str, MoeSymmetry],
     t: float,
+    keep_norms: bool = False,
 ) -> None:
     """`reference <- (1 - t) reference + t (symmetries . other)`, in place, expert by expert.
 
@@ -29,6 +30,7 @@ def interpolate_aligned_(
         layers: the Mixture-of-Experts layers among them.
         symmetries: layer name -> what aligns it.
         t: in [0, 1].
+        keep_norms: give units and router rows their interpolated norms back; see `preserve_norms`.
 
     Raises:
         IncompatiblePairError: names, shapes or values that are not floating point differ, or a symmetry does not fit.
@@ -38,14 +40,19 @@ def interpolate_aligned_(
         raise IncompatiblePairError(f"tensor {unpaired[0]} exists in the {owner} model only")
     done: set[str] = set()
     for spec in layers:
-        _interpolate_layer_(spec, reference, other, symmetries[spec.name], t)
+        _interpolate_layer_(spec, reference, other, symmetries[spec.name], t, keep_norms)
         done.update(spec.tensor_names)
     for name in reference.keys() - done:
         interpolate_(name, reference[name], other[name], t)
 
 
 def _interpolate_layer_(
-    spec: MoeLayerSpec, reference: dict[str, Tensor], other: Mapping[str, Tensor], symmetry: MoeSymmetry, t: float
+    spec: MoeLayerSpec,
+    reference: dict[str, Tensor],
+    other: Mapping[str, Tensor],
+    symmetry: MoeSymmetry,
+    t: float,
+    keep_norms: bool,
 ) -> None:
     a, b = spec.read(reference), spec.read(other)
     if not symmetry.shape == a.symmetry_shape == b.symmetry_shape:
@@ -53,30 +60,49 @@ def _interpolate_layer_(
             f"layer {spec.name}: a symmetry of sizes {symmetry.shape} for layers of sizes {a.symmetry_shape} and "
             f"{b.symmetry_shape}"
         )
+    group = a.group
     if spec.router and a.router and b.router:
         moved = b.router.permute_experts(symmetry.experts)
+        kept = interpolate_router(a.router, moved, t, group.router_translation) if keep_norms else None
         for field, name in spec.router.tensors:
             interpolate_(name, getattr(a.router, field), getattr(moved, field), t)
+            if kept:
+                getattr(a.router, field).copy_(getattr(kept, field))
             rest = spec.router.num_experts
             if field != "expert_table":
                 interpolate_(name, reference[name][rest:], other[name][rest:], t)
-    _interpolate_bank_(spec.name, a.experts, b.experts, symmetry.experts, symmetry.units, t)
+    degree = group.unit_scale_degree if keep_norms else None
+    _interpolate_bank_(spec.name, a.experts, b.experts, symmetry.experts, symmetry.units, t, degree)
     written = spec.experts.write(a.experts) if not _are_views(a.experts, reference) else {}
     if a.shared_experts and b.shared_experts and symmetry.shared_units:
         stay = Permutation.identity(a.shared_experts.num_experts)
-        _interpolate_bank_(spec.name, a.shared_experts, b.shared_experts, stay, symmetry.shared_units, t)
+        degree = group.shared_unit_scale_degree if keep_norms else None
+        _interpolate_bank_(spec.name, a.shared_experts, b.shared_experts, stay, symmetry.shared_units, t, degree)
     reference |= written
 
 
 def _interpolate_bank_(
-    name: str, a: ExpertBank, b: ExpertBank, experts: Permutation, units: SignedPermutation, t: float
+    name: str,
+    a: ExpertBank,
+    b: ExpertBank,
+    experts: Permutation,
+    units: SignedPermutation,
+    t: float,
+    degree: int | None,
 ) -> None:
+    """Expert by expert; with a `degree` (`SymmetryGroup.unit_scale_degree`), units get their norms back."""
     targets = a.tensors()
     for slot, expert in enumerate(experts.index.tolist()):
         own = SignedPermutation(Permutation(units.permutation.index[slot, None]), units.signs[slot, None])
         moved = b.map(lambda tensor, expert=expert: tensor[expert, None]).permute_units(own)
+        if degree is not None:
+            fixed = a.map(lambda tensor, slot=slot: tensor[slot, None])
+            moved = interpolate_experts(fixed, moved, t, degree)
         for field, tensor in moved.tensors().items():
-            interpolate_(f"{name}: {field}", targets[field][slot], tensor[0], t)
+            if degree is None:
+                interpolate_(f"{name}: {field}", targets[field][slot], tensor[0], t)
+            else:
+                targets[field][slot].copy_(tensor[0])
 
 
 def _are_views(bank: ExpertBank, tensors: Mapping[str, Tensor]) -> bool:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import tensor_bytes
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from hf_moe_lmc.matching import LayerAlignment, LayerEvidence
+from hf_moe_lmc.matching import LayerAlignment, LayerEvidence, Verdict, judge
 from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
@@ -65,6 +65,11 @@ class Alignment:
         after = math.hypot(*(layer.distance_after for layer in self.layers.values()))
         moved = sum(not layer.symmetry.is_identity for layer in self.layers.values())
         return f"{moved} of {len(self.layers)} layers moved: distance {before:.4g} before, {after:.4g} after"
+
+    def verdict(self) -> Verdict | None:
+        """What the alignment is worth; None where it was not found by matching."""
+        evidence = [layer.evidence for layer in self.layers.values() if layer.evidence]
+        return judge(evidence) if evidence else None
 
     def _tensors(self) -> dict[str, Tensor]:
         tensors = {}

@@ -15,5 +15,5 @@ class AlignmentConfig:
             never written, for that would round weights.
     """
 
-    expert_order: ExpertOrder = "gate"
+    expert_order: ExpertOrder = "auto"
     balance_scales: bool = False

@@ -23,7 +23,13 @@ from .steps import Step
 from .stream import OutputOptions, write_checkpoints
 
 
-def merge(reference: LiveModel, other: LiveModel, alignment: Alignment | None = None, t: float = 0.5) -> LiveModel:
+def merge(
+    reference: LiveModel,
+    other: LiveModel,
+    alignment: Alignment | None = None,
+    t: float = 0.5,
+    keep_norms: bool = False,
+) -> LiveModel:
     """A new model with weights `(1 - t) reference + t (alignment . other)`; neither model is changed.
 
     Args:
@@ -31,6 +37,8 @@ def merge(reference: LiveModel, other: LiveModel, alignment: Alignment | None = 
         other: t = 1, once aligned.
         alignment: what `align(reference, other)` found; None aligns on the way.
         t: in [0, 1].
+        keep_norms: give units and router rows the norms back that averaging takes from them; needs no data, and
+            mostly lowers the loss of the merge (`hf_moe_lmc.merging.preserve_norms`).
 
     Raises:
         BadInputError: `t` is outside [0, 1], or a weight is NaN or infinite.
@@ -45,7 +53,7 @@ def merge(reference: LiveModel, other: LiveModel, alignment: Alignment | None = 
     merged = deepcopy(reference)
     aligned = [layers[name] for name in alignment.layers]
     with torch.no_grad():
-        interpolate_aligned_(merged.state_dict(), other.state_dict(), aligned, alignment.symmetries, t)
+        interpolate_aligned_(merged.state_dict(), other.state_dict(), aligned, alignment.symmetries, t, keep_norms)
     return merged
 
 
@@ -59,6 +67,7 @@ def merge_checkpoints(
     reference_options: HubOptions | None = None,
     other_options: HubOptions | None = None,
     allow_other_weights: bool = False,
+    keep_norms: bool = False,
 ) -> Alignment:
     """As `merge`, from folder or Hub to folder, layer by layer; the models may be larger than memory.
 
@@ -73,6 +82,7 @@ def merge_checkpoints(
         options: layout, dtype, overwrite.
         reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
         allow_other_weights: whether `other` may hold other weights than the alignment was made for.
+        keep_norms: as for `merge`.
 
     Returns:
         the alignment.
@@ -82,7 +92,7 @@ def merge_checkpoints(
         BadInputError, UnsupportedArchitectureError, HubError, OutputError: a checkpoint or the output is unusable.
     """
     first, second = open_checkpoint(reference, reference_options), open_checkpoint(other, other_options)
-    return merge_opened(first, second, output, alignment, t, options, allow_other_weights)
+    return merge_opened(first, second, output, alignment, t, options, allow_other_weights, keep_norms)
 
 
 def merge_opened(
@@ -93,6 +103,7 @@ def merge_opened(
     t: float | Sequence[float] = 0.5,
     options: OutputOptions | None = None,
     allow_other_weights: bool = False,
+    keep_norms: bool = False,
 ) -> Alignment:
     """As `merge_checkpoints`, for checkpoints that are open already."""
     several = not isinstance(t, (int, float))
@@ -114,12 +125,13 @@ def merge_opened(
         check_weights(found, other, step, tensors, allow_other_weights)
         for left, point in enumerate(points, start=1 - len(points)):
             merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
-            interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point)
+            interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point, keep_norms)
             yield merged
 
     recipe = {
         "command": "merge",
         "alignment": found.digest,
+        "keep_norms": keep_norms,
         "reference": reference.origin,
         "other": other.origin,
     }

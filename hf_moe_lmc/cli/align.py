@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-from .arguments import MODEL, add_matching, add_output, alignment_config
+from .arguments import MODEL, add_matching, add_output, alignment_config, describe_alignment
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -46,5 +46,5 @@ def run(options: argparse.Namespace) -> int:
         if staged:
             alignment.save_pretrained(staged.path)
     if main:
-        sys.stdout.write(f"{alignment.summary()}\nWritten to {options.output}\n")
+        sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
     return 0

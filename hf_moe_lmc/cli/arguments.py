@@ -4,7 +4,7 @@ import argparse
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from hf_moe_lmc.alignment import AlignmentConfig, OutputOptions
+    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, OutputOptions
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -38,13 +38,20 @@ def add_matching(command: argparse.ArgumentParser) -> None:
     """How experts and units are matched."""
     command.add_argument(
         "--expert-order",
-        choices=("units", "gate", "gram", "joint"),
-        default="gate",
-        help="match experts not at all, by router rows, by Gram matrices, or exactly (default: gate)",
+        choices=("auto", "units", "gate", "gram", "joint"),
+        default="auto",
+        help="match experts not at all (units), by router rows, by Gram matrices, exactly (joint); auto takes router "
+        "rows where they decide clearly, and else joint within a budget (default: auto)",
     )
     command.add_argument(
         "--balance-scales", action="store_true", help="match as if units, routers and experts that may be rescaled were"
     )
+
+
+def describe_alignment(alignment: "Alignment") -> str:
+    """What was achieved, for the terminal."""
+    verdict = alignment.verdict()
+    return alignment.summary() + (f"\n{verdict.text()}" if verdict else "") + "\n"
 
 
 def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":

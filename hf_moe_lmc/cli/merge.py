@@ -4,7 +4,15 @@ import argparse
 import sys
 from typing import Any
 
-from .arguments import MODEL, add_matching, add_output, add_writing, alignment_config, output_options
+from .arguments import (
+    MODEL,
+    add_matching,
+    add_output,
+    add_writing,
+    alignment_config,
+    describe_alignment,
+    output_options,
+)
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -24,6 +32,11 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         nargs="+",
         default=[0.5],
         help="0 is REFERENCE, 1 is OTHER; several make one folder t-... each, in one pass (default: 0.5)",
+    )
+    merge.add_argument(
+        "--keep-norms",
+        action="store_true",
+        help="give units and router rows the norms back that averaging takes from them; needs no data",
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)
@@ -50,7 +63,8 @@ def run(options: argparse.Namespace) -> int:
         options.t[0] if len(options.t) == 1 else options.t,
         how,
         allow_other_weights=options.allow_other_weights,
+        keep_norms=options.keep_norms,
     )
     if PartialState().is_main_process:
-        sys.stdout.write(f"{alignment.summary()}\nWritten to {options.output}\n")
+        sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
     return 0

@@ -35,6 +35,14 @@ class Verdict:
     order_gain: float
     fixed_units: float
 
+    def text(self) -> str:
+        """One line: the label, and the figures that it rests on."""
+        return (
+            f"verdict: {self.label} (brought closer by {self.reduction:.0%}, unrelated weights by "
+            f"{self.null_reduction:.0%}; a wrong expert order is {self.order_gain:.0%} farther; "
+            f"{self.fixed_units:.0%} of the units stay)"
+        )
+
 
 def judge_layer(evidence: LayerEvidence) -> Label:
     """The verdict of one layer.

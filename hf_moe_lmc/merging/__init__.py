@@ -2,14 +2,16 @@
 
 from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
 from .layer_interpolation import interpolate_layers, widest_dtype
-from .norm_preserving import preserve_norms
+from .norm_preserving import interpolate_experts, interpolate_router, preserve_norms
 from .output_rescale import rescale_outputs
 
 __all__ = [
     "Interpolation",
     "interpolate",
     "interpolate_",
+    "interpolate_experts",
     "interpolate_layers",
+    "interpolate_router",
     "interpolate_tensor",
     "preserve_norms",
     "rescale_outputs",

@@ -53,6 +53,30 @@ def preserve_norms(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: fl
     )
 
 
+def interpolate_experts(reference: ExpertBank, other: ExpertBank, t: float, degree: int) -> ExpertBank:
+    """`(1 - t) reference + t other` with the norms of `preserve_norms`, computed and given in float32 or better.
+
+    Args:
+        reference, other: the ends, `other` aligned.
+        t: in [0, 1].
+        degree: `SymmetryGroup.unit_scale_degree`.
+    """
+    a, b = reference.map(_widened), other.map(_widened)
+    line = {name: torch.lerp(tensor, b.tensors()[name], t) for name, tensor in a.tensors().items()}
+    return _experts(replace(a, **line), a, b, t, degree)
+
+
+def interpolate_router(reference: Router, other: Router, t: float, centred: bool) -> Router:
+    """As `interpolate_experts`, for routers; `centred` where translation is a symmetry."""
+    a, b = reference.map(_widened), other.map(_widened)
+    line = {name: torch.lerp(tensor, b.tensors()[name], t) for name, tensor in a.tensors().items()}
+    return _router(replace(a, **line), a, b, t, centred)
+
+
+def _widened(tensor: Tensor) -> Tensor:
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def _experts(merged: ExpertBank, a: ExpertBank, b: ExpertBank, t: float, degree: int) -> ExpertBank:
     ends = [(_norm(end.up_proj, end.up_bias), end.down_proj.norm(dim=1)) for end in (a, b)]
     up, down = _norm(merged.up_proj, merged.up_bias), merged.down_proj.norm(dim=1)
