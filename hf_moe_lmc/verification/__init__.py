@@ -2,7 +2,8 @@
 
 from .inputs import random_batches, text_batch
 from .loading import load_model
-from .model_comparison import LayerVerification, OutputDifference, Verification, verify
+from .model_comparison import LayerVerification, Verification, verify
+from .output_difference import OutputDifference
 from .sample_text import SAMPLE_TEXT
 
 __all__ = [

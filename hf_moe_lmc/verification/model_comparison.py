@@ -1,6 +1,6 @@
 """Comparing two models that should compute the same."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -13,9 +13,9 @@ from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
 from .block_comparison import BlockComparison
-from .difference import row_differences
 from .expert_probe import experts_difference
 from .inputs import random_batches
+from .output_difference import OutputDifference, output_difference
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -46,21 +46,6 @@ class LayerVerification:
     routing_agreement: float | None
     experts_reached: int | None
     num_experts: int
-
-
-@dataclass(frozen=True)
-class OutputDifference:
-    """How far the logits differ: `max |after - before| / max |before|` at each position, that of a token or an image.
-
-    Rounding may decide a near tie of a router anew; then a few positions differ by far more than rounding.
-
-    Args:
-        median: over all positions.
-        largest: the worst of all positions.
-    """
-
-    median: float
-    largest: float
 
 
 @dataclass(frozen=True)
@@ -114,7 +99,7 @@ def verify(
     kinds = {"random": random_batches(before)} if batches is None else batches
     with ExitStack() as stack:
         blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
-        outputs = {kind: _output_difference(before, after, tqdm(of, desc=kind)) for kind, of in kinds.items()}
+        outputs = {kind: output_difference(before, after, tqdm(of, desc=kind)) for kind, of in kinds.items()}
     for block in blocks:
         if not block.was_run:
             raise BadInputError(f"layer {block.spec.name}: no input reaches it; give batches that do")
@@ -155,16 +140,3 @@ def _changed_outside(
 ) -> tuple[str, ...]:
     inside = {name for spec in specs for name in spec.tensor_names}
     return tuple(name for name in before if name not in inside and not torch.equal(before[name], after[name]))
-
-
-def _output_difference(
-    before: PreTrainedModel, after: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
-) -> OutputDifference:
-    positions = torch.cat([row_differences(_output(before, batch), _output(after, batch)) for batch in batches])
-    return OutputDifference(float(positions.median()), float(positions.max()))
-
-
-def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or the last hidden state of a model without a head."""
-    result = model(**batch, use_cache=False) if "input_ids" in batch else model(**batch)
-    return result["logits"] if "logits" in result else result["last_hidden_state"]
