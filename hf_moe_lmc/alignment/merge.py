@@ -8,16 +8,15 @@ import torch
 from accelerate import PartialState
 from torch import Tensor
 
-from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
-from .align import align, align_opened
+from .align import align_opened
 from .aligned_interpolation import interpolate_aligned_
 from .alignment import Alignment, LiveModel
 from .apply import check_layers, check_weights
 from .config import AlignmentConfig
-from .opened_model import OpenedModel, open_checkpoint
+from .opened_model import OpenedModel, open_checkpoint, open_model
 from .pair import check_pair
 from .steps import Step
 from .stream import OutputOptions, write_checkpoints
@@ -45,15 +44,20 @@ def merge(
         IncompatiblePairError: the models differ in class or size, or the alignment was not made for them.
     """
     _check_on_the_line(t)
-    if alignment is None:
-        alignment = align(reference, other)
-    layers = {spec.name: spec for spec in alignable_layers(other)}
+    first, second = open_model(reference), open_model(other)
+    check_pair(first, second)
+    alignment = alignment or align_opened(first, second)
+    layers = {spec.name: spec for spec in second.layers}
     if strange := alignment.layers.keys() - layers.keys():
         raise IncompatiblePairError(f"layer {min(strange)} of the alignment does not exist in the model")
     merged = deepcopy(reference)
     aligned = [layers[name] for name in alignment.layers]
+    # Tied weights have several names, and must move once.
+    own = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(merged.state_dict().items())}
+    tensors = dict(own.values())
+    others = {name: tensor for name, tensor in second.tensors.items() if name in tensors}
     with torch.no_grad():
-        interpolate_aligned_(merged.state_dict(), other.state_dict(), aligned, alignment.symmetries, t, keep_norms)
+        interpolate_aligned_(tensors, others, aligned, alignment.symmetries, t, keep_norms)
     return merged
 
 
