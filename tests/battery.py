@@ -169,15 +169,15 @@ def row(family: str) -> str:
     except UnsupportedArchitectureError as refusal:
         reason = str(refusal).partition(": ")[2].removeprefix("a ")
         return f"| {family} | | | | refused: {reason} | |"
-    spec = next(spec for spec in reversed(result.specs) if spec.router)
+    spec = next((spec for spec in reversed(result.specs) if spec.router), result.specs[-1])
     group, experts = spec.group, spec.experts
     layout = ["gated" if experts.is_gated else "MLP", type(experts).__name__.removesuffix("Experts").lower()]
     layout += [name for name in ("transposed", "interleaved") if getattr(experts, f"is_{name}", False)]
     layout += ["biases"] if getattr(experts, "has_bias", False) else []
     layout += ["shared"] if spec.shared_experts else []
-    layout += ["dense layers"] if any(spec.router is None for spec in result.specs) else []
-    router = ["softmax" if group.router_translation else "not shift-invariant"]
-    router += [field.replace("_", " ") for field, _ in spec.router.tensors if field != "weight"]
+    layout += ["dense layers"] if spec.router and any(spec.router is None for spec in result.specs) else []
+    router = ["softmax" if group.router_translation else "not shift-invariant"] if spec.router else ["the caller"]
+    router += [field.replace("_", " ") for field, _ in spec.router.tensors if field != "weight"] if spec.router else []
     symmetries = {"all": ["experts"], "groups": ["experts in groups"], "none": []}[group.expert_order]
     symmetries += [] if group.fixed_units else ["units"]
     symmetries += ["signs"] if group.unit_signs else []

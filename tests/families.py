@@ -295,13 +295,15 @@ FAMILIES: dict[str, Family] = {
         swiglu_limits=[0.5] * 3,
         swiglu_limits_shared=[0.5] * 3,
     ),
+    "vitpose_backbone": row(
+        "vitpose_backbone", "VitPoseBackbone", image_size=[16, 16], patch_size=[8, 8], mlp_ratio=2, part_features=8
+    ),
     "zaya": row("zaya", "ZayaForCausalLM", num_experts_per_tok=1, router_hidden_size=24),
 }
 
 NOT_COVERED: dict[str, str] = {
     "bamba": "num_experts = 1 is written into the layer: every layer is dense",
     "vitpose": "the head on vitpose_backbone; it mentions experts in a docstring only",
-    "vitpose_backbone": "the caller's dataset_index picks the expert: no router, and the experts do not permute",
 }
 
 
@@ -374,6 +376,9 @@ def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
         pixels = model.config.num_channels * model.config.patch_size**2
         patches = torch.randn(32, pixels, generator=generator)
         return {"pixel_values": patches.to(model.dtype), "grid_thw": torch.tensor([[1, 4, 4], [1, 4, 4]])}
+    if "dataset_index" in inspect.signature(model.forward).parameters:
+        pixels = torch.randn(2, model.config.num_channels, *model.config.image_size, generator=generator)
+        return {"pixel_values": pixels.to(model.dtype), "dataset_index": torch.tensor([1, 4])}
     if FAMILIES[name].embeds:
         return {"inputs_embeds": torch.randn(2, 7, HIDDEN, generator=generator).to(model.dtype)}
     batch = {"input_ids": torch.randint(3, VOCABULARY, (2, 7), generator=generator)}
@@ -386,7 +391,9 @@ def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def outputs(model: PreTrainedModel, name: str) -> Tensor:
-    """The logits, or the last hidden state of a model without a head."""
+    """The logits, or the last hidden state of a model without a head, which a backbone calls a feature map."""
     batch = inputs(model, name)
     result = model(**batch) if "pixel_values" in batch else model(**batch, use_cache=False)
+    if "feature_maps" in result:
+        return result["feature_maps"][-1]
     return result["logits"] if "logits" in result else result["last_hidden_state"]

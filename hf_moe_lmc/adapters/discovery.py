@@ -9,7 +9,7 @@ from hf_moe_lmc.moe import SymmetryGroup
 from .class_key import class_key
 from .gates import UnitFreedom, expert_units, mlp_units
 from .layouts import ExpertLayout, StackedExperts
-from .mlp_layouts import DenseMlp, ListedExperts
+from .mlp_layouts import DenseMlp, HeadedMlp, ListedExperts
 from .mlps import SHARED, dense_mlps, shared_experts, unknown_mlps
 from .refusals import module_tensors, refuse_by_class, refuse_quantised, refuse_tied
 from .routed_experts import RoutedExperts, routed_experts
@@ -51,7 +51,7 @@ NORMALISED = frozenset({"muse_spark.MuseSparkExperts"})
 
 
 def moe_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
-    """Every Mixture-of-Experts layer of `model` in module order; reads no weights, so a meta-device skeleton will do.
+    """Every layer of `model` with a router, in module order; reads no weights, so a meta-device skeleton will do.
 
     Experts are found by how they are stored, and the router beside them by its name and class.
 
@@ -63,7 +63,7 @@ def moe_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
 
 
 def alignable_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
-    """`moe_layers`, and every dense MLP among them as a layer without router, in module order.
+    """`moe_layers`, and every MLP among them that no router chooses, as a layer without router, in module order.
 
     Dense MLPs are found by their class. A warning names those that stay unaligned (`unaligned_layers`).
 
@@ -97,8 +97,6 @@ def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ..
         for name, module in modules.items()
         if name.rpartition(".")[2] not in SHARED and (found := routed_experts(name, module))
     ]
-    if not routed:
-        raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
     # Blocks of one layer may share their shared experts; the first one has them.
     specs, taken = [], {found.layout.name for found in routed}
     for found in routed:
@@ -106,6 +104,8 @@ def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ..
         specs.append(_moe_spec(found, shared if shared and shared.name not in taken else None, modules))
         taken |= {shared.name} if shared else set()
     specs += [_dense_spec(layout, modules) for layout in dense_mlps(modules, taken)]
+    if not any(spec.router or isinstance(spec.experts, HeadedMlp) for spec in specs):
+        raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
     refuse_tied((name for spec in specs for name in spec.tensor_names), model)
     place = {name: index for index, name in enumerate(modules)}
     specs.sort(key=lambda spec: place[spec.name])
@@ -113,7 +113,7 @@ def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ..
     return tuple(specs), tuple(unknown_mlps(modules, blocks, {spec.name for spec in specs}))
 
 
-def _dense_spec(mlp: DenseMlp | StackedExperts, modules: dict[str, nn.Module]) -> MoeLayerSpec:
+def _dense_spec(mlp: DenseMlp | HeadedMlp | StackedExperts, modules: dict[str, nn.Module]) -> MoeLayerSpec:
     refuse_quantised(mlp.tensor_names, modules)
     units = mlp_units(mlp.name, modules[mlp.name])
     group = SymmetryGroup(fixed_experts=True, unit_signs=units.signs, unit_scale_degree=units.scale_degree)

@@ -115,6 +115,7 @@ MLPS: dict[str, Gate] = {
     "switch_transformers.SwitchTransformersDenseActDense": "ungated",
     "unlimited_ocr.UnlimitedOcrTextMLP": "gated",
     "vit.ViTMLP": "ungated",
+    "vitpose_backbone.VitPoseBackboneMoeMLP": "ungated",
 }
 
 

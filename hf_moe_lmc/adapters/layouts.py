@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank
 
-from .mlp_layouts import DenseMlp, ListedExperts
+from .mlp_layouts import DenseMlp, HeadedMlp, ListedExperts
 
 
 @dataclass(frozen=True)
@@ -160,4 +160,4 @@ class StackedExperts:
         return {f"{self.name}.{part}": tensor for part, tensor in experts.tensors().items()}
 
 
-ExpertLayout = FusedExperts | DenseMlp | FlatExperts | ParallelExperts | ListedExperts | StackedExperts
+ExpertLayout = FusedExperts | DenseMlp | HeadedMlp | FlatExperts | ParallelExperts | ListedExperts | StackedExperts

@@ -10,7 +10,7 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 from .class_key import class_key
 from .gates import MLPS
 from .layouts import StackedExperts
-from .mlp_layouts import DenseMlp
+from .mlp_layouts import DenseMlp, HeadedMlp
 from .refusals import DEQUANTISE, module_tensors
 
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
@@ -26,6 +26,9 @@ LINEARS = (
     (None, "fc1", "fc2"),
     (None, "wi", "wo"),
 )
+
+# MLPs with an output head for each number that the caller may give; the heads are called experts.
+HEADED = frozenset({"vitpose_backbone.VitPoseBackboneMoeMLP"})
 
 # What may stand where other layers have their experts without being an MLP.
 MIXERS = frozenset({"nemotron_h.NemotronHAttention", "nemotron_h.NemotronHMamba2Mixer"})
@@ -66,13 +69,20 @@ def mlp_layout(name: str, mlp: nn.Module) -> DenseMlp | StackedExperts:
     raise UnsupportedArchitectureError(f"MLP {name}: the layout of {class_key(mlp)} is not known")
 
 
-def dense_mlps(modules: dict[str, nn.Module], taken: set[str]) -> list[DenseMlp | StackedExperts]:
+def dense_mlps(modules: dict[str, nn.Module], taken: set[str]) -> list[DenseMlp | HeadedMlp | StackedExperts]:
     """The layouts of all MLPs of known class, but those at or below the module names `taken`."""
     return [
-        mlp_layout(name, module)
+        _with_heads(mlp_layout(name, module), module)
         for name, module in modules.items()
         if class_key(module) in MLPS and not _is_below(name, taken)
     ]
+
+
+def _with_heads(layout: DenseMlp | StackedExperts, mlp: nn.Module) -> DenseMlp | HeadedMlp | StackedExperts:
+    if class_key(mlp) not in HEADED or not isinstance(layout, DenseMlp):
+        return layout
+    heads = tuple(f"experts.{head}" for head, _ in mlp.get_submodule("experts").named_children())
+    return HeadedMlp(layout, heads, mlp.get_parameter("experts.0.weight").shape[0])
 
 
 def unknown_mlps(modules: dict[str, nn.Module], blocks: set[str], known: set[str]) -> list[str]:

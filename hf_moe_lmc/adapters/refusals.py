@@ -10,7 +10,6 @@ from .class_key import class_key
 
 REFUSED = {
     "doge.DogeCDMoE": "matching product keys is a quadratic assignment, not a linear one",
-    "vitpose_backbone.VitPoseBackboneMoeMLP": "the caller chooses the expert by its number",
 }
 DEQUANTISE = (
     "a quantised model must be dequantised first: load it with dequantize=True in its quantization config "
@@ -39,8 +38,13 @@ def refuse_quantised(names: Iterable[str], modules: dict[str, nn.Module]) -> Non
             name = f"{owner}.{own}"
             if name not in known:
                 raise UnsupportedArchitectureError(f"tensor {name} is not known; {DEQUANTISE}")
-            if not tensor.is_floating_point() or tensor.element_size() < 2:
-                raise UnsupportedArchitectureError(f"tensor {name} is {tensor.dtype}; {DEQUANTISE}")
+            refuse_packed(name, tensor)
+
+
+def refuse_packed(name: str, tensor: Tensor) -> None:
+    """Raise `UnsupportedArchitectureError` unless the entries of the tensor `name` are weights as they are."""
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        raise UnsupportedArchitectureError(f"tensor {name} is {tensor.dtype}; {DEQUANTISE}")
 
 
 def refuse_tied(names: Iterable[str], model: nn.Module) -> None:

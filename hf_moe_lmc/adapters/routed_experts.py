@@ -11,6 +11,10 @@ from .gates import MLPS
 from .layouts import ExpertLayout, FlatExperts, FusedExperts, ParallelExperts
 from .mlp_layouts import DenseMlp, ListedExperts
 from .mlps import mlp_layout
+from .refusals import refuse_packed
+
+# Modules called experts that hold the routed ones further below, or none.
+NOT_ROUTED = frozenset({"dbrx.DbrxExperts", "vitpose_backbone.VitPoseNaiveMoe"})
 
 
 class RoutedExperts(NamedTuple):
@@ -38,8 +42,10 @@ def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
     down_proj = tensors.get("down_proj")
     if down_proj is not None and down_proj.ndim == 3 and tensors.keys() & {"gate_up_proj", "up_proj"}:
         return RoutedExperts(_fused(name, module, tensors), down_proj.shape[0], _block(name))
-    if name.rpartition(".")[2] != "experts" or class_key(module) == "dbrx.DbrxExperts":
+    if name.rpartition(".")[2] != "experts" or class_key(module) in NOT_ROUTED:
         return None
+    for own, tensor in tensors.items():
+        refuse_packed(f"{name}.{own}", tensor)
     # Beside the experts of a list there may be modules without weights, such as Dropout.
     children = {child: expert for child, expert in module.named_children() if list(expert.parameters())}
     if not children or not all(class_key(expert) in MLPS for expert in children.values()):

@@ -12,25 +12,25 @@ from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 @dataclass(frozen=True)
 class ExpertBank:
-    """E experts of F units each between a hidden state of size H and itself.
+    """E experts of F units each between a hidden state of size H and an answer of size D, mostly H.
 
     Without `gate_proj` an expert is `down(phi(up x + up_bias)) + down_bias`; with it, `down(phi(gate x, up x))`, mostly
     `down(phi(gate x) * (up x))` (gated, SwiGLU and kin). Shared experts are an `ExpertBank` too.
 
     Args:
         up_proj: `[E, F, H]`; row f belongs to unit f.
-        down_proj: `[E, H, F]`; column f belongs to unit f.
+        down_proj: `[E, D, F]`; column f belongs to unit f.
         gate_proj: `[E, F, H]`, or None for experts that are not gated.
         up_bias, gate_bias: `[E, F]`, or None.
-        down_bias: `[E, H]`, or None; belongs to the expert, not to a unit.
+        down_bias: `[E, D]`, or None; belongs to the expert, not to a unit.
     """
 
     up_proj: Float[Tensor, "E F H"]
-    down_proj: Float[Tensor, "E H F"]
+    down_proj: Float[Tensor, "E D F"]
     gate_proj: Float[Tensor, "E F H"] | None = None
     up_bias: Float[Tensor, "E F"] | None = None
     gate_bias: Float[Tensor, "E F"] | None = None
-    down_bias: Float[Tensor, "E H"] | None = None
+    down_bias: Float[Tensor, "E D"] | None = None
 
     @property
     def num_experts(self) -> int:

@@ -46,14 +46,14 @@ def _probe(experts: ExpertBank, router: Router | None) -> list[Float[Tensor, "E 
     def random(size: int, like: Tensor) -> Tensor:
         return torch.randn(PROBES, size, generator=generator).to(like)
 
-    answers = _answers(experts, random(weight.shape[2], weight), random(weight.shape[2], weight))
+    answers = _answers(experts, random(weight.shape[2], weight), random(experts.down_proj.shape[1], weight))
     if router is None:
         return [answers]
     rows = router.rows()
     return [answers, rows @ random(rows.shape[1], rows).mT]
 
 
-def _answers(experts: ExpertBank, x: Float[Tensor, "n H"], y: Float[Tensor, "n H"]) -> Float[Tensor, "E n"]:
+def _answers(experts: ExpertBank, x: Float[Tensor, "n H"], y: Float[Tensor, "n D"]) -> Float[Tensor, "E n"]:
     def inward(weight: Tensor, bias: Tensor | None) -> Tensor:
         units = x @ weight.mT  # [E, n, F]
         return units if bias is None else units + bias[:, None]

@@ -25,8 +25,11 @@ def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tens
     if model.main_input_name == "pixel_values" and hasattr(config, "image_size"):
         height, width = _pair(config.image_size)
         shape = (BATCH, config.num_channels, height, width)
+        # VitPose: else no expert is chosen.
+        own = "dataset_index" in inspect.signature(model.forward).parameters
+        chosen = {"dataset_index": torch.arange(BATCH, device=model.device) % config.num_experts} if own else {}
         return [
-            {"pixel_values": torch.randn(shape, generator=generator).to(model.device, model.dtype)}
+            {"pixel_values": torch.randn(shape, generator=generator).to(model.device, model.dtype)} | chosen
             for _ in range(BATCHES)
         ]
     if model.main_input_name != "input_ids":

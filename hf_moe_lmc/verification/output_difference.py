@@ -34,6 +34,7 @@ def output_difference(
 
 
 def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
-    """The logits, or the last hidden state of a model without a head."""
+    """The logits, or what else comes first; the last of a backbone's feature maps."""
     result = model(**batch, use_cache=False) if "input_ids" in batch else model(**batch)
-    return result["logits"] if "logits" in result else result["last_hidden_state"]
+    answer = result["logits"] if "logits" in result else result[0]
+    return answer if isinstance(answer, Tensor) else answer[-1]

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from hf_moe_lmc.adapters import moe_layers
+from hf_moe_lmc.adapters import alignable_layers, moe_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import linear_path, norm_preserving_path
 from hf_moe_lmc.connectivity.path import moved, points_of
@@ -45,10 +45,12 @@ def test_norm_preserving(name, dtype):
     assert {key for key in routed if "weight" in key or "up_proj" in key} <= changed
 
 
-@pytest.mark.parametrize("name", [*NAMES, "deepseek_v3", "gpt_oss", "switch_transformers", "longcat_flash"])
+@pytest.mark.parametrize(
+    "name", [*NAMES, "deepseek_v3", "gpt_oss", "switch_transformers", "longcat_flash", "vitpose_backbone"]
+)
 def test_moved_equals_moving_the_whole_model(name):
     model = build(name, dtype=torch.float32) if name in NAMES else families.build(name)
-    tensors, specs = model.state_dict(), moe_layers(model)
+    tensors, specs = model.state_dict(), alignable_layers(model)
     planted = {spec.name: derangement(spec.read(tensors), seed) for seed, spec in enumerate(specs)}
     found = moved(tensors, specs, planted)
     assert same(found, apply_symmetries(tensors, specs, planted))

@@ -32,7 +32,7 @@ def test_a_scrambled_model_is_equal(name):
     assert [layer.name for layer in found.layers] == [spec.name for spec in alignable_layers(before)]
     agreement = {layer.routing_agreement for layer in found.layers if layer.routing_agreement is not None}
     # Zaya's router reports tokens that skip the experts as tokens of expert 0, with weight 0.
-    assert agreement == {1.0} or name == "zaya"
+    assert agreement == ({1.0} if moe_layers(before) else set()) or name == "zaya"
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "moe_vit shared"])
