@@ -20,6 +20,7 @@ HARMLESS = re.compile(
 HARMFUL = frozenset({"moe_token_dropout"})
 # An encoder-decoder counts positions from the first token that is no padding.
 POSITIONS = "pad_token_id"
+LABELS = "id2label"
 SHOWN = 60  # characters of a value
 
 
@@ -36,6 +37,8 @@ def config_differences(
     for path in sorted(a.keys() | b.keys()):
         if (value := a.get(path)) != (value_other := b.get(path)):
             name = path.rpartition(".")[2]
+            if name == LABELS and None in (value, value_other):
+                continue
             may_differ = HARMLESS.fullmatch(name) and name not in HARMFUL and not (positions and name == POSITIONS)
             (harmless if may_differ else harmful).append(_difference(path, value, value_other))
     return harmful, harmless
@@ -45,8 +48,8 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
     flat: dict[str, Any] = {}
     for name, value in fields.items():
-        if name == "id2label":
-            # Without names of labels, Transformers numbers them.
+        if name == LABELS:
+            # Without names of labels, Transformers numbers them, which says nothing.
             known = {str(key): label for key, label in (value or {}).items() if label != f"LABEL_{key}"}
             flat |= {f"{prefix}{name}": known} if known else {}
         elif name == "label2id":
@@ -54,7 +57,8 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
         elif isinstance(value, Mapping):
             flat |= _flat(value, f"{prefix}{name}.")
         else:
-            flat[f"{prefix}{name}"] = value
+            # JSON has no tuples.
+            flat[f"{prefix}{name}"] = list(value) if isinstance(value, tuple) else value
     return flat
 
 

@@ -1,6 +1,7 @@
 """A model to be aligned, live or on disk, seen the same way."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from transformers import PreTrainedModel
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, ReusedMemory, Source, find_source, meta_model, read_config
+from hf_moe_lmc.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,28 @@ def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTra
         UnsupportedArchitectureError: the model is not known here.
         HubError: the Hub does not give it.
     """
-    return meta_model(read_config(find_source(name, options, weights=False).folder))
+    return _skeleton(find_source(name, options, weights=False))
 
 
 def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> OpenedModel:
     """The checkpoint in a folder or on the Hub, of which only headers are read; see `open_model`."""
     source = find_source(name, options)
-    model = meta_model(read_config(source.folder))
-    return OpenedModel(source.name, model, Checkpoint.open(source.folder, model), alignable_layers(model), source)
+    model = _skeleton(source)
+    with _naming(source):
+        layers = alignable_layers(model)
+    return OpenedModel(source.name, model, Checkpoint.open(source.folder, model), layers, source)
+
+
+def _skeleton(source: Source) -> PreTrainedModel:
+    config = read_config(source.folder)
+    with _naming(source):
+        return meta_model(config)
+
+
+@contextmanager
+def _naming(source: Source) -> Iterator[None]:
+    """Errors say which of the models they are about."""
+    try:
+        yield
+    except BadInputError as error:
+        raise type(error)(f"{source.name}: {error}") from None
