@@ -33,9 +33,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Align if need be, merge and write."""
-    from accelerate import PartialState
-
     from hf_moe_lmc.alignment import Alignment, AlignmentConfig, merge_checkpoints, open_checkpoint, plan_writing
+    from hf_moe_lmc.alignment.processes import processes
 
     how = output_options(options)
     if options.dry_run:
@@ -51,6 +50,6 @@ def run(options: argparse.Namespace) -> int:
         how,
         allow_other_weights=options.allow_other_weights,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         sys.stdout.write(f"{alignment.summary()}\nWritten to {options.output}\n")
     return 0
