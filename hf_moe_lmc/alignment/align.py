@@ -2,7 +2,6 @@
 
 import math
 
-from accelerate import PartialState
 from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
 
@@ -17,6 +16,7 @@ from .config import AlignmentConfig
 from .model_record import ModelRecord, layer_digest
 from .opened_model import Model, OpenedModel, open_model
 from .pair import check_pair
+from .processes import processes
 
 LARGEST = 1e15  # sums of squares stay within float32
 
@@ -59,7 +59,7 @@ def align_opened(
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.
     on_disk = reference.source is not None and other.source is not None
-    state = PartialState() if on_disk else None
+    state = processes() if on_disk else None
     share = pairs[state.process_index :: state.num_processes] if state else pairs
     with tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index)) as bar:
         found = [(spec.name, *_align_layer(reference, spec, other, other_spec, config)) for spec, other_spec in bar]

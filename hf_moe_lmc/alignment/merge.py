@@ -5,7 +5,6 @@ from copy import deepcopy
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import Tensor
 
 from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory
@@ -18,6 +17,7 @@ from .apply import check_layers, check_weights
 from .config import AlignmentConfig
 from .opened_model import OpenedModel, open_checkpoint, open_model
 from .pair import check_pair
+from .processes import processes
 from .steps import Step
 from .stream import OutputOptions, write_checkpoints
 
@@ -118,7 +118,7 @@ def merge_opened(
     check_pair(reference, other)
     found = alignment if isinstance(alignment, Alignment) else align_opened(reference, other, alignment)
     check_layers(found, other)
-    if not PartialState().is_main_process:
+    if not processes().is_main_process:
         return found
     memory = ReusedMemory(), ReusedMemory()
 

@@ -26,10 +26,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Align and save; say what was achieved."""
-    from accelerate import PartialState
-
     from hf_moe_lmc.alignment import align_opened, open_checkpoint, plan_alignment
     from hf_moe_lmc.alignment.alignment import CONFIG_NAME
+    from hf_moe_lmc.alignment.processes import processes
     from hf_moe_lmc.checkpoints import output_folder
 
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
@@ -39,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     config = alignment_config(options)
     recipe = {"command": "align", "reference": reference.origin, "other": other.origin, "config": vars(config)}
     inputs = [side.source.folder for side in (reference, other) if side.source]
-    main = PartialState().is_main_process
+    main = processes().is_main_process
     folder = output_folder(Path(options.output), recipe, inputs, 0, options.overwrite, CONFIG_NAME)
     with folder if main else nullcontext() as staged:
         alignment = align_opened(reference, other, config)

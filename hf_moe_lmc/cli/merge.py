@@ -46,9 +46,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Align if need be, merge and write."""
-    from accelerate import PartialState
-
     from hf_moe_lmc.alignment import Alignment, merge_checkpoints, open_checkpoint, plan_writing
+    from hf_moe_lmc.alignment.processes import processes
 
     how = output_options(options)
     if options.dry_run:
@@ -65,6 +64,6 @@ def run(options: argparse.Namespace) -> int:
         allow_other_weights=options.allow_other_weights,
         keep_norms=options.keep_norms,
     )
-    if PartialState().is_main_process:
+    if processes().is_main_process:
         sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
     return 0

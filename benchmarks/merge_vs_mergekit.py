@@ -1,0 +1,173 @@
+"""Merging two 2 GB checkpoints: mergekit's plain linear merge beside `hf-moe-lmc merge`; CPU time, memory, exactness.
+
+python -m benchmarks.merge_vs_mergekit --mergekit PATH_OF_mergekit-yaml [--pair FOLDER] [--json FILE]
+
+mergekit lives in an environment of its own (`python -m venv mk && mk/bin/pip install mergekit==0.1.5`). Every run is a
+process with one thread; they run one after the other. With `--pair`, FOLDER/a and FOLDER/b are merged, else new ones of
+`benchmarks.pair`. Exits with 1 if our output is not that of the naive lines in `reference_merge`.
+"""
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from hf_moe_lmc import Alignment
+from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.symmetry import MoeSymmetry
+
+from .pair import write_pair
+
+OURS = [sys.executable, "-m", "hf_moe_lmc.cli"]
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one process took: seconds, and bytes at its peak."""
+
+    name: str
+    cpu: float
+    wall: float
+    peak_memory: int
+
+
+def measure(name: str, command: list[str], **environment: str) -> Cost:
+    """Run `command` and wait for it."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, env=os.environ | ONE_THREAD | environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    assert process.stderr
+    shown = process.stderr.read()
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{shown[-2000:]}")
+    return Cost(name, used.ru_utime + used.ru_stime, time.perf_counter() - start, used.ru_maxrss * 1024)
+
+
+def mergekit_configuration(pair: Path) -> str:
+    """The average of both checkpoints."""
+    models = [{"model": str(pair / name), "parameters": {"weight": 0.5}} for name in ("a", "b")]
+    return json.dumps({"models": models, "merge_method": "linear", "dtype": "bfloat16"})
+
+
+def reference_merge(pair: Path, alignment: Alignment) -> Iterator[tuple[str, Tensor]]:
+    """Module name -> tensor of the merge at t = 1/2, as plain as it can be written for Mixtral, in memory."""
+    a, b = (AutoModelForCausalLM.from_pretrained(pair / name, dtype=torch.bfloat16) for name in ("a", "b"))
+    other = b.state_dict()
+    for layer in alignable_layers(b):
+        permute(layer.name, other, alignment.symmetries[layer.name])
+    for name, tensor in a.state_dict().items():
+        yield name, ((tensor.float() + other[name].float()) / 2).bfloat16()
+
+
+def permute(layer: str, tensors: dict[str, Tensor], symmetry: MoeSymmetry) -> None:
+    """Reorder experts, router rows and units of one Mixtral layer."""
+    experts, units = symmetry.experts.index, symmetry.units.permutation.index
+    router, down = f"{layer}.gate.weight", f"{layer}.experts.down_proj"
+    gate_up = f"{layer}.experts.gate_up_proj"
+    tensors[router] = tensors[router][experts]
+    gate, up = tensors[gate_up][experts].chunk(2, dim=1)
+    rows = units[:, :, None].expand(gate.shape)
+    tensors[gate_up] = torch.cat([gate.gather(1, rows), up.gather(1, rows)], dim=1)
+    columns = units[:, None, :].expand(tensors[down].shape)
+    tensors[down] = tensors[down][experts].gather(2, columns)
+
+
+def differing(pair: Path, alignment: Path, output: Path) -> list[str]:
+    """Names of the tensors of `output` that are not those of the reference merge, bit for bit."""
+    merged = AutoModelForCausalLM.from_pretrained(output, dtype=torch.bfloat16).state_dict()
+    reference = reference_merge(pair, Alignment.from_pretrained(alignment))
+    return [name for name, tensor in reference if not torch.equal(tensor, merged.pop(name))] + list(merged)
+
+
+def machine() -> dict[str, str | int]:
+    """Where and with what this was measured."""
+    model = next((line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")), "")
+    return {
+        "processor": model.partition(": ")[2],
+        "cores": os.cpu_count() or 0,
+        "python": platform.python_version(),
+        **{package: version(package) for package in ("hf_moe_lmc", "torch", "transformers", "safetensors")},
+    }
+
+
+def mergekit_version(mergekit: Path) -> str:
+    """Version in the environment of `mergekit`."""
+    script = "from importlib.metadata import version; print(version('mergekit'), version('torch'))"
+    done = subprocess.run([mergekit.with_name("python"), "-c", script], capture_output=True, text=True, check=True)
+    return "mergekit {}, torch {}".format(*done.stdout.split())
+
+
+def table(costs: list[Cost]) -> str:
+    """Markdown; ratios are to the first row."""
+    first = costs[0]
+    rows = [
+        f"| {cost.name} | {cost.cpu:.1f} ({cost.cpu / first.cpu:.2f}) | {cost.wall:.1f} "
+        f"| {cost.peak_memory / 1e9:.2f} ({cost.peak_memory / first.peak_memory:.2f}) |"
+        for cost in costs
+    ]
+    return "\n".join(["| | CPU s | wall s | peak memory, GB |", "|---|---|---|---|", *rows])
+
+
+def compare(mergekit: Path, pair: Path, work: Path) -> tuple[list[Cost], list[str]]:
+    """Costs of all runs; names of our tensors that are wrong."""
+    sides, alignment, output = [str(pair / "a"), str(pair / "b")], work / "alignment", work / "merged"
+    (work / "linear.yml").write_text(mergekit_configuration(pair))
+    options = ["--no-write-model-card", "--no-copy-tokenizer"]  # the pair has no tokenizer, and no network is needed
+    runs = [
+        measure(
+            "mergekit, linear, nothing aligned",
+            [str(mergekit), str(work / "linear.yml"), str(work / "mk"), *options],
+            PYTHONPATH="",
+        )
+    ]
+    runs.append(measure("hf-moe-lmc align", [*OURS, "align", *sides, "-o", str(alignment)]))
+    command = [*OURS, "merge", *sides, "-o", str(output)]
+    runs.append(measure("hf-moe-lmc merge --alignment", [*command, "--alignment", str(alignment)]))
+    wrong = differing(pair, alignment, output)
+    runs.append(measure("hf-moe-lmc merge, aligning first", [*command, "--overwrite"]))
+    return runs, wrong
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--mergekit", type=Path, default=os.environ.get("MERGEKIT_YAML"), help="or $MERGEKIT_YAML")
+    parser.add_argument("--pair", type=Path)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    if not options.mergekit:
+        parser.error("give --mergekit")
+    with tempfile.TemporaryDirectory(dir=options.pair) as folder:
+        work = Path(folder)
+        if not options.pair:
+            write_pair(work)
+        costs, wrong = compare(Path(options.mergekit), options.pair or work, work)
+    found = {
+        "machine": machine() | {"peer": mergekit_version(Path(options.mergekit))},
+        "costs": list(map(asdict, costs)),
+    }
+    found["wrong_tensors"] = wrong
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+    sys.stdout.write(f"{table(costs)}\n\n{json.dumps(found['machine'])}\n")
+    sys.stdout.write(f"tensors that differ from a naive merge in memory: {wrong or 'none'}\n")
+    return bool(wrong)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
