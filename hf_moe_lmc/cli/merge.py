@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from .arguments import MODEL, add_matching, add_output, add_writing, alignment_config, output_options
@@ -36,6 +37,7 @@ def run(options: argparse.Namespace) -> int:
     from accelerate import PartialState
 
     from hf_moe_lmc.alignment import Alignment, merge_checkpoints, open_checkpoint, plan_writing
+    from hf_moe_lmc.hub import write_card
 
     how = output_options(options)
     if options.dry_run:
@@ -52,5 +54,8 @@ def run(options: argparse.Namespace) -> int:
         allow_other_weights=options.allow_other_weights,
     )
     if PartialState().is_main_process:
+        single = len(options.t) == 1
+        for folder in [Path(options.output)] if single else [Path(options.output) / f"t-{t:g}" for t in options.t]:
+            write_card(folder, alignment)
         sys.stdout.write(f"{alignment.summary()}\nWritten to {options.output}\n")
     return 0

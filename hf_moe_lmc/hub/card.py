@@ -136,11 +136,12 @@ def _metadata(
     base_model = list(dict.fromkeys(name for names in on_hub for name in names))
     pipeline = _pipeline(config, cards)
     family = config.get("model_type")
-    further = {"base_model_relation": "merge"} if made.command == MERGE and base_model else {}
+    further: dict[str, Any] = {"base_model_relation": "merge"} if made.command == MERGE and base_model else {}
     if licence and licence.name:
         further |= {"license_name": licence.name} | ({"license_link": licence.link} if licence.link else {})
+    results = _results(paths, pipeline, dataset)
     return ModelCardData(
-        model_name=made.path.resolve().name,
+        model_name=made.path.resolve().name if results else None,
         base_model=base_model or None,
         library_name="hf_moe_lmc" if made.command == ALIGN else "transformers",
         pipeline_tag=pipeline,
@@ -156,7 +157,7 @@ def _metadata(
             "hf_moe_lmc",
             "linear-mode-connectivity",
         ],
-        eval_results=_results(paths, pipeline, dataset),
+        eval_results=results,
         **further,
     )
 

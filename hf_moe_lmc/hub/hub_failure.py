@@ -1,6 +1,5 @@
 """What the Hub or the network does wrong -> one line for people."""
 
-import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -10,7 +9,6 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalTokenNotFound
 from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError
 
 TIMEOUT = 60  # seconds without a byte; the Hub's own client would wait for ever
-MAX_TOKEN_ECHO = "***"
 
 
 @contextmanager
@@ -53,7 +51,7 @@ def describe(error: BaseException, repository: str) -> str:
 def without_token(text: str, token: str | None) -> str:
     """`text`, in which stars stand for the token."""
     secret = token or get_token()
-    return text.replace(secret, MAX_TOKEN_ECHO) if secret else text
+    return text.replace(secret, "***") if secret else text
 
 
 def _describe_status(error: HfHubHTTPError, repository: str) -> str:
@@ -82,4 +80,4 @@ def _cause(error: BaseException) -> BaseException:
 
 
 def _refuses_the_card(error: BaseException) -> bool:
-    return isinstance(error, ValueError) and not isinstance(error, json.JSONDecodeError | HTTPError)
+    return isinstance(error, ValueError) and "Invalid metadata" in str(error)
