@@ -91,6 +91,8 @@ class Handler(BaseHTTPRequestHandler):
             return self._json({"name": "me", "type": "user", "auth": {"accessToken": {"role": self.server.role}}})
         if path == "/api/repos/create":
             return self._create(json.loads(body))
+        if not path.startswith("/api/models/"):
+            return self._send(404, b"")
         _, _, _, owner, name, *action = path.split("/")
         repository = self.server.repositories.get(f"{owner}/{name}")
         if repository is None:

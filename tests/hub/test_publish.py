@@ -29,8 +29,8 @@ def environment(hub) -> dict[str, str]:
     return os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
 
 
-def download(repository: Repository, folder: Path, files=None) -> Path:
-    for name, content in (files or repository.files).items():
+def download(repository: Repository, folder: Path) -> Path:
+    for name, content in repository.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
     return folder
