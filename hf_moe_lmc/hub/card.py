@@ -9,6 +9,7 @@ from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints.json_file import read_json
 from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.errors import BadInputError, MoeLmcError
+from hf_moe_lmc.matching import judge
 from hf_moe_lmc.verification import Verification
 
 from .layer_figures import layer_figures
@@ -85,12 +86,13 @@ def make_card(
     architectures = [
         name for name in config.get("architectures") or () if isinstance(name, str) and name.isidentifier()
     ]
+    evidence = [layer.evidence for layer in alignment.layers.values() if layer.evidence] if alignment else []
     text = render(
         "card.md.j2",
         made=made,
         parents={role: (parent, cards[role]) for role, parent in made.parents.items()},
         layers=layer_figures(alignment) if alignment else [],
-        alignment=alignment,
+        verdict=judge(evidence) if evidence else None,
         verification=verification,
         paths=paths,
         dataset=dataset,

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.alignment import Alignment
+from hf_moe_lmc.matching import judge_layer
 
 
 @dataclass(frozen=True)
@@ -17,6 +18,7 @@ class LayerFigures:
         distance_before, distance_after: to the reference.
         experts_moved, units_moved: share of the experts, and of the units within their expert (shared experts
             included), that are not at the place that they had.
+        verdict: of the layer; None where the alignment was not found by matching.
     """
 
     name: str
@@ -24,6 +26,7 @@ class LayerFigures:
     distance_after: float
     experts_moved: float
     units_moved: float
+    verdict: str | None
 
 
 def layer_figures(alignment: Alignment) -> list[LayerFigures]:
@@ -39,6 +42,7 @@ def layer_figures(alignment: Alignment) -> list[LayerFigures]:
                 layer.distance_after,
                 _moved([symmetry.experts.index]),
                 _moved(units),
+                judge_layer(layer.evidence) if layer.evidence else None,
             )
         )
     return figures

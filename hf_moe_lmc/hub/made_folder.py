@@ -57,6 +57,8 @@ def open_made_folder(folder: str | Path) -> MadeFolder:
     path = Path(folder)
     if (path / MANIFEST_NAME).is_file():
         record = read_json(path / MANIFEST_NAME)
+        if isinstance(several := record.get("folders"), dict):
+            raise BadInputError(f"{path} holds several outputs; give one of its folders: {', '.join(several)}")
         command = record.get("command")
         sound = (command == APPLY or (command == MERGE and isinstance(record.get("t"), int | float))) and isinstance(
             record.get("sha256"), dict

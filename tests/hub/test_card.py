@@ -8,10 +8,11 @@ from accelerate import Accelerator
 from huggingface_hub import ModelCard
 
 from hf_moe_lmc import scramble
-from hf_moe_lmc.alignment import Alignment, apply
+from hf_moe_lmc.alignment import Alignment, OutputOptions, apply, merge_checkpoints
 from hf_moe_lmc.connectivity import evaluate_path
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.hub import write_card
+from hf_moe_lmc.matching import judge_layer
 from hf_moe_lmc.verification import verify
 from tests.connectivity import finetuned
 from tests.hub.conftest import MARKERS
@@ -42,7 +43,9 @@ def test_metadata_and_layers_of_a_merge(folder):
     for name, layer in alignment.layers.items():
         row = next(line for line in card.text.splitlines() if line.startswith(f"| {name} "))
         assert f"| {layer.distance_before:.4g} | {layer.distance_after:.4g} |" in row
-    assert "hf-moe-lmc merge a b --t 0.5 --expert-order" in card.text
+        assert row.endswith(f"| {judge_layer(layer.evidence)} |")
+    assert "hf-moe-lmc align a b --expert-order gate -o alignment\n" in card.text
+    assert "hf-moe-lmc merge a b --alignment alignment --t 0.5 -o merged\n" in card.text
     assert str(folder) not in card.content
 
 
@@ -100,7 +103,7 @@ def test_parents_on_the_hub_are_named_with_their_commits(folder, hub):
     manifest.write_text(json.dumps(record))
     card = write_card(folder / "merged", Alignment.from_pretrained(folder / "alignment"))
     assert card.data.base_model == ["org/a", "org/base"]
-    assert f"hf-moe-lmc merge org/a@{'c' * 40} b" in card.text
+    assert f"hf-moe-lmc merge org/a@{'c' * 40} b " in card.text
     assert card.data.license == "apache-2.0"  # takes in the MIT licence of org/a
     del hub.repositories["org/a"]
     record["reference"]["commit"] = "d" * 40  # not in the cache
@@ -150,14 +153,19 @@ def test_a_spoilt_verification_is_said(folder):
 
 def test_a_rewritten_checkpoint(folder):
     alignment = Alignment.from_pretrained(folder / "alignment")
-    apply(alignment, folder / "b", folder / "aligned")
+    apply(alignment, folder / "b", folder / "aligned", OutputOptions("fused", torch.bfloat16))
     card = write_card(folder / "aligned", alignment)
     assert "Computes what b computes" in card.text
+    assert "hf-moe-lmc apply alignment b --layout fused --dtype bfloat16 -o aligned\n" in card.text
     assert "merge" not in card.data.tags
     assert card.data.get("base_model_relation") is None
 
 
 def test_what_is_refused(folder):
+    merge_checkpoints(folder / "a", folder / "b", folder / "several", t=[0.25, 0.5])
+    with pytest.raises(BadInputError, match=r"holds several outputs; give one of its folders: t-0\.25, t-0\.5"):
+        write_card(folder / "several")
+    write_card(folder / "several" / "t-0.25")
     with pytest.raises(BadInputError, match="give a folder that merge, apply or align wrote"):
         write_card(folder / "a")
     other = Alignment.from_pretrained(folder / "alignment").inverse()
