@@ -7,7 +7,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 
-from hf_moe_lmc import scramble
+from hf_moe_lmc import cli, scramble
 from hf_moe_lmc.alignment import Alignment, OutputOptions, apply, merge_checkpoints
 from hf_moe_lmc.connectivity import evaluate_path
 from hf_moe_lmc.errors import BadInputError
@@ -148,7 +148,10 @@ def test_a_spoilt_verification_is_said(folder):
     spoilt = deepcopy(model)
     with torch.no_grad():
         next(p for name, p in spoilt.named_parameters() if name.endswith("down_proj")).mul_(2)
-    assert "**NOT equal**" in write_card(folder / "merged", verification=verify(model, spoilt)).text
+        spoilt.lm_head.weight.mul_(2)
+    text = write_card(folder / "merged", verification=verify(model, spoilt)).text
+    assert "**NOT equal**" in text
+    assert r"but these: lm\_head.weight" in text
 
 
 def test_a_rewritten_checkpoint(folder):
@@ -181,3 +184,16 @@ def test_what_is_refused(folder):
     with pytest.raises(BadInputError, match="its record is not as this package writes it"):
         write_card(folder / "merged")
     assert not (folder / "merged" / "README.md").exists()
+
+
+def test_commands_write_cards(folder, capsys):
+    pair = [str(folder / "a"), str(folder / "b")]
+    alignment = str(folder / "alignment")
+    out = str(folder / "several")
+    assert cli.main(["merge", *pair, "--alignment", alignment, "--t", "0.25", "0.5", "-o", out]) == 0
+    assert "| model.layers.0.mlp |" in (folder / "several" / "t-0.25" / "README.md").read_text()
+    assert "t = 0.5" in (folder / "several" / "t-0.5" / "README.md").read_text()
+    assert cli.main(["apply", alignment, pair[1], "-o", str(folder / "aligned")]) == 0
+    assert "Computes what b computes" in (folder / "aligned" / "README.md").read_text()
+    assert cli.main(["card", str(folder / "aligned"), "--license", "mit"]) == 0
+    assert ModelCard.load(folder / "aligned" / "README.md").data.license == "mit"
