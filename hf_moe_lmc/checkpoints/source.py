@@ -38,6 +38,7 @@ COMPANIONS = (
     "video_preprocessor_config.json",
     "image_processor_config.json",
 )
+ABOUT = ("README.md",)  # read for the cards of what is made of it
 WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_config.json")
 
 
@@ -83,7 +84,7 @@ def find_source(name: str | Path, options: HubOptions | None = None, weights: bo
     if not REPOSITORY.fullmatch(repository) or ".." in repository:
         raise BadInputError(f"{name} is neither a folder nor the name of a repository on the Hub")
     revision = revision or options.get("revision") or "main"
-    folder, commit = _download(repository, revision, options, COMPANIONS + WEIGHTS if weights else COMPANIONS)
+    folder, commit = _download(repository, revision, options, COMPANIONS + ABOUT + WEIGHTS if weights else COMPANIONS)
     return Source(str(name), _within(folder, subfolder), commit)
 
 

@@ -24,6 +24,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 def run(options: argparse.Namespace) -> int:
     """Apply and write."""
     from hf_moe_lmc.alignment import Alignment, apply, open_checkpoint, plan_writing
+    from hf_moe_lmc.hub import write_card
 
     alignment = Alignment.from_pretrained(options.alignment)
     how = output_options(options)
@@ -31,5 +32,6 @@ def run(options: argparse.Namespace) -> int:
         sys.stdout.write(plan_writing(open_checkpoint(options.other), None, 1, options.output, how).text)
         return 0
     apply(alignment, options.other, options.output, how, allow_other_weights=options.allow_other_weights)
+    write_card(options.output, alignment)
     sys.stdout.write(f"Written to {options.output}\n")
     return 0

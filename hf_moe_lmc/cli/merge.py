@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from .arguments import (
@@ -48,6 +49,7 @@ def run(options: argparse.Namespace) -> int:
     """Align if need be, merge and write."""
     from hf_moe_lmc.alignment import Alignment, merge_checkpoints, open_checkpoint, plan_writing
     from hf_moe_lmc.alignment.processes import processes
+    from hf_moe_lmc.hub import write_card
 
     how = output_options(options)
     if options.dry_run:
@@ -65,5 +67,8 @@ def run(options: argparse.Namespace) -> int:
         keep_norms=options.keep_norms,
     )
     if processes().is_main_process:
+        root = Path(options.output)
+        for folder in [root] if len(options.t) == 1 else sorted(root.glob("t-*")):
+            write_card(folder, alignment)
         sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
     return 0

@@ -4,10 +4,10 @@ import argparse
 from importlib.metadata import version
 from typing import Any, NoReturn
 
-from . import align, apply, demo, evaluate, inspect, merge, verify
+from . import align, apply, card, demo, evaluate, inspect, merge, push, verify
 from .failures import USAGE
 
-COMMANDS = (inspect, align, apply, merge, evaluate, verify, demo)
+COMMANDS = (inspect, align, apply, merge, evaluate, verify, card, push, demo)
 """Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to the exit code."""
 
 EXIT_CODES = """exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,

@@ -1,0 +1,83 @@
+"""A folder that this package wrote, and what it was made of."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hf_moe_lmc.alignment.alignment import CONFIG_NAME
+from hf_moe_lmc.checkpoints import MANIFEST_NAME
+from hf_moe_lmc.checkpoints.json_file import read_json
+from hf_moe_lmc.errors import BadInputError
+
+from .parent import Parent
+
+ALIGN, APPLY, MERGE = "align", "apply", "merge"
+ROLES = ("reference", "other")
+
+
+@dataclass(frozen=True)
+class MadeFolder:
+    """A folder that this package wrote.
+
+    Args:
+        path: of the folder.
+        command: that wrote it: "align", "apply" or "merge".
+        record: its manifest, or the configuration of an alignment.
+        parents: role -> model; "reference" is missing after `apply`, both are for alignments found without a pair.
+    """
+
+    path: Path
+    command: str
+    record: Mapping[str, Any] = field(repr=False)
+    parents: Mapping[str, Parent]
+
+    @property
+    def marker(self) -> str:
+        """Name of the file that the record comes from."""
+        return CONFIG_NAME if self.command == ALIGN else MANIFEST_NAME
+
+    @property
+    def public_record(self) -> bytes:
+        """The content of `marker` without the paths of this machine: folders are called by their last part."""
+        public = {
+            role: self.record[role] | {"name": parent.name if parent.commit else parent.label}
+            for role, parent in self.parents.items()
+        }
+        return json.dumps(dict(self.record) | public, indent=2).encode() + b"\n"
+
+
+def open_made_folder(folder: str | Path) -> MadeFolder:
+    """What the folder says of itself.
+
+    Raises:
+        BadInputError: it is no output of this package, or its record is damaged.
+    """
+    path = Path(folder)
+    if (path / MANIFEST_NAME).is_file():
+        record = read_json(path / MANIFEST_NAME)
+        if isinstance(several := record.get("folders"), dict):
+            raise BadInputError(f"{path} holds several outputs; give one of its folders: {', '.join(several)}")
+        command = record.get("command")
+        sound = (command == APPLY or (command == MERGE and isinstance(record.get("t"), int | float))) and isinstance(
+            record.get("sha256"), dict
+        )
+    elif (path / CONFIG_NAME).is_file():
+        record, command = read_json(path / CONFIG_NAME), ALIGN
+        sound = isinstance(record.get("layers"), dict)
+    else:
+        raise BadInputError(
+            f"{path} holds no {MANIFEST_NAME} and no {CONFIG_NAME}; give a folder that merge, apply or align wrote"
+        )
+    parents = {role: _parent(record[role]) for role in ROLES if record.get(role) is not None}
+    if not sound or not isinstance(record.get("versions"), dict) or None in parents.values():
+        raise BadInputError(f"{path}: its record is not as this package writes it; make the folder again")
+    return MadeFolder(path, str(command), record, {role: parent for role, parent in parents.items() if parent})
+
+
+def _parent(entry: Any) -> Parent | None:
+    if not isinstance(entry, dict) or not isinstance(entry.get("name"), str):
+        return None
+    commit = entry.get("commit")
+    return Parent(entry["name"], commit) if commit is None or isinstance(commit, str) else None

@@ -1,0 +1,33 @@
+"""The commands that make a folder again."""
+
+from hf_moe_lmc.alignment import Alignment
+
+from .made_folder import APPLY, MERGE, MadeFolder
+from .markdown import Markdown, shell_command
+from .parent import Parent
+
+
+def reproduction(made: MadeFolder, alignment: Alignment | None) -> list[Markdown]:
+    """One command a line; none for an alignment that is not known, or was not found by matching two models.
+
+    Local parents are called by the last part of their path.
+    """
+    if alignment is None or alignment.config is None or alignment.reference is None or alignment.other is None:
+        return []
+    pair = [Parent(record.name, record.commit).argument for record in (alignment.reference, alignment.other)]
+    how = ["--expert-order", alignment.config.expert_order]
+    how += ["--balance-scales"] if alignment.config.balance_scales else []
+    commands = [["align", *pair, *how, "-o", "alignment"]]
+    models = [parent.argument for parent in made.parents.values()]
+    if made.command == APPLY:
+        commands.append(["apply", "alignment", *models, *_writing(made), "-o", "aligned"])
+    if made.command == MERGE:
+        point = ["--t", f"{made.record['t']:g}"]
+        commands.append(["merge", *models, "--alignment", "alignment", *point, *_writing(made), "-o", "merged"])
+    return [shell_command(["hf-moe-lmc", *command]) for command in commands]
+
+
+def _writing(made: MadeFolder) -> list[str]:
+    """The options of how a checkpoint was written."""
+    layout, dtype = made.record.get("layout", "kept"), made.record.get("dtype")
+    return (["--layout", str(layout)] if layout != "kept" else []) + (["--dtype", str(dtype)] if dtype else [])

@@ -1,0 +1,187 @@
+"""A Hub on the loopback that takes pushes: real HTTP for the real client of huggingface_hub."""
+
+import base64
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, urlsplit
+
+import yaml
+from huggingface_hub import ModelCard
+
+TOKEN = "hf_" + "planted" * 5
+
+
+@dataclass
+class Repository:
+    """What the Hub holds of one repository; `proposals` are its pull requests."""
+
+    private: bool = False
+    commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b""}])
+    proposals: list[dict[str, bytes]] = field(default_factory=list)
+
+    @property
+    def files(self) -> dict[str, bytes]:
+        return {name: content for commit in self.commits for name, content in commit.items()}
+
+    @property
+    def sha(self) -> str:
+        return hashlib.sha1(str(len(self.commits)).encode()).hexdigest()
+
+
+@dataclass
+class Failure:
+    """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`."""
+
+    part: str
+    status: int
+    body: str = '{"error": "as planned"}'
+    times: int | None = None
+    delay: float = 0
+
+
+class Hub(ThreadingHTTPServer):
+    """Repositories by name, planned failures, and the requests so far as (method, path)."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.repositories: dict[str, Repository] = {}
+        self.failures: list[Failure] = []
+        self.requests: list[tuple[str, str]] = []
+        self.role = "write"
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_port}"
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    do_HEAD = do_POST = do_GET  # noqa: N815
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+    def _answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = urlsplit(self.path).path
+        self.server.requests.append((self.command, self.path))
+        for failure in self.server.failures:
+            if failure.part in path and failure.times != 0:
+                failure.times = None if failure.times is None else failure.times - 1
+                threading.Event().wait(failure.delay)
+                return self._send(failure.status, failure.body.encode())
+        if "/resolve/" in path:
+            return self._resolve(path)
+        if path == "/api/validate-yaml":
+            return self._validate(json.loads(body)["content"])
+        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return self._send(401, b'{"error": "Invalid username or password."}')
+        if path == "/api/whoami-v2":
+            return self._json({"name": "me", "type": "user", "auth": {"accessToken": {"role": self.server.role}}})
+        if path == "/api/repos/create":
+            return self._create(json.loads(body))
+        if not path.startswith("/api/models/"):
+            return self._send(404, b"")
+        _, _, _, owner, name, *action = path.split("/")
+        repository = self.server.repositories.get(f"{owner}/{name}")
+        if repository is None:
+            return self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+        if action[:1] == ["preupload"]:
+            files = [entry | {"uploadMode": "regular", "shouldIgnore": False} for entry in json.loads(body)["files"]]
+            return self._json(
+                {"files": [{key: file[key] for key in ("path", "uploadMode", "shouldIgnore")} for file in files]}
+            )
+        if action[:1] == ["commit"]:
+            return self._commit(f"{owner}/{name}", repository, body)
+        return self._json(
+            {
+                "id": f"{owner}/{name}",
+                "sha": repository.sha,
+                "private": repository.private,
+                "siblings": [{"rfilename": file} for file in repository.files],
+            }
+        )
+
+    def _create(self, wanted: dict) -> None:
+        name = f"{wanted['organization'] or 'me'}/{wanted['name']}"
+        if name in self.server.repositories:
+            return self._send(409, b'{"error": "You already created this model repo"}')
+        self.server.repositories[name] = Repository(
+            wanted.get("visibility") == "private" or bool(wanted.get("private"))
+        )
+        return self._json({"url": f"{self.server.url}/{name}"})
+
+    def _validate(self, content: str) -> None:
+        """The Hub's own rules that can be told from outside."""
+        data = ModelCard(content).data.to_dict()
+        wrong = [key for key in ("license", "pipeline_tag", "library_name") if not isinstance(data.get(key, ""), str)]
+        wrong += [
+            key for key in ("tags", "datasets", "base_model") if not all(isinstance(x, str) for x in data.get(key, []))
+        ]
+        if wrong or yaml.safe_load(content.split("---")[1]) is None:
+            return self._send(400, json.dumps({"errors": [{"message": f"wrong: {wrong}"}], "warnings": []}).encode())
+        return self._json({"errors": [], "warnings": []})
+
+    def _commit(self, name: str, repository: Repository, body: bytes) -> None:
+        lines = [json.loads(line) for line in body.splitlines()]
+        header = next(line["value"] for line in lines if line["key"] == "header")
+        if header.get("parentCommit", repository.sha) != repository.sha:
+            return self._send(412, b'{"error": "A commit has happened since."}')
+        files = {
+            line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
+        }
+        proposed = parse_qs(urlsplit(self.path).query).get("create_pr") == ["1"]
+        (repository.proposals if proposed else repository.commits).append(files)
+        address = f"{self.server.url}/{name}"
+        return self._json(
+            {
+                "commitUrl": f"{address}/commit/{repository.sha}",
+                "commitOid": repository.sha,
+                "pullRequestUrl": f"{address}/discussions/{len(repository.proposals)}" if proposed else None,
+            }
+        )
+
+    def _resolve(self, path: str) -> None:
+        _, owner, name, _, revision, file = path.split("/", 5)
+        repository = self.server.repositories.get(f"{owner}/{name}")
+        content = repository.files.get(file) if repository else None
+        if content is None:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        return self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": revision})
+
+    def _json(self, value: object) -> None:
+        self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+
+@contextmanager
+def running_hub() -> Iterator[Hub]:
+    """A Hub that listens, until the context ends."""
+    hub = Hub()
+    thread = threading.Thread(target=hub.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+    thread.start()
+    try:
+        yield hub
+    finally:
+        hub.shutdown()
+        hub.server_close()
+        thread.join()
