@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftModel
 from torch import nn
 from torch.utils.data import Dataset
 from transformers import (
@@ -80,7 +81,7 @@ class MoeTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = 64
     save_strategy: str = "epoch"
     save_total_limit: int | None = 1
-    logging_steps: float = 0.1
+    logging_steps: float = 20
     report_to: None | str | list[str] = field(
         default_factory=lambda: [name for name in ("trackio", "tensorboard") if find_spec(name)],
         metadata={"help": "where figures are reported; those of trackio and tensorboard that are installed"},
@@ -104,11 +105,13 @@ class MoeTrainer(Trainer):
     """
 
     def run(self) -> None:
-        """Train, or go on with what `output_dir` holds, save the model, and evaluate it."""
+        """Train, or go on with what `output_dir` holds, save the model (adapters merged), and evaluate it."""
         checkpoint = last_checkpoint(Path(self.args.output_dir))
         # By default, sums over gathered tokens are taken in any order on a CPU; on a GPU, ask for --full_determinism.
         with sums_in_fixed_order():
             result: TrainOutput = self.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        if isinstance(self.model, PeftModel):
+            self.model = self.model.merge_and_unload()
         self.save_model()
         self.save_metrics("train", result.metrics)
         metrics = self.evaluate()
