@@ -36,9 +36,7 @@ def layer_table(alignment: Alignment) -> str:
     for name, layer in alignment.layers.items():
         order = layer.symmetry.experts.index
         moved = int((order != torch.arange(len(order))).sum())
-        lines.append(
-            f"| {name} | {layer.distance_before:.4g} | {layer.distance_after:.4g} | {moved} of {len(order)} |"
-        )
+        lines.append(f"| {name} | {layer.distance_before:.4g} | {layer.distance_after:.4g} | {moved} of {len(order)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -29,13 +29,13 @@ class DenseArguments:
     dense_model: str | None = field(
         default=None, metadata={"help": "a GPT-2 in a folder or on the Hub; default: a small one, pretrained now"}
     )
-    dense_epochs: float = field(default=5.0, metadata={"help": "of that pretraining"})
+    dense_epochs: float = field(default=3.0, metadata={"help": "of that pretraining"})
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain unless there is a dense model, and fine-tune one copy per seed."""
     parser = HfArgumentParser((DenseArguments, TextArguments, MoeArguments, MoeTrainingArguments), description=__doc__)
-    parser.set_defaults(output_dir="gpt2-moe", num_train_epochs=3.0)
+    parser.set_defaults(output_dir="gpt2-moe", num_train_epochs=2.0, per_device_train_batch_size=32)
     options, text, moe, training = parser.parse_args_into_dataclasses(arguments)
     folder = Path(training.output_dir)
 
@@ -68,10 +68,13 @@ def small_config(tokenizer: PreTrainedTokenizerFast, positions: int) -> GPT2Conf
     return GPT2Config(
         vocab_size=len(tokenizer),
         n_positions=positions,
-        n_embd=32,
+        n_embd=64,
         n_layer=2,
         n_head=4,
-        initializer_range=32**-0.5,  # the default, 0.02, suits widths near 768
+        initializer_range=0.05,  # the default, 0.02, suits widths near 768
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
     )

@@ -107,7 +107,9 @@ def with_lora(model: PreTrainedModel, options: ModelArguments) -> PeftModel:
 def main(arguments: list[str] | None = None) -> None:
     """Train, merge LoRA into the weights, save and evaluate."""
     parser = HfArgumentParser((ModelArguments, TextArguments, MoeTrainingArguments), description=__doc__)
-    parser.set_defaults(output_dir="moe-lm", learning_rate=3e-3, moe_learning_rate_factor=1.0, weight_decay=0.1)
+    parser.set_defaults(
+        output_dir="moe-lm", learning_rate=3e-3, moe_learning_rate_factor=1.0, weight_decay=0.1, num_train_epochs=3.0
+    )
     options, text, training = parser.parse_args_into_dataclasses(arguments)
     set_seed(training.seed)
     model, tokenizer = load(options, text)

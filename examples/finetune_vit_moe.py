@@ -55,7 +55,9 @@ def load_images(options: ImageArguments, processor: BaseImageProcessor, channels
     if options.dataset is None:
         (train, test), classes = load_digits(digits_file()), CLASSES
     else:
-        rows = [load_rows(options.dataset, options.dataset_config, s) for s in (options.train_split, options.test_split)]
+        rows = [
+            load_rows(options.dataset, options.dataset_config, s) for s in (options.train_split, options.test_split)
+        ]
         train, test = (LabelledImages(part, processor, channels) for part in rows)
         classes = len(set(rows[0][column(rows[0], LABELS)]))
     return _first(train, options.max_train_samples), _first(test, options.max_eval_samples), classes
@@ -74,7 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
 
     if images.dense_model:
         processor = AutoImageProcessor.from_pretrained(images.dense_model)
-        train, test, classes = load_images(images, processor, channels=3)
+        channels = ViTConfig.from_pretrained(images.dense_model).num_channels
+        train, test, classes = load_images(images, processor, channels)
         dense = ViTForImageClassification.from_pretrained(images.dense_model, num_labels=classes)
     else:
         size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}

@@ -82,7 +82,7 @@ class MoeTrainingArguments(TrainingArguments):
     save_strategy: str = "epoch"
     save_total_limit: int | None = 1
     logging_steps: float = 20
-    report_to: None | str | list[str] = field(
+    report_to: str | list[str] | None = field(
         default_factory=lambda: [name for name in ("trackio", "tensorboard") if find_spec(name)],
         metadata={"help": "where figures are reported; those of trackio and tensorboard that are installed"},
     )

@@ -11,10 +11,10 @@ import torch
 import transformers.trainer
 from moe_training import MoeTrainer
 from safetensors.torch import load_file
-from tests.examples.conftest import EXAMPLES
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, set_seed
 
 from hf_moe_lmc import align, moe_layers
+from tests.examples.conftest import EXAMPLES
 
 # Ten steps are an epoch; a checkpoint every three; the end strikes in the second epoch, between two checkpoints.
 STEPS = ["--max_steps", "14", "--save_strategy", "steps", "--save_steps", "3", "--lr_scheduler_type", "cosine"]
@@ -37,22 +37,19 @@ finetune_moe_lm.main(sys.argv[1:])
 """
 
 
-class Interrupted(Exception):
-    pass
-
-
 class Interrupt(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
         if state.global_step == LAST_STEP:
-            raise Interrupted
+            raise InterruptedError
 
 
 def interrupt(arguments, monkeypatch):
     """Run until the last step, within this process."""
     callbacks = [*transformers.trainer.DEFAULT_CALLBACKS, Interrupt]
-    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+    with monkeypatch.context() as patch:
         patch.setattr(transformers.trainer, "DEFAULT_CALLBACKS", callbacks)
-        finetune_moe_lm.main(arguments)
+        with pytest.raises(InterruptedError):
+            finetune_moe_lm.main(arguments)
 
 
 @pytest.fixture(scope="module")
