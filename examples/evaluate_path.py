@@ -20,20 +20,13 @@ from pydoc_data.topics import topics
 import torch
 from accelerate import Accelerator
 from accelerate.utils import set_seed
-from tokenizers import ByteLevelBPETokenizer
+from example_data import tokenizer_for
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.connectivity import evaluate_path
 from hf_moe_lmc.connectivity.data import packed_blocks
-
-
-def tokenizer_for(texts: list[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on `texts`."""
-    trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(texts, vocab_size=vocabulary, special_tokens=["<end>"], show_progress=False)
-    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token="<end>")
 
 
 def train(model: MixtralForCausalLM, blocks: Dataset, *, steps: int, lr: float, seed: int) -> MixtralForCausalLM:
