@@ -27,7 +27,7 @@ from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
 from hf_moe_lmc.connectivity import evaluate_path
 from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 from hf_moe_lmc.demo.digits import digits_file, load_digits
-from hf_moe_lmc.verification import load_model
+from hf_moe_lmc.verification import load_plainly
 
 
 def layer_table(alignment: Alignment) -> str:
@@ -75,7 +75,7 @@ def main(arguments: list[str] | None = None) -> None:
     options.output.mkdir(parents=True, exist_ok=True)
     merge_checkpoints(options.reference, options.other, options.output / "merged", alignment, options.t)
 
-    reference, other = (load_model(name, torch.float32) for name in (options.reference, options.other))
+    reference, other = (load_plainly(name, torch.float32) for name in (options.reference, options.other))
     data = evaluation_data(reference, reference.name_or_path, options)
     apart = len(data) // 4
     report = evaluate_path(

@@ -1,5 +1,6 @@
 """Whole models with their weights, or not at all."""
 
+from copy import deepcopy
 from typing import Any, TypedDict, cast
 
 import torch
@@ -36,6 +37,12 @@ def load_model(opened: OpenedModel, options: LoadOptions | None = None) -> PreTr
             raise BadInputError(f"a {opened.name} is no model of Transformers")
         return opened.model
     model_class = cast("type[PreTrainedModel]", type(opened.model))
-    keywords: dict[str, Any] = {"dtype": "auto"} | dict(options or {})
+    keywords: dict[str, Any] = {
+        "dtype": "auto",
+        # Named here, for config.json may ask for a kernel of a repository; that of the skeleton does not.
+        "config": deepcopy(opened.model.config),
+        "attn_implementation": "sdpa" if model_class._supports_sdpa else "eager",
+    }
+    keywords.update(options or {})
     loaded = model_class.from_pretrained(opened.source.folder, local_files_only=True, use_safetensors=True, **keywords)
     return loaded.eval()

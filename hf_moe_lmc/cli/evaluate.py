@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.nn import Module
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
+
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 
@@ -63,8 +63,7 @@ def run(options: argparse.Namespace) -> int:
     """Evaluate, print the table, write the report."""
     from accelerate import Accelerator
 
-    from hf_moe_lmc.alignment import Alignment, open_checkpoint
-    from hf_moe_lmc.alignment.pair import check_pair
+    from hf_moe_lmc.alignment import Alignment, check_pair, load_model, open_checkpoint
     from hf_moe_lmc.checkpoints import find_source
     from hf_moe_lmc.connectivity import evaluate_path
 
@@ -73,7 +72,9 @@ def run(options: argparse.Namespace) -> int:
     check_pair(reference, other)
     alignment = Alignment.from_pretrained(options.alignment) if options.alignment else None
     accelerator, folder = Accelerator(), find_source(options.reference).folder
-    model = _load(reference.model, folder, options)
+    wanted = ("dtype", "device_map", "experts_implementation")
+    given = {name: value for name in wanted if (value := getattr(options, name))}
+    model = load_model(reference, cast("LoadOptions", given))
     calibration, data = _data(model, folder, options)
     report = evaluate_path(
         model,
@@ -103,16 +104,6 @@ def _check_output(folder: Path, overwrite: bool) -> None:
             raise OutputError(f"{folder} holds files that are no report; give another output")
         if not overwrite:
             raise OutputError(f"{folder} holds an earlier report; replace it with --overwrite or give another output")
-
-
-def _load(skeleton: "Module", folder: Path, options: argparse.Namespace) -> "PreTrainedModel":
-    given: dict[str, Any] = {
-        "dtype": options.dtype or "auto",
-        "device_map": options.device_map,
-        "experts_implementation": options.experts_implementation,
-    }
-    model_class = cast("type[PreTrainedModel]", type(skeleton))
-    return model_class.from_pretrained(folder, **{name: value for name, value in given.items() if value})
 
 
 def _data(

@@ -43,11 +43,11 @@ def run(options: argparse.Namespace) -> int:
     """Print how far the models differ."""
     import torch
 
-    from hf_moe_lmc.verification import load_model, random_batches, verify
+    from hf_moe_lmc.verification import load_plainly, random_batches, verify
 
     text = _read_text(options.text)
     dtype = getattr(torch, options.dtype)
-    before, after = load_model(options.before, dtype), load_model(options.after, dtype)
+    before, after = load_plainly(options.before, dtype), load_plainly(options.after, dtype)
     batches = {"random": random_batches(before)} | _text_batches(before, text)
     found = verify(before, after, batches)
     if options.json:
