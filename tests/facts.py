@@ -49,6 +49,12 @@ def _units_reversed(layer: MoeLayer) -> MoeLayer:
     return replace(layer, experts=layer.experts.permute_units(SignedPermutation.unsigned(order)))
 
 
+def _second_keys_reversed(layer: MoeLayer) -> MoeLayer:
+    """The second keys and, in every slot, the units that they choose; the first keys stay."""
+    first, second = layer.router.weight.chunk(2, dim=1)
+    return replace(_units_reversed(layer), router=replace(layer.router, weight=torch.cat([first, second.flip(0)], 1)))
+
+
 def _flipped(bank: ExpertBank) -> ExpertBank:
     order = Permutation.identity(bank.num_experts, bank.num_units)
     return bank.permute_units(SignedPermutation(order, -torch.ones_like(order.index, dtype=torch.int8)))
@@ -99,7 +105,10 @@ FACTS = {
     "an order of fixed experts": Fact(
         _experts_reversed, lambda layer: layer.router is not None and layer.group.fixed_experts, lambda group: False
     ),
-    "an order of fixed units": Fact(_units_reversed, lambda layer: layer.group.fixed_units, lambda group: False),
+    "an order of fixed units": Fact(_units_reversed, lambda layer: not layer.group.unit_order, lambda group: False),
+    "an order of the second keys": Fact(
+        _second_keys_reversed, lambda layer: layer.group.product_keys, lambda group: False
+    ),
     "signs of units": Fact(
         lambda layer: replace(layer, experts=_flipped(layer.experts)),
         lambda layer: layer.experts.gate_proj is not None,

@@ -8,17 +8,19 @@ from hf_moe_lmc.moe import SymmetryGroup
 
 from .class_key import class_key
 from .gates import UnitFreedom, expert_units, mlp_units
+from .headed_mlp import HeadedMlp
 from .layouts import ExpertLayout, StackedExperts
-from .mlp_layouts import DenseMlp, HeadedMlp, ListedExperts
+from .mlp_layouts import DenseMlp, ListedExperts
 from .mlps import SHARED, dense_mlps, shared_experts, unknown_mlps
-from .refusals import module_tensors, refuse_by_class, refuse_quantised, refuse_tied
+from .product_key_experts import ProductKeyExperts
+from .refusals import module_tensors, refuse_adapter, refuse_quantised, refuse_tied
 from .routed_experts import RoutedExperts, routed_experts
 from .routers import admits_scale, admits_selection_bias_constant, admits_translation, expert_groups
 from .spec import MoeLayerSpec, RouterSpec
 
 logger = logging.get_logger(__name__)
 
-ROUTERS = ("gate", "router")
+ROUTERS = ("gate", "router", "router_gate")
 
 # Names of a router's tensors below the router, or of a selection bias below the block -> field of `Router`.
 ROUTER_TENSORS = {
@@ -91,18 +93,19 @@ def unaligned_layers(model: nn.Module) -> tuple[str, ...]:
 def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ...]]:
     modules = dict(model.named_modules())
     for name, module in modules.items():
-        refuse_by_class(name, module)
+        refuse_adapter(name, module)
     routed = [
         found
         for name, module in modules.items()
         if name.rpartition(".")[2] not in SHARED and (found := routed_experts(name, module))
     ]
     # Blocks of one layer may share their shared experts; the first one has them.
-    specs, taken = [], {found.layout.name for found in routed}
+    specs, taken = [], set()
     for found in routed:
         shared = shared_experts(found.block, modules)
         specs.append(_moe_spec(found, shared if shared and shared.name not in taken else None, modules))
         taken |= {shared.name} if shared else set()
+    taken |= {found.layout.name for found in routed}
     specs += [_dense_spec(layout, modules) for layout in dense_mlps(modules, taken)]
     if not any(spec.router or isinstance(spec.experts, HeadedMlp) for spec in specs):
         raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
@@ -129,12 +132,15 @@ def _moe_spec(
     if router_name is None:
         raise UnsupportedArchitectureError(f"experts {layout.name}: no router beside them in {class_key(block)}")
     router, key = block.get_submodule(router_name), class_key(modules[layout.name])
+    # What a plain linear is used for, the block knows.
+    router = block if type(router) is nn.Linear else router
     units = _units(layout, modules)
     shared_units = mlp_units(shared.name, modules[shared.name]) if shared else UnitFreedom(False, 0)
     group = SymmetryGroup(
         expert_groups=expert_groups(router),
         fixed_experts=key in FIXED_EXPERTS,
         fixed_units=key in FIXED_UNITS,
+        product_keys=isinstance(layout, ProductKeyExperts),
         router_translation=admits_translation(f"{found.block}.{router_name}", router),
         router_scale=admits_scale(router),
         selection_bias_constant=admits_selection_bias_constant(router),
@@ -145,7 +151,7 @@ def _moe_spec(
         shared_unit_scale_degree=shared_units.scale_degree,
     )
     tensors = _router_tensors(found.block, block, router_name)
-    return MoeLayerSpec(found.block, RouterSpec(tensors, found.num_experts), layout, shared, group)
+    return MoeLayerSpec(found.block, RouterSpec(tensors, found.num_experts, group.product_keys), layout, shared, group)
 
 
 def _units(layout: ExpertLayout, modules: dict[str, nn.Module]) -> UnitFreedom:

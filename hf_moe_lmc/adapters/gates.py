@@ -33,6 +33,7 @@ HOMOGENEOUS = {"ReLU": 1, "ReLUSquaredActivation": 2}
 EXPERTS: dict[str, Gate] = {
     "beam.BeamExperts": "gated",
     "dbrx.DbrxExpertGLU": "gated",
+    "doge.DogeCDMoE": "ungated",
     "deepseek_v4.DeepseekV4Experts": "odd",
     "glm5_next.Glm5NextTextExperts": "odd",
     "gpt_oss.GptOssExperts": "offset",
@@ -64,6 +65,7 @@ MLPS: dict[str, Gate] = {
     "deepseek_v32.DeepseekV32MLP": "gated",
     "deepseek_v4.DeepseekV4MLP": "odd",
     "diffusion_gemma.DiffusionGemmaText4MLP": "gated",
+    "doge.DogeCDMoE": "gated",
     "dots1.Dots1MLP": "gated",
     "dots3_note.Dots3NoteTextMLP": "gated",
     "dots3_note.Dots3NoteVisionMLP": "gated",

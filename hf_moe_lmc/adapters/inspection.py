@@ -91,6 +91,8 @@ def inspect(model: nn.Module) -> Inspection:
 def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> LayerInspection:
     layer = spec.read(tensors)
     experts, units, shared = layer.symmetry_shape
+    if spec.group.product_keys:
+        experts, units = experts * units, 1
     router = router_of(model, spec)
     modules = [model.get_submodule(part.name) for part in spec.parts] + ([router] if router else [])
     # JetMoe's experts contain their router.
@@ -116,8 +118,9 @@ def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
     group, router = spec.group, dict(spec.router.tensors) if spec.router else {}
     words = {
         "experts": group.expert_order == "all",
+        "keys": group.expert_order == "keys",
         f"experts in {group.expert_groups} groups": group.expert_order == "groups",
-        "units": not group.fixed_units,
+        "units": group.unit_order,
         "unit signs": group.unit_signs,
         "unit scales": group.unit_scale_degree > 0,
         "shared units": spec.shared_experts is not None,
@@ -143,7 +146,7 @@ def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[in
     order, groups = 0.0, group.expert_groups
     if not group.fixed_experts:
         order += _log10_factorial(groups) + groups * _log10_factorial(experts // groups)
-    if not group.fixed_units:
+    if group.unit_order:
         order += experts * of_units(units, group.unit_signs)
     return order + (shared[0] * of_units(shared[1], group.shared_unit_signs) if shared else 0.0)
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank
 
-from .mlp_layouts import DenseMlp, HeadedMlp, ListedExperts
+from .headed_mlp import HeadedMlp
+from .mlp_layouts import DenseMlp, ListedExperts
+from .product_key_experts import ProductKeyExperts
 
 
 @dataclass(frozen=True)
@@ -160,4 +162,13 @@ class StackedExperts:
         return {f"{self.name}.{part}": tensor for part, tensor in experts.tensors().items()}
 
 
-ExpertLayout = FusedExperts | DenseMlp | HeadedMlp | FlatExperts | ParallelExperts | ListedExperts | StackedExperts
+ExpertLayout = (
+    FusedExperts
+    | DenseMlp
+    | HeadedMlp
+    | FlatExperts
+    | ParallelExperts
+    | ListedExperts
+    | StackedExperts
+    | ProductKeyExperts
+)

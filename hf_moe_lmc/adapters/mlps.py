@@ -9,11 +9,15 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 from .class_key import class_key
 from .gates import MLPS
+from .headed_mlp import HeadedMlp
 from .layouts import StackedExperts
-from .mlp_layouts import DenseMlp, HeadedMlp
+from .mlp_layouts import DenseMlp
 from .refusals import DEQUANTISE, module_tensors
 
 SHARED = ("shared_expert", "shared_experts", "shared_mlp")
+
+# Blocks whose own linears `gate_proj`, `up_proj` and `down_proj` are the shared expert.
+SHARED_INSIDE = frozenset({"doge.DogeCDMoE"})
 
 # Linears of an MLP: gate (None, or in one with up), up, down.
 LINEARS = (
@@ -40,6 +44,9 @@ def shared_experts(block: str, modules: dict[str, nn.Module]) -> DenseMlp | Stac
     Raises:
         UnsupportedArchitectureError: their layout is not known.
     """
+    if class_key(modules[block]) in SHARED_INSIDE:
+        has_bias = modules[block].get_submodule("down_proj").bias is not None
+        return DenseMlp(block, "up_proj", "down_proj", "gate_proj", has_bias)
     # Most families keep them inside the block, Granite beside it.
     for owner in (block, block.rpartition(".")[0]):
         for child in SHARED:

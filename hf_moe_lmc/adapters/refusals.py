@@ -6,21 +6,14 @@ from torch import Tensor, nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
-from .class_key import class_key
-
-REFUSED = {
-    "doge.DogeCDMoE": "matching product keys is a quadratic assignment, not a linear one",
-}
 DEQUANTISE = (
     "a quantised model must be dequantised first: load it with dequantize=True in its quantization config "
     "(Mxfp4Config, FineGrainedFP8Config), or call model.dequantize() (bitsandbytes), and save it"
 )
 
 
-def refuse_by_class(name: str, module: nn.Module) -> None:
-    """Raise `UnsupportedArchitectureError` if `module` (module name `name`) is of a class that cannot be aligned."""
-    if reason := REFUSED.get(class_key(module)):
-        raise UnsupportedArchitectureError(f"layer {name}: a {class_key(module)}: {reason}")
+def refuse_adapter(name: str, module: nn.Module) -> None:
+    """Raise `UnsupportedArchitectureError` if `module` (module name `name`) is a PEFT adapter's."""
     if type(module).__module__.startswith("peft.tuners."):
         raise UnsupportedArchitectureError(
             f"layer {name}: a PEFT {type(module).__name__}; merge the adapter first (merge_and_unload)"

@@ -25,7 +25,8 @@ def register_adapter(
     3-D, or one MLP of linears per expert.
 
     Args:
-        router: class of the child `gate` or `router`, whose `weight` is `[E, H]`.
+        router: class of the child `gate` or `router`, whose `weight` is `[E, H]`; of the block, where that child is a
+            plain `nn.Linear`.
         scores: "softmax" if a number added to the scores of all experts changes nothing; "sigmoid" for all else.
         experts: class of `experts` with 3-D weights -> what it computes between its projections: "gated" is
             `act(gate) * up`; "odd" changes sign with `up` but is not linear in it, as `act(gate) * clamp(up, -7, 7)`;

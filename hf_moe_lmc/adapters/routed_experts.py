@@ -11,6 +11,7 @@ from .gates import MLPS
 from .layouts import ExpertLayout, FlatExperts, FusedExperts, ParallelExperts
 from .mlp_layouts import DenseMlp, ListedExperts
 from .mlps import mlp_layout
+from .product_key_experts import ProductKeyExperts
 from .refusals import refuse_packed
 
 # Modules called experts that hold the routed ones further below, or none.
@@ -35,6 +36,9 @@ def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
         case "dbrx.DbrxExpertGLU":
             size = int(module.moe_num_experts)  # pyrefly: ignore[bad-argument-type]
             return RoutedExperts(FlatExperts(name, size), size, _block(name))
+        case "doge.DogeCDMoE":
+            size = int(module.num_keys)  # pyrefly: ignore[bad-argument-type]
+            return RoutedExperts(ProductKeyExperts(name, size), size, name)
         case "jetmoe.JetMoeMoE" | "jetmoe.JetMoeMoA" as key:
             size = module.get_parameter("input_linear.weight").shape[0]
             return RoutedExperts(ParallelExperts(name, is_gated=key == "jetmoe.JetMoeMoE"), size, name)

@@ -1,4 +1,4 @@
-"""What the known routers do: one row per router class.
+"""What the known routers do: one row per router class, or per class of the block that uses a plain linear.
 
 A router that is not listed is refused: nothing in its tensors tells a softmax from a sigmoid.
 """
@@ -17,6 +17,7 @@ SOFTMAX = {
     "deepseek_ocr2.DeepseekOcr2TextTopkRouter",
     "deepseek_v2.DeepseekV2TopkRouter",
     "diffusion_gemma.DiffusionGemmaTextRouter",
+    "doge.DogeCDMoE",
     "ernie4_5_vl_moe.Ernie4_5_VLMoeMoeTopKRouter",
     "ernie4_5_moe.Ernie4_5_MoeTopKRouter",
     "flex_olmo.FlexOlmoTopKRouter",
@@ -104,6 +105,7 @@ RENORMALISING = frozenset(
     {
         "hf_moe_lmc.modeling.moe_block.MoeRouter",
         "aria.AriaTextTopKRouter",
+        "doge.DogeCDMoE",
         "gpt_oss.GptOssTopKRouter",
         "granitemoe.GraniteMoeTopKRouter",
         "granitemoe_swa.GraniteMoeSWATopKRouter",

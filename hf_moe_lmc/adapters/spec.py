@@ -19,22 +19,29 @@ class RouterSpec:
     Args:
         tensors: (field of `Router`, module name of the tensor).
         num_experts: E; further rows, of skipped tokens or shared experts, stay where they are.
+        product_keys: whether `weight` holds E rows of each of two keys; both belong to one row of `Router.weight`.
     """
 
     tensors: tuple[tuple[str, str], ...]
     num_experts: int
+    product_keys: bool = False
 
     def read(self, tensors: Mapping[str, Tensor]) -> Router:
-        """The router out of tensors under module names, as views."""
+        """The router out of tensors under module names."""
         found = {field: tensors[name] for field, name in self.tensors}
         table = found.pop("expert_table", None)
         # Ernie stores its selection biases as [1, E].
         rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in found.items()}
+        if self.product_keys:
+            rows["weight"] = torch.cat(rows["weight"].chunk(2), dim=1)
         return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()}, expert_table=table)
 
     def write(self, router: Router) -> dict[str, Tensor]:
         """The inverse of `read`, but for further rows and axes of length 1."""
-        return {name: getattr(router, field) for field, name in self.tensors}
+        written = {name: getattr(router, field) for field, name in self.tensors}
+        if self.product_keys:
+            written = {name: torch.cat(tensor.chunk(2, dim=1)) for name, tensor in written.items()}
+        return written
 
 
 @dataclass(frozen=True)
@@ -92,10 +99,14 @@ class MoeLayerSpec:
         Rows beyond the routed experts are those of `tensors`.
         """
         written = self.experts.write(layer.experts)
-        if self.router and layer.router:
-            written |= self.router.write(layer.router)
         if self.shared_experts and layer.shared_experts:
             written |= self.shared_experts.write(layer.shared_experts)
+        written = {name: _completed(tensor, tensors[name]) for name, tensor in written.items()}
+        return self.write_router(layer.router, tensors) | written
+
+    def write_router(self, router: Router | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The part of `write` that belongs to the router; nothing without."""
+        written = self.router.write(router) if self.router and router else {}
         return {name: _completed(tensor, tensors[name]) for name, tensor in written.items()}
 
 

@@ -7,7 +7,7 @@ from huggingface_hub.utils import tqdm
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import HubOptions
-from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import ExpertOrder, LayerAlignment, align_layers
 from hf_moe_lmc.moe import MoeLayer
 
@@ -86,8 +86,8 @@ def _align_layer(
         _check_values(side, own, layer)
     try:
         found = align_layers(a, b, config.expert_order, config.balance_scales)
-    except IncompatiblePairError as error:
-        raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
+    except (IncompatiblePairError, UnsupportedArchitectureError) as error:
+        raise type(error)(f"layer {spec.name}: {error}") from None
     return found, layer_digest(spec, tensors), layer_digest(other_spec, other_tensors)
 
 

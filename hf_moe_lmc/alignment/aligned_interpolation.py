@@ -61,16 +61,13 @@ def _interpolate_layer_(
             f"{b.symmetry_shape}"
         )
     group = a.group
-    if spec.router and a.router and b.router:
+    if a.router and b.router:
         moved = b.router.permute_experts(symmetry.experts)
         kept = interpolate_router(a.router, moved, t, group.router_translation) if keep_norms else None
-        for field, name in spec.router.tensors:
-            interpolate_(name, getattr(a.router, field), getattr(moved, field), t)
-            if kept:
-                getattr(a.router, field).copy_(getattr(kept, field))
-            rest = spec.router.num_experts
-            if field != "expert_table":
-                interpolate_(name, reference[name][rest:], other[name][rest:], t)
+        for name, tensor in spec.write_router(moved, other).items():
+            interpolate_(name, reference[name], tensor, t)
+        for name, tensor in spec.write_router(kept, reference).items():
+            reference[name].copy_(tensor)
     degree = group.unit_scale_degree if keep_norms else None
     _interpolate_bank_(spec.name, a.experts, b.experts, symmetry.experts, symmetry.units, t, degree)
     written = spec.experts.write(a.experts) if not _are_views(a.experts, reference) else {}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
@@ -56,6 +57,12 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             units of as many of the E^2 pairs as its proof needs; "auto" is "gate" where every router row is at least
             twice as near to its partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order
             that they show.
+
+    Product keys: "gate" is exact for the keys; "gram" compares all experts of one first key; the optimum over keys and
+    experts is a quadratic assignment, so "auto" is "gate".
+
+    Raises:
+        UnsupportedArchitectureError: "joint" for product keys.
     """
     num_experts, groups = reference.experts.num_experts, reference.group.expert_groups
     dtype = working_dtype(reference, other)
@@ -70,7 +77,11 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             return _on_table(-cost, groups, "gate")
         case "gram":
             return _on_table(-gram_cost(reference.experts, other.experts, dtype), groups, "gram")
-        case "auto" if _is_clear(cost, gate):
+        case "joint" if reference.group.product_keys:
+            raise UnsupportedArchitectureError(
+                'the "joint" order of product keys is a quadratic assignment; choose "gate" or "gram"'
+            )
+        case "auto" if reference.group.product_keys or _is_clear(cost, gate):
             return _on_table(-cost, groups, "gate")
         case "joint" | "auto":
             table = JointTable.bounded(reference, other)

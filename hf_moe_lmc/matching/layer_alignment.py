@@ -50,6 +50,7 @@ def align_layers(
 
     Raises:
         IncompatiblePairError: the layers differ in kind or size.
+        UnsupportedArchitectureError: see `match_experts`.
     """
     check_comparable(reference, other)
     if balance_scales:
@@ -61,8 +62,9 @@ def align_layers(
         experts = ExpertMatching(expert_order, "given")
     else:
         experts = match_experts(reference, other, expert_order)
+    keys = experts.order if reference.group.product_keys else None
     units = [
-        experts.pairs.get(pair) or match_experts_units(reference, other, *pair)
+        experts.pairs.get(pair) or match_experts_units(reference, other, *pair, keys)
         for pair in enumerate(experts.order.index.tolist())
     ]
     shared = match_shared_units(reference, other)

@@ -29,8 +29,8 @@ class UnitMatching:
         similarity: `sum_i S_ip(i)`, the greatest that any move reaches.
         squared_distance: between the units once moved.
         gap: by how much the greatest similarity could exceed this one at most; 0 but for rounding.
-        solver: "siblings" where a few coordinates proved the optimum, "fixed" where units may not move, else that
-            of the `Assignment`.
+        solver: "siblings" where a few coordinates proved the optimum, "fixed" where units have no order of their own,
+            else that of the `Assignment`.
         margins: `[F]`, at least so much does unit i lose with any other partner, relative to `|x_i|^2`; 0 where it
             could as well go elsewhere.
     """
@@ -91,14 +91,20 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
     return _matching(reference, partners, gap, solver, margins)
 
 
-def match_experts_units(reference: MoeLayer, other: MoeLayer, i: int, j: int) -> UnitMatching:
-    """`match_pair` of routed expert i of one layer and j of the other; only these two are brought to float32."""
+def match_experts_units(
+    reference: MoeLayer, other: MoeLayer, i: int, j: int, keys: Permutation | None = None
+) -> UnitMatching:
+    """`match_pair` of routed expert i of one layer and j of the other; only these two are brought to float32.
+
+    Units without an order of their own keep theirs, or follow the order of the `keys`.
+    """
     dtype, group = working_dtype(reference, other), reference.group
     a, b = (Units.of(x.experts, e, group.unit_signs, dtype) for x, e in ((reference, i), (other, j)))
-    if not group.fixed_units:
+    if group.unit_order:
         return match_pair(a, b)
     margins = torch.zeros_like(a.kept[:, 0])
-    return _matching(a, Partners.of(a, b, torch.arange(len(margins), device=margins.device)), 0.0, "fixed", margins)
+    order = torch.arange(len(margins)) if keys is None else keys.index
+    return _matching(a, Partners.of(a, b, order.to(margins.device)), 0.0, "fixed", margins)
 
 
 def match_shared_units(reference: MoeLayer, other: MoeLayer) -> list[UnitMatching]:

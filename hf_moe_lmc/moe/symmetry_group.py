@@ -19,6 +19,8 @@ class SymmetryGroup:
             1 admits every order.
         fixed_experts: no order of experts but their own is admitted.
         fixed_units: no order of the routed experts' units but their own is admitted, as of query heads.
+        product_keys: experts are addressed by two keys, and expert (i, j) is unit j of slot i. One order moves the keys
+            of both, so units have none of their own: that of the slots is also that of the units in every slot.
         router_translation: adding one vector to all rows of the router changes nothing. True of a softmax over all
             scores or over the selected ones, which ignores a common shift as does the choice of the largest scores
             (arXiv:2509.11348, section 3); not of a sigmoid.
@@ -34,6 +36,7 @@ class SymmetryGroup:
     expert_groups: int = 1
     fixed_experts: bool = False
     fixed_units: bool = False
+    product_keys: bool = False
     router_translation: bool = False
     router_scale: bool = False
     selection_bias_constant: bool = False
@@ -44,11 +47,18 @@ class SymmetryGroup:
     shared_unit_scale_degree: int = 0
 
     @property
-    def expert_order(self) -> Literal["all", "groups", "none"]:
+    def expert_order(self) -> Literal["all", "groups", "keys", "none"]:
         """Which orders of experts are admitted."""
+        if self.product_keys:
+            return "keys"
         if self.fixed_experts:
             return "none"
         return "all" if self.expert_groups == 1 else "groups"
+
+    @property
+    def unit_order(self) -> bool:
+        """Whether the routed experts' units have an order of their own."""
+        return not (self.fixed_units or self.product_keys)
 
     def random_derangement(
         self,
@@ -67,13 +77,14 @@ class SymmetryGroup:
                 return SignedPermutation.identity(*size)
             return SignedPermutation.random_derangement(*size, signed=signs, generator=generator)
 
-        return MoeSymmetry(
-            self._random_order(experts, generator),
-            SignedPermutation.identity(experts, units)
-            if self.fixed_units
-            else signed((experts, units), self.unit_signs),
-            signed(shared, self.shared_unit_signs) if shared else None,
-        )
+        order = self._random_order(experts, generator)
+        if self.unit_order:
+            moved = signed((experts, units), self.unit_signs)
+        elif self.product_keys:
+            moved = SignedPermutation.unsigned(Permutation(order.index.repeat(experts, 1)))
+        else:
+            moved = SignedPermutation.identity(experts, units)
+        return MoeSymmetry(order, moved, signed(shared, self.shared_unit_signs) if shared else None)
 
     def _random_order(self, experts: int, generator: torch.Generator | None) -> Permutation:
         if experts == 1 or self.fixed_experts:

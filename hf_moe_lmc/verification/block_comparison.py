@@ -37,6 +37,9 @@ class BlockComparison:
         if class_key(before.get_submodule(name)) in USED_IN_PARTS:
             name = name.rpartition(".")[0]
         self._blocks = before.get_submodule(name), after.get_submodule(name)
+        # No module returns the experts that product keys choose.
+        watched = None if spec.group.product_keys else spec.router
+        self._num_experts = watched.num_experts if watched else None
         self._routers = router_of(before, spec), router_of(after, spec)
         self._chosen: tuple[list[Tensor], list[Tensor]] = [], []
         self._answer: Any = None
@@ -71,26 +74,26 @@ class BlockComparison:
 
     def _listen(self, side: int) -> list[torch.utils.hooks.RemovableHandle]:
         """Note what the router of one side chooses, if there is one."""
-        router, spec = self._routers[side], self.spec.router
-        if router is None or spec is None:
+        router, num_experts = self._routers[side], self._num_experts
+        if router is None or num_experts is None:
             return []
 
         def note(module: nn.Module, args: tuple[Any, ...], output: object) -> None:
-            self._chosen[side].append(selected_experts(output, spec.num_experts, self.top_k).cpu())
+            self._chosen[side].append(selected_experts(output, num_experts, self.top_k).cpu())
 
         return [router.register_forward_hook(note)]
 
     @property
     def agreement(self) -> float | None:
-        """`routing_agreement` over all calls; None without router."""
-        if self.spec.router is None:
+        """`routing_agreement` over all calls; None without router, and with product keys."""
+        if self._num_experts is None:
             return None
         return routing_agreement(torch.cat(self._chosen[0]), torch.cat(self._chosen[1]))
 
     @property
     def experts_reached(self) -> int | None:
-        """How many experts were chosen at least once in `before`; None without router."""
-        if self.spec.router is None:
+        """How many experts were chosen at least once in `before`; None as `agreement`."""
+        if self._num_experts is None:
             return None
         chosen = torch.cat(self._chosen[0]).unique()
-        return int((chosen < self.spec.router.num_experts).sum())
+        return int((chosen < self._num_experts).sum())

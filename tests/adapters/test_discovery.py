@@ -63,6 +63,7 @@ LAYOUTS = [
     "deepseek_v4",
     "gemma4",
     "vitpose_backbone",
+    "doge",
 ]
 
 

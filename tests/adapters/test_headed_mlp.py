@@ -4,7 +4,7 @@ import torch
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import alignable_layers, moe_layers
-from hf_moe_lmc.adapters.mlp_layouts import HeadedMlp
+from hf_moe_lmc.adapters.headed_mlp import HeadedMlp
 from tests import families
 
 

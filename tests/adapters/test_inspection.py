@@ -43,7 +43,7 @@ def chosen_experts(model, name: str) -> dict[str, int]:
 
 
 # Their experts are called otherwise.
-OTHER_CALLS = {"dbrx": 3, "jetmoe": 3, "llama4": 3, "nllb_moe": 2, "switch_transformers": 1}
+OTHER_CALLS = {"dbrx": 3, "doge": 3, "jetmoe": 3, "llama4": 3, "nllb_moe": 2, "switch_transformers": 1}
 
 
 @pytest.mark.parametrize("name", SUPPORTED)
@@ -125,3 +125,11 @@ def test_symmetries_are_counted_as_by_hand():
     expected = len(orders) * units**4 * 6
     found = log10_order(SymmetryGroup(expert_groups=2, unit_signs=True), 4, 2, (1, 3))
     assert math.isclose(10**found, expected, rel_tol=1e-9)
+
+
+def test_product_keys_are_all_that_moves():
+    layer = inspect(families.build("doge", experts=12)).layers[0]
+    assert (layer.num_experts, layer.num_units, layer.experts_per_token) == (16, 1, 3)
+    assert layer.symmetries == ("keys", "shared units", "shared unit signs", "shared unit scales", "router translation")
+    shared = layer.shared_units * math.log10(2) + math.log10(math.factorial(layer.shared_units))
+    assert math.isclose(layer.log10_symmetries, math.log10(math.factorial(4)) + shared, rel_tol=1e-9)

@@ -46,7 +46,7 @@ def test_norm_preserving(name, dtype):
 
 
 @pytest.mark.parametrize(
-    "name", [*NAMES, "deepseek_v3", "gpt_oss", "switch_transformers", "longcat_flash", "vitpose_backbone"]
+    "name", [*NAMES, "deepseek_v3", "gpt_oss", "switch_transformers", "longcat_flash", "vitpose_backbone", "doge"]
 )
 def test_moved_equals_moving_the_whole_model(name):
     model = build(name, dtype=torch.float32) if name in NAMES else families.build(name)

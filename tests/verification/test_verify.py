@@ -15,6 +15,10 @@ from tests.test_families import SUPPORTED
 # Each takes its inputs otherwise: embeddings only; patches in a grid.
 OWN_INPUTS = {"qwen3_omni_moe.talker", "dots3_note.vision"}
 
+# Zaya's router reports tokens that skip the experts as tokens of expert 0, with weight 0; Doge's reports no choices,
+# and VitPose has none.
+WITHOUT_CHOICES = {"zaya", "doge", "vitpose_backbone"}
+
 
 def pair(name: str, dtype: torch.dtype = torch.float32):
     """A model twice."""
@@ -31,8 +35,7 @@ def test_a_scrambled_model_is_equal(name):
     assert found.equal
     assert [layer.name for layer in found.layers] == [spec.name for spec in alignable_layers(before)]
     agreement = {layer.routing_agreement for layer in found.layers if layer.routing_agreement is not None}
-    # Zaya's router reports tokens that skip the experts as tokens of expert 0, with weight 0.
-    assert agreement == ({1.0} if moe_layers(before) else set()) or name == "zaya"
+    assert agreement == {1.0} or name in WITHOUT_CHOICES
 
 
 @pytest.mark.parametrize("name", ["mixtral", "deepseek_v3", "gpt_oss", "moe_vit shared"])
