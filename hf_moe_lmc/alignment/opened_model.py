@@ -10,7 +10,16 @@ from transformers import PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
-from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, ReusedMemory, Source, find_source, meta_model, read_config
+from hf_moe_lmc.checkpoints import (
+    COMPANIONS,
+    Checkpoint,
+    HubOptions,
+    ReusedMemory,
+    Source,
+    find_source,
+    meta_model,
+    read_config,
+)
 from hf_moe_lmc.errors import BadInputError
 
 
@@ -95,7 +104,7 @@ def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTra
         UnsupportedArchitectureError: the model is not known here.
         HubError: the Hub does not give it.
     """
-    return _skeleton(find_source(name, options, weights=False))
+    return _skeleton(find_source(name, options, COMPANIONS))
 
 
 def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> OpenedModel:

@@ -1,24 +1,29 @@
 """A local folder or a Hub repository -> a folder of files."""
 
-import re
+import time
 from dataclasses import dataclass
+from http import HTTPStatus
 from pathlib import Path
 from typing import TypedDict
 
-from huggingface_hub import HfApi, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
+    HFValidationError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import validate_repo_id
 
 from hf_moe_lmc.errors import BadInputError, HubError
 
-REPOSITORY = re.compile(r"[\w.-]+(/[\w.-]+)?")
+# Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
+# each wait ten seconds.
+PAUSES = (1, 2)
 
 # All that belongs to a model but its weights; copied as bytes into what is made of it.
 COMPANIONS = (
@@ -67,10 +72,12 @@ class Source:
     commit: str | None = None
 
 
-def find_source(name: str | Path, options: HubOptions | None = None, weights: bool = True) -> Source:
+def find_source(
+    name: str | Path, options: HubOptions | None = None, files: tuple[str, ...] = COMPANIONS + ABOUT + WEIGHTS
+) -> Source:
     """The files of `name`: a folder, or `org/repository[@revision]` on the Hub, all files of one commit.
 
-    Without `weights`, only the small files are downloaded.
+    From the Hub, those that match a pattern of `files` are downloaded, unless they are cached.
 
     Raises:
         BadInputError: there is no such folder, and it cannot be the name of a repository.
@@ -78,13 +85,15 @@ def find_source(name: str | Path, options: HubOptions | None = None, weights: bo
     """
     options = HubOptions() if options is None else options
     subfolder = options.get("subfolder", "")
-    if Path(name).is_dir():
+    if str(name) and Path(name).is_dir():
         return Source(str(name), _within(Path(name), subfolder))
     repository, _, revision = str(name).partition("@")
-    if not REPOSITORY.fullmatch(repository) or ".." in repository:
-        raise BadInputError(f"{name} is neither a folder nor the name of a repository on the Hub")
+    try:
+        validate_repo_id(repository)
+    except HFValidationError:
+        raise BadInputError(f"{str(name)!r} is neither a folder nor the name of a repository on the Hub") from None
     revision = revision or options.get("revision") or "main"
-    folder, commit = _download(repository, revision, options, COMPANIONS + ABOUT + WEIGHTS if weights else COMPANIONS)
+    folder, commit = _download_patiently(repository, revision, options, files)
     return Source(str(name), _within(folder, subfolder), commit)
 
 
@@ -95,18 +104,34 @@ def _within(folder: Path, subfolder: str) -> Path:
     return inside
 
 
+def _download_patiently(
+    repository: str, revision: str, options: HubOptions, patterns: tuple[str, ...]
+) -> tuple[Path, str | None]:
+    for pause in PAUSES:
+        try:
+            return _download(repository, revision, options, patterns)
+        except _BusyError:
+            time.sleep(pause)
+    return _download(repository, revision, options, patterns)
+
+
+class _BusyError(HubError):
+    """The Hub may answer the next time."""
+
+
 def _download(
     repository: str, revision: str, options: HubOptions, patterns: tuple[str, ...]
 ) -> tuple[Path, str | None]:
     token, subfolder = options.get("token"), options.get("subfolder", "")
-    local = bool(options.get("local_files_only"))
+    local = bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
     try:
+        # Asked first, for snapshot_download would hide a refusal behind what is cached.
+        commit = None if local else _commit(repository, revision, token)
         # One commit for all files, even if the branch moves meanwhile.
-        commit = revision if local else HfApi(token=token).model_info(repository, revision=revision, timeout=60).sha
         folder = snapshot_download(
             repository,
-            revision=commit,
+            revision=revision,
             token=token,
             cache_dir=options.get("cache_dir"),
             local_files_only=local,
@@ -125,6 +150,26 @@ def _download(
     except EntryNotFoundError as error:
         raise HubError(f"{repository}@{revision}: {error}") from None
     except HfHubHTTPError as error:
-        raise HubError(f"the Hub refused {repository}@{revision}: {error}; try again later") from None
+        status = error.response.status_code
+        if status == HTTPStatus.UNAUTHORIZED:
+            raise HubError(f"the Hub does not accept the token for {repository}; log in anew (hf auth login)") from None
+        kind = _BusyError if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500 else HubError
+        raise kind(f"the Hub answered {status} for {repository}@{revision}; try again later") from None
+    except Exception as error:  # what the connection raises depends on the HTTP library
+        raise HubError(
+            f"the connection to the Hub failed for {repository}@{revision} ({_one_line(error)}); try again later, what "
+            "has arrived is kept"
+        ) from None
     # A snapshot's folder is called like its commit.
-    return Path(folder), Path(folder).name
+    found = Path(folder).name
+    if commit not in (None, found):
+        raise _BusyError(f"{repository}@{revision} changed while it was opened; try again")
+    return Path(folder), found
+
+
+def _commit(repository: str, revision: str, token: str | bool | None) -> str | None:
+    return HfApi(token=token).model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,213 @@
+"""Checkpoints on a Hub: downloads by commit, and all that a network does instead."""
+
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+
+from tests.hub_server import COMMIT, REPOSITORY, serve
+
+TOKEN = "hf_averysecrettokenofatestaverysecret"
+DEADLINE = 60
+ENVIRONMENT = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
+
+
+class Client:
+    """A process that opens sources."""
+
+    def __init__(self, url: str, **environment: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "tests.checkpoints.hub_client"],
+            env=os.environ | ENVIRONMENT | {"HF_ENDPOINT": url} | environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    def open(self, name: object = REPOSITORY, **options: object) -> dict:
+        self.process.stdin.write(json.dumps({"name": str(name), "options": options}) + "\n")
+        self.process.stdin.flush()
+        assert select.select([self.process.stdout], [], [], DEADLINE)[0], "no answer"
+        return json.loads(self.process.stdout.readline())
+
+    def close(self) -> None:
+        said = self.process.communicate(timeout=DEADLINE)[1]
+        assert TOKEN not in said
+
+
+@pytest.fixture(scope="module")
+def saved_files(tmp_path_factory):
+    """A repository's files; only their names and bytes matter here."""
+    folder = tmp_path_factory.mktemp("repository")
+    for name in (
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+        "README.md",
+        "pytorch_model.bin",
+        "modeling_x.py",
+    ):
+        (folder / name).write_bytes(name.encode() * 100)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def served(saved_files):
+    with serve(saved_files) as hub:
+        yield hub
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    with closing(Client(served.url)) as client:
+        yield client
+
+
+@pytest.fixture
+def hub(served):
+    served.fault, served.times = "", None
+    served.asked.clear()
+    return served
+
+
+@pytest.fixture
+def cache(tmp_path):
+    return str(tmp_path / "cache")
+
+
+def test_download(hub, client, cache):
+    found = client.open(cache_dir=cache, token=TOKEN)
+    assert found["commit"] == COMMIT
+    assert {file.name for file in Path(found["folder"]).iterdir()} == {
+        "config.json",
+        "model.safetensors",
+        "tokenizer.json",
+    }
+    assert f"Bearer {TOKEN}" in hub.tokens
+    asked = hub.asked["file"]
+    assert client.open(f"{REPOSITORY}@main", cache_dir=cache) == found
+    assert hub.asked["file"] == asked
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("unauthorized", "does not accept the token for someone/mixtral; log in anew"),
+        ("gated", "someone/mixtral is gated; ask for access"),
+        ("no repository", "is not on the Hub, or is private"),
+        ("no revision", "someone/mixtral has no revision v9"),
+        ("absent", "the Hub answered 404"),
+        ("403", "the Hub answered 403"),
+        ("bad JSON", "the connection to the Hub failed"),
+        ("stalled", "the connection to the Hub failed"),
+    ],
+)
+def test_refusals(hub, client, cache, fault, words):
+    hub.fault, hub.where = fault, "api"
+    start = time.monotonic()
+    found = client.open(f"{REPOSITORY}@v9", cache_dir=cache, token=TOKEN)
+    assert found["code"] == 6
+    assert words in found["message"]
+    assert "\n" not in found["message"]
+    assert TOKEN not in found["message"]
+    assert time.monotonic() - start < DEADLINE
+
+
+@pytest.mark.parametrize("where", ["api", "file"])
+@pytest.mark.parametrize("fault", ["429", "500", "503"])
+def test_busy_once(hub, client, cache, fault, where):
+    hub.fault, hub.where, hub.times = fault, where, 1
+    assert client.open(cache_dir=cache, token=TOKEN)["commit"] == COMMIT
+
+
+@pytest.mark.parametrize(("fault", "where"), [("429", "api"), ("500", "api"), ("503", "file")])
+def test_busy_for_ever(hub, client, cache, fault, where):
+    hub.fault, hub.where = fault, where
+    found = client.open(cache_dir=cache, token=TOKEN)
+    assert found["code"] == 6
+    assert found["message"] == f"the Hub answered {fault} for {REPOSITORY}@main; try again later"
+
+
+def test_broken_off_once(hub, client, cache):
+    hub.fault, hub.where, hub.times = "truncated", "file", 1
+    folder = Path(client.open(cache_dir=cache)["folder"])
+    assert (folder / "model.safetensors").read_bytes() == b"model.safetensors" * 100
+
+
+@pytest.mark.parametrize("fault", ["truncated", "stalled"])
+def test_broken_off_for_ever(hub, client, cache, fault):
+    hub.fault, hub.where = fault, "file"
+    found = client.open(cache_dir=cache, token=TOKEN)
+    assert found["code"] == 6
+    assert "the connection to the Hub failed" in found["message"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["a/b/c", "../x", "a//b", "-x/y", "a b", "", "https://huggingface.co/a/b", "~user", "/absent/folder"],
+)
+def test_malformed_names(hub, client, cache, name):
+    found = client.open(name, cache_dir=cache)
+    assert found["code"] == 3
+    assert "\n" not in found["message"]
+
+
+def test_a_name_that_is_also_a_folder(hub, client, tmp_path, cache):
+    """As in Transformers, the folder wins."""
+    found = client.open(tmp_path, cache_dir=cache)
+    assert found["folder"] == str(tmp_path)
+    assert found["commit"] is None
+    assert not hub.asked
+
+
+def test_subfolder(hub, client, cache, saved_files):
+    found = client.open(cache_dir=cache, subfolder="absent")
+    assert found["code"] in (3, 6)
+    assert "absent" in found["message"]
+
+
+def test_offline(hub, client, cache):
+    with closing(Client(hub.url, HF_HUB_OFFLINE="1")) as offline:
+        found = offline.open(cache_dir=cache)
+        assert found["code"] == 6
+        assert found["message"] == f"{REPOSITORY}@main is not in the cache, and the network may not be used"
+        there = client.open(cache_dir=cache)
+        requests = hub.asked.total()
+        assert offline.open(cache_dir=cache) == there
+        assert client.open(cache_dir=cache, local_files_only=True) == there
+        assert client.open(f"{REPOSITORY}@{COMMIT}", cache_dir=cache, local_files_only=True) == there
+        assert hub.asked.total() == requests
+
+
+def test_nothing_cached_and_no_network_wanted(hub, client, cache):
+    found = client.open(cache_dir=cache, local_files_only=True)
+    assert found["code"] == 6
+    assert "is not in the cache" in found["message"]
+    assert not hub.asked
+
+
+def test_no_hub_at_all(cache):
+    with closing(Client("http://127.0.0.1:9")) as nobody:
+        found = nobody.open(cache_dir=cache, token=TOKEN)
+    assert found["code"] == 6
+    assert "the connection to the Hub failed" in found["message"]
+
+
+def test_the_command_line(hub, saved, tmp_path):
+    """A body of the right length that is no checkpoint, and a refusal, both told in one line."""
+    command = [sys.executable, "-m", "hf_moe_lmc.cli", "align", REPOSITORY, str(saved / "single"), "-o"]
+    environment = (
+        os.environ | ENVIRONMENT | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
+    )
+    hub.fault, hub.where = "gated", "api"
+    done = subprocess.run([*command, tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 6
+    assert done.stderr == f"error: {REPOSITORY} is gated; ask for access on its page and log in (hf auth login)\n"
+    assert not (tmp_path / "out").exists()
