@@ -22,7 +22,6 @@ from hf_moe_lmc import Alignment
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.matching import LayerAlignment
 
-
 from .merge_vs_mergekit import OURS, Cost, machine, measure
 from .pair import configuration
 
