@@ -15,9 +15,9 @@ SEED = 0
 NOISE = 0.01  # standard deviation, relative to that of the tensor
 
 
-def write_pair(folder: Path, layers: int = 10) -> tuple[Path, Path]:
-    """Write `folder`/a and `folder`/b, bfloat16: 0.18 GB a layer each; returns the two folders."""
-    config = MixtralConfig(
+def configuration(layers: int = 10) -> MixtralConfig:
+    """Mixtral, small: bfloat16, 0.18 GB a layer."""
+    return MixtralConfig(
         vocab_size=32_000,
         hidden_size=1024,
         intermediate_size=3584,
@@ -28,9 +28,13 @@ def write_pair(folder: Path, layers: int = 10) -> tuple[Path, Path]:
         num_experts_per_tok=2,
         dtype=torch.bfloat16,
     )
+
+
+def write_pair(folder: Path, config: MixtralConfig | None = None) -> tuple[Path, Path]:
+    """Write `folder`/a and `folder`/b; returns the two folders."""
     torch.manual_seed(SEED)
     with torch.device("meta"):
-        model = MixtralForCausalLM(config)
+        model = MixtralForCausalLM(config or configuration())
     model = model.to(torch.bfloat16).to_empty(device="cpu").eval()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -48,4 +52,4 @@ if __name__ == "__main__":
     parser.add_argument("folder", type=Path)
     parser.add_argument("--layers", type=int, default=10)
     options = parser.parse_args()
-    write_pair(options.folder, options.layers)
+    write_pair(options.folder, configuration(options.layers))

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory
+from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory, check_output
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
 from .align import align_opened
@@ -19,7 +19,7 @@ from .opened_model import OpenedModel, open_checkpoint, open_model
 from .pair import check_pair
 from .processes import processes
 from .steps import Step
-from .stream import OutputOptions, write_checkpoints
+from .stream import OutputOptions, read_paths, write_checkpoints
 
 
 def merge(
@@ -116,7 +116,12 @@ def merge_opened(
         _check_on_the_line(point)
     options = options or OutputOptions()
     check_pair(reference, other)
-    found = alignment if isinstance(alignment, Alignment) else align_opened(reference, other, alignment)
+    if isinstance(alignment, Alignment):
+        found = alignment
+    else:
+        # Before time is spent on aligning.
+        check_output(Path(output), read_paths(reference, other), options.overwrite)
+        found = align_opened(reference, other, alignment)
     check_layers(found, other)
     if not processes().is_main_process:
         return found

@@ -19,7 +19,6 @@ from hf_moe_lmc.checkpoints import (
     Layout,
     output_folder,
     place,
-    write_durably,
 )
 from hf_moe_lmc.errors import BadInputError
 
@@ -74,8 +73,8 @@ def write_checkpoints(
     inputs = [opened.checkpoint for opened in (model, *others)]
     about = _about(options)
     recipe = {"inputs": [_identity(checkpoint) for checkpoint in inputs], "outputs": recipes} | about
-    read = [path for checkpoint in inputs for path in (checkpoint.folder, *checkpoint.states)]
-    with output_folder(output, recipe, read, len(recipes) * written_bytes(model, options), options.overwrite) as staged:
+    size = len(recipes) * written_bytes(model, options)
+    with output_folder(output, recipe, read_paths(model, *others), size, options.overwrite) as staged:
         writers = [
             CheckpointWriter(folder, place(inputs[0], folder, options.layout, options.dtype), inputs[0].model)
             for folder in map(staged.path.joinpath, recipes)
@@ -98,6 +97,11 @@ def write_checkpoints(
             _write_manifest(staged.path / folder, {**own, **about, "sha256": digests})
         if "" not in recipes:
             _write_manifest(staged.path, {"folders": recipes} | about)
+
+
+def read_paths(*models: OpenedModel) -> list[Path]:
+    """Folders and files of checkpoints; where files are links, as in a cache of the Hub, they may lie elsewhere."""
+    return [path for model in models for path in (model.checkpoint.folder, *model.checkpoint.states)]
 
 
 def written_bytes(model: OpenedModel, options: OutputOptions) -> int:
@@ -143,7 +147,9 @@ def _copy_companions(source: Path, target: Path, options: OutputOptions) -> None
         content = file.read_bytes()
         if file.name == "config.json" and options.dtype:
             content = _as_json(_with_dtype(json.loads(content), options.dtype))
-        write_durably(target / file.relative_to(source), content)
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_bytes(content)
 
 
 def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
@@ -153,7 +159,7 @@ def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _write_manifest(folder: Path, content: Mapping[str, Any]) -> None:
-    write_durably(folder / MANIFEST_NAME, _as_json(content))
+    (folder / MANIFEST_NAME).write_bytes(_as_json(content))
 
 
 def _as_json(content: Mapping[str, Any]) -> bytes:

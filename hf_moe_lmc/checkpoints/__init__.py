@@ -3,9 +3,8 @@
 from .checkpoint import Checkpoint
 from .config_file import read_config
 from .conversion import tied_names
-from .durable import write_durably
 from .layout import Layout, place
-from .output_folder import MANIFEST_NAME, StagedFolder, output_folder
+from .output_folder import MANIFEST_NAME, StagedFolder, check_output, output_folder
 from .quantisation import quantisation
 from .reused_memory import ReusedMemory
 from .skeleton import meta_model
@@ -23,6 +22,7 @@ __all__ = [
     "ReusedMemory",
     "Source",
     "StagedFolder",
+    "check_output",
     "find_source",
     "meta_model",
     "output_folder",
@@ -31,5 +31,4 @@ __all__ = [
     "read_config",
     "tensor_bytes",
     "tied_names",
-    "write_durably",
 ]

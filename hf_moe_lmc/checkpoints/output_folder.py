@@ -15,8 +15,8 @@ from typing import Any
 
 from hf_moe_lmc.errors import MoeLmcError, OutputError
 
-from .durable import sync
 from .journal import Journal, open_journal
+from .sync import sync
 
 MANIFEST_NAME = "hf_moe_lmc_manifest.json"
 
@@ -86,6 +86,17 @@ def output_folder(
         _discard(work)
 
 
+def check_output(out: Path, inputs: Sequence[Path], overwrite: bool, marker: str = MANIFEST_NAME) -> None:
+    """What `output_folder` asks of `out`, before any work is done for it.
+
+    Raises:
+        OutputError: `out` may not be written.
+    """
+    out = Path(os.path.abspath(out))
+    _check_place(out, inputs)
+    _check_free(out, overwrite, marker)
+
+
 def _check_place(out: Path, inputs: Sequence[Path]) -> None:
     if out.is_symlink() or out.is_mount():
         raise OutputError(f"{out} is a link or a mount point; give a folder of its own")
@@ -121,7 +132,8 @@ def _allocated(folder: Path) -> int:
 
 
 def _put_in_place(new: Path, out: Path, old: Path) -> None:
-    sync(new)
+    for path in (*new.rglob("*"), new):
+        sync(path)
     try:
         if out.exists() and any(out.iterdir()):
             os.rename(out, old)

@@ -11,10 +11,10 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError, OutputError
 
 from .conversion import tensor_groups
-from .durable import sync, write_durably
 from .layout import Placement, header, index
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, read_header, tensor_bytes
+from .sync import sync
 
 # Sha-256 digests of tensors, by key.
 Digests = dict[str, str]
@@ -66,7 +66,7 @@ class CheckpointWriter:
             OutputError: the disk does not return what was written.
         """
         if content := index(self._placement):
-            write_durably(self._folder / INDEX_NAME, content)
+            (self._folder / INDEX_NAME).write_bytes(content)
         for file, tensors in self._files().items():
             if read_header(file) != {tensor.key: tensor for tensor in tensors}:
                 raise OutputError(f"{file} does not hold what was written; check the disk")

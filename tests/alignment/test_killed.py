@@ -72,21 +72,20 @@ class Run:
 
 def watched(run: Callable[[], None], at: Callable[[int], None]) -> None:
     """Call `at(count)` before every file that is opened, and everything else that is asked of the file system."""
-    count = -1
+    count, on = -1, True
 
     def before(event: str, arguments: object = ()) -> None:
-        nonlocal count
-        if event in CALLS and watched.on:
-            watched.on = False
+        nonlocal count, on
+        if on and event in CALLS:
+            on = False
             at(count := count + 1)
-            watched.on = True
+            on = True
 
     sys.addaudithook(before)
     fsync = os.fsync
     with mock.patch("os.fsync", side_effect=lambda file: (before("os.fsync"), fsync(file))):
-        watched.on = True
         run()
-        watched.on = False
+    on = False
 
 
 def moments(run: Run) -> list[int]:
