@@ -48,6 +48,7 @@ def test_a_merge_goes_there_whole_and_in_one_commit(folder, tmp_path):
             env=environment(hub),
         )
         repository = hub.repositories["me/merged-ab"]
+        assert ("POST", "/api/validate-yaml") in hub.requests
         assert (done.returncode, done.stdout) == (0, f"Pushed: {hub.url}/me/merged-ab/commit/{repository.sha}\n")
     assert repository.private
     assert len(repository.commits) == 2  # that of the Hub itself, and ours
@@ -232,10 +233,6 @@ def test_metadata_that_the_hub_refuses(folder, hub):
     (folder / "merged" / "README.md").write_text("---\nlicense: mit\ntags: [3]\n---\n")
     with pytest.raises(BadInputError, match="does not accept the metadata of the card"):
         push_folder(folder / "merged", "org/ab")
-
-
-def test_our_metadata_passes(folder, hub):
-    write_card(folder / "merged").validate()
 
 
 def test_a_killed_push_commits_nothing(folder):
