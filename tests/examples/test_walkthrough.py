@@ -1,6 +1,7 @@
 """The page is what the script says; the script runs."""
 
 import render_walkthrough
+
 from tests.examples.conftest import EXAMPLES
 
 TINY = '["--max_train_samples", "64", "--max_eval_samples", "16", "--max_steps", "1"]'
