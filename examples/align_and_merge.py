@@ -66,7 +66,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dataset_config")
     parser.add_argument("--dataset_split", default="test")
     parser.add_argument("--block_size", type=int, default=64, help="tokens per block")
-    parser.add_argument("--max_eval_samples", type=int, default=128, help="blocks or images; a quarter calibrates")
+    parser.add_argument("--max_eval_samples", type=int, default=256, help="blocks or images; a quarter calibrates")
     parser.add_argument("--points", type=int, default=11, help="of the evaluated path")
     parser.add_argument("--batch_size", type=int, default=64)
     options = parser.parse_args(arguments)

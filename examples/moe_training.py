@@ -82,7 +82,7 @@ class MoeTrainingArguments(TrainingArguments):
     save_strategy: str = "epoch"
     save_total_limit: int | None = 1
     logging_steps: float = 20
-    report_to: str | list[str] | None = field(
+    report_to: None | str | list[str] = field(  # noqa: RUF036  (HfArgumentParser minds the order)
         default_factory=lambda: [name for name in ("trackio", "tensorboard") if find_spec(name)],
         metadata={"help": "where figures are reported; those of trackio and tensorboard that are installed"},
     )
@@ -114,9 +114,7 @@ class MoeTrainer(Trainer):
             self.model = self.model.merge_and_unload()
         self.save_model()
         self.save_metrics("train", result.metrics)
-        metrics = self.evaluate()
-        self.log_metrics("eval", metrics)
-        self.save_metrics("eval", metrics)
+        self.save_metrics("eval", self.evaluate())
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"

@@ -19,7 +19,7 @@ finetune_vit_moe.main([*options, "--disable_tqdm", "True", *quick])
 
 # %% [markdown]
 # That was `python examples/finetune_vit_moe.py --seeds 5 6`: a small dense ViT, and two copies of it whose first FFN
-# became 4 experts, of which 2 answer each image patch. The three blocks of figures belong to the dense model and to the
+# became 4 experts, of which 2 answer each image patch. The three pairs of lines belong to the dense model and to the
 # two copies.
 #
 # ## Averaging them as they are
