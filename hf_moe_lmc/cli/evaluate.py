@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
 
+    from hf_moe_lmc.alignment import LoadOptions
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import align, apply, open_checkpoint, scramble
 from hf_moe_lmc.checkpoints import Checkpoint
 from tests import families
