@@ -21,7 +21,7 @@ import torch
 from accelerate import PartialState
 from example_data import TextArguments
 from torch.utils.data import DataLoader, Dataset, Subset
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel
 
 from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
 from hf_moe_lmc.connectivity import evaluate_path
@@ -43,15 +43,15 @@ def layer_table(alignment: Alignment) -> str:
 def evaluation_data(model: PreTrainedModel, checkpoint: str, options: argparse.Namespace) -> Dataset:
     """What `model` is evaluated on, and what the output sizes are calibrated on before that."""
     number = options.max_eval_samples
-    processor = processor_of(model, checkpoint)
     if options.dataset:
         rows = load_rows(options.dataset, options.dataset_config, options.dataset_split)
+        processor = processor_of(model, checkpoint)
         return examples_for(model, rows, processor, length=options.block_size, max_examples=number)
-    if isinstance(processor, PreTrainedTokenizerBase):
-        text = TextArguments(block_size=options.block_size, max_eval_samples=number)
-        return text.blocks(processor)[1]
-    test = load_digits(digits_file())[1]
-    return Subset(test, range(min(number, len(test))))
+    if model.main_input_name == "pixel_values":
+        test = load_digits(digits_file())[1]
+        return Subset(test, range(min(number, len(test))))
+    text = TextArguments(block_size=options.block_size, max_eval_samples=number)
+    return text.blocks(processor_of(model, checkpoint))[1]
 
 
 def main(arguments: list[str] | None = None) -> None:

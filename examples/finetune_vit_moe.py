@@ -17,7 +17,6 @@ from pathlib import Path
 from moe_training import MoeArguments, MoeTrainingArguments, train_once
 from torch.utils.data import Dataset, Subset
 from transformers import (
-    AutoImageProcessor,
     BaseImageProcessor,
     HfArgumentParser,
     ViTConfig,
@@ -75,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     folder = Path(training.output_dir)
 
     if images.dense_model:
-        processor = AutoImageProcessor.from_pretrained(images.dense_model)
+        processor = ViTImageProcessorPil.from_pretrained(images.dense_model)
         channels = ViTConfig.from_pretrained(images.dense_model).num_channels
         train, test, classes = load_images(images, processor, channels)
         dense = ViTForImageClassification.from_pretrained(images.dense_model, num_labels=classes)
