@@ -44,7 +44,7 @@ def test_metadata_and_layers_of_a_merge(folder):
         row = next(line for line in card.text.splitlines() if line.startswith(f"| {name} "))
         assert f"| {layer.distance_before:.4g} | {layer.distance_after:.4g} |" in row
         assert row.endswith(f"| {judge_layer(layer.evidence)} |")
-    assert "hf-moe-lmc align a b --expert-order gate -o alignment\n" in card.text
+    assert f"hf-moe-lmc align a b --expert-order {alignment.config.expert_order} -o alignment\n" in card.text
     assert "hf-moe-lmc merge a b --alignment alignment --t 0.5 -o merged\n" in card.text
     assert str(folder) not in card.content
 
