@@ -24,6 +24,7 @@ def main(arguments: list[str] | None = None) -> int:
             sys.stdout.flush()
             return code
     except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # of what was being made when the signal came, such as a progress bar
         sys.stderr.write("interrupted; run the same command again to go on\n")
         return INTERRUPTED
     except BrokenPipeError:

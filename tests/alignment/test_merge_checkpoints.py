@@ -135,7 +135,7 @@ def test_companions_are_copied_as_bytes(pair):
         "additional_chat_templates/tools.jinja": b"{{ 1 }}",
         "preprocessor_config.json": b"{}",
     }
-    others = {"README.md": b"of the parent", "modeling_evil.py": b"", "training_args.bin": b"", "notes.txt": b""}
+    others = {"modeling_evil.py": b"", "training_args.bin": b"", "notes.txt": b""}
     (pair / "a" / "additional_chat_templates").mkdir()
     (pair / "a" / "vocabulary").mkdir()
     for name, content in (companions | others).items():

@@ -58,7 +58,7 @@ def test_no_file(single, refused, make):
         ({"num_hidden_layers": 1}, ["model.layers.1.", "is not part of a MixtralForCausalLM"]),
         ({"num_hidden_layers": 3}, ["model.layers.2.", "is missing"]),
         ({"num_hidden_layers": 10**6}, ["num_hidden_layers is 1000000"]),
-        ({"num_hidden_layers": 0}, ["config.json"]),
+        ({"num_hidden_layers": 0}, ["has no Mixture-of-Experts layer"]),
         ({"num_local_experts": 6}, ["model.layers.0", "config.json makes it"]),
         ({"num_local_experts": 4}, ["model.layers.0", "config.json makes it"]),
         ({"num_local_experts": 0}, ["config.json"]),

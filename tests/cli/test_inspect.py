@@ -2,7 +2,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from transformers import DeepseekV3Config, VitPoseBackbone, VitPoseBackboneConfig
+from transformers import DeepseekV3Config, LlamaConfig, LlamaForCausalLM
 
 from hf_moe_lmc import cli
 from hf_moe_lmc.adapters import inspect
@@ -89,10 +89,10 @@ def test_numbers_with_a_step_are_short():
     assert [row for row, _ in fold(layers)] == ["model.layers.0-2,5.mlp"]
 
 
-def test_a_family_that_is_refused_is_refused_by_name(tmp_path, capsys):
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "part_features": 4}
-    config = VitPoseBackboneConfig(num_experts=3, image_size=[32, 32], patch_size=[16, 16], **sizes)
-    assert cli.main(["inspect", save_config(VitPoseBackbone(config), tmp_path)]) == 3
+def test_a_model_without_experts_is_refused_by_name(tmp_path, capsys):
+    config = LlamaConfig(hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2)
+    assert cli.main(["inspect", save_config(LlamaForCausalLM(config), tmp_path)]) == 3
     shown = capsys.readouterr().err
-    assert shown.startswith("error: layer encoder.layer.0.mlp: a vitpose_backbone.VitPoseBackboneMoeMLP: ")
+    assert shown.startswith("error: ")
+    assert "LlamaForCausalLM has no Mixture-of-Experts layer" in shown
     assert shown.count("\n") == 1
