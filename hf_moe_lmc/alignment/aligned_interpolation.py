@@ -70,12 +70,15 @@ def _interpolate_layer_(
             reference[name].copy_(tensor)
     degree = group.unit_scale_degree if keep_norms else None
     _interpolate_bank_(spec.name, a.experts, b.experts, symmetry.experts, symmetry.units, t, degree)
-    written = spec.experts.write(a.experts) if not _are_views(a.experts, reference) else {}
     if a.shared_experts and b.shared_experts and symmetry.shared_units:
         stay = Permutation.identity(a.shared_experts.num_experts)
         degree = group.shared_unit_scale_degree if keep_norms else None
         _interpolate_bank_(spec.name, a.shared_experts, b.shared_experts, stay, symmetry.shared_units, t, degree)
-    reference |= written
+    for layout, bank in zip(spec.parts, (a.experts, a.shared_experts), strict=False):
+        # Experts that are stored one by one were read as a copy.
+        if bank and not _are_views(bank, reference):
+            for name, tensor in layout.write(bank).items():
+                reference[name].copy_(tensor)
 
 
 def _interpolate_bank_(
