@@ -76,7 +76,7 @@ for name, layer in alignment.layers.items():
 aligned = alignment.apply(deepcopy(other))
 verification = hf_moe_lmc.verify(other, aligned)
 print("equal up to rounding:", verification.equal)
-print("largest relative difference of the outputs:", f"{verification.outputs['random']:.0e}")
+print("largest relative difference of the outputs:", f"{verification.outputs['random'].largest:.0e}")
 
 # %% [markdown]
 # ## Merging what is aligned

@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
-from hf_moe_lmc import Alignment, align, merge
+from hf_moe_lmc import Alignment, align, cli, merge
 from hf_moe_lmc.demo import run_demo
 from hf_moe_lmc.errors import BadInputError, OutputError
 from tests.demo.tiny import SEEDS, TINY
@@ -131,14 +132,28 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path):
     assert without_clock(out) == without_clock(folder)
 
 
+def readme(language: str) -> list[str]:
+    """The README's blocks of code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+
+
 def test_the_code_of_the_readme_runs(folder, tmp_path, monkeypatch):
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert len(blocks) == 3
     (tmp_path / "demo-sparse").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks), {})
+    exec("\n".join(readme("python")), {})
     assert type(load(tmp_path / "merged")).__name__ == "MoeViTForImageClassification"
-    assert Alignment.from_pretrained(tmp_path / "alignment") == Alignment.from_pretrained(folder / "alignments/5-6")
+    assert Alignment.from_pretrained(tmp_path / "alignment").layers
+    assert (tmp_path / "report" / "report.md").exists()
+
+
+def test_the_commands_of_the_readme_run(folder, tmp_path, monkeypatch, capsys):
+    (tmp_path / "demo-sparse").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    commands = [line for block in readme("sh") for line in block.splitlines() if line.startswith("hf-moe-lmc ")]
+    assert len(commands) > 4
+    for command in commands:
+        assert cli.main(shlex.split(command)[1:]) == 0, command
+    assert "verdict" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seeds", [(5,), (5, 5)])
