@@ -21,7 +21,8 @@ bench: $(READY)  ## the assignment benchmark into benchmarks/results; FULL=1 up 
 	$(BIN)/python -m benchmarks.assignment $(if $(FULL),--full)
 
 test: $(READY)  ## the whole test suite
-	$(BIN)/pytest -n auto --dist loadgroup
+	# One worker more than there are cores: some tests wait for processes and servers.
+	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadgroup
 
 check: $(READY)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .
