@@ -1,7 +1,6 @@
 """Aligning one model to another."""
 
 import math
-from collections.abc import Iterable
 
 from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
@@ -108,7 +107,3 @@ def _check_values(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> Non
 
 def _record(side: OpenedModel, digests: dict[str, str]) -> ModelRecord:
     return ModelRecord(side.name, side.source.commit if side.source else None, digests)
-
-
-def _digests(records: Iterable[ModelRecord | None]) -> dict[str, str]:
-    return {name: digest for record in records if record for name, digest in record.digests.items()}
