@@ -10,6 +10,7 @@ from .reused_memory import ReusedMemory
 from .skeleton import meta_model
 from .source import COMPANIONS, HubOptions, Source, find_source
 from .stored_tensor import tensor_bytes
+from .sync import sync
 from .writer import CheckpointWriter
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "place",
     "quantisation",
     "read_config",
+    "sync",
     "tensor_bytes",
     "tied_names",
 ]
