@@ -80,9 +80,10 @@ def align_opened(
         side.check_unchanged()
     if state and state.num_processes > 1:
         found = gather_object(found)
-    layers = {name: layer for part in found for name, layer in part.layers.items()}
+        order = [spec.name for spec in reference.layers]
+        found.sort(key=lambda part: order.index(*part.layers))
     return Alignment(
-        {spec.name: layers[spec.name] for spec in reference.layers},
+        {name: layer for part in found for name, layer in part.layers.items()},
         config,
         _record(reference, _digests(part.reference for part in found)),
         _record(other, _digests(part.other for part in found)),
