@@ -1,6 +1,7 @@
 """Two whole models -> an Alignment: one symmetry per Mixture-of-Experts layer; saved, loaded, applied."""
 
 from .align import align, align_opened
+from .align_into import align_into
 from .alignment import Alignment, apply_symmetries
 from .apply import apply
 from .config import AlignmentConfig
@@ -18,6 +19,7 @@ __all__ = [
     "LoadOptions",
     "OutputOptions",
     "align",
+    "align_into",
     "align_opened",
     "apply",
     "apply_symmetries",

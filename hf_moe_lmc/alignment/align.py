@@ -1,6 +1,9 @@
 """Aligning one model to another."""
 
 import math
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
 
 from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
@@ -8,11 +11,12 @@ from huggingface_hub.utils import tqdm
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
-from hf_moe_lmc.matching import ExpertOrder, LayerAlignment, align_layers
+from hf_moe_lmc.matching import ExpertOrder, align_layers
 from hf_moe_lmc.moe import MoeLayer
 
 from .alignment import Alignment
 from .config import AlignmentConfig
+from .kept_layers import kept_layer
 from .model_record import ModelRecord, layer_digest
 from .opened_model import Model, OpenedModel, open_model
 from .pair import check_pair
@@ -49,9 +53,15 @@ def align(
 
 
 def align_opened(
-    reference: OpenedModel, other: OpenedModel, config: AlignmentConfig | ExpertOrder | None = None
+    reference: OpenedModel,
+    other: OpenedModel,
+    config: AlignmentConfig | ExpertOrder | None = None,
+    kept: Path | None = None,
 ) -> Alignment:
-    """As `align`, for models that are open already."""
+    """As `align`, for models that are open already.
+
+    With `kept`, an existing folder, every layer is kept there once it is aligned, and those there are not aligned anew.
+    """
     if isinstance(config, str):
         config = AlignmentConfig(config)
     config = config or AlignmentConfig()
@@ -62,24 +72,28 @@ def align_opened(
     state = processes() if on_disk else None
     share = pairs[state.process_index :: state.num_processes] if state else pairs
     with tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index)) as bar:
-        found = [(spec.name, *_align_layer(reference, spec, other, other_spec, config)) for spec, other_spec in bar]
+        found = [
+            kept_layer(kept, spec.name, partial(_align_layer, reference, spec, other, other_spec, config))
+            for spec, other_spec in bar
+        ]
     for side in (reference, other):
         side.check_unchanged()
     if state and state.num_processes > 1:
         found = gather_object(found)
-        found.sort(key=lambda entry: [spec.name for spec in reference.layers].index(entry[0]))
+        order = [spec.name for spec in reference.layers]
+        found.sort(key=lambda part: order.index(*part.layers))
     return Alignment(
-        {name: layer for name, layer, _, _ in found},
+        {name: layer for part in found for name, layer in part.layers.items()},
         config,
-        _record(reference, {name: digest for name, _, digest, _ in found}),
-        _record(other, {name: digest for name, _, _, digest in found}),
+        _record(reference, _digests(part.reference for part in found)),
+        _record(other, _digests(part.other for part in found)),
     )
 
 
 def _align_layer(
     reference: OpenedModel, spec: MoeLayerSpec, other: OpenedModel, other_spec: MoeLayerSpec, config: AlignmentConfig
-) -> tuple[LayerAlignment, str, str]:
-    """The alignment of one layer, and the digests of both."""
+) -> Alignment:
+    """The alignment of one layer."""
     tensors, other_tensors = reference.read(spec.tensor_names), other.read(other_spec.tensor_names)
     a, b = spec.read(tensors), other_spec.read(other_tensors)
     for side, own, layer in ((reference, spec, a), (other, other_spec, b)):
@@ -88,7 +102,12 @@ def _align_layer(
         found = align_layers(a, b, config.expert_order, config.balance_scales)
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
-    return found, layer_digest(spec, tensors), layer_digest(other_spec, other_tensors)
+    return Alignment(
+        {spec.name: found},
+        config,
+        _record(reference, {spec.name: layer_digest(spec, tensors)}),
+        _record(other, {spec.name: layer_digest(other_spec, other_tensors)}),
+    )
 
 
 def _check_values(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> None:
@@ -107,3 +126,7 @@ def _check_values(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> Non
 
 def _record(side: OpenedModel, digests: dict[str, str]) -> ModelRecord:
     return ModelRecord(side.name, side.source.commit if side.source else None, digests)
+
+
+def _digests(records: Iterable[ModelRecord | None]) -> dict[str, str]:
+    return {name: digest for record in records if record for name, digest in record.digests.items()}

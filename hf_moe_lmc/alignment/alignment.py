@@ -1,31 +1,25 @@
 """The alignment of two models: a small value that can be saved, loaded and applied."""
 
 import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
-from hf_moe_lmc.checkpoints import tensor_bytes
-from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from hf_moe_lmc.matching import LayerAlignment, LayerEvidence, Verdict, judge
+from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
+from hf_moe_lmc.errors import IncompatiblePairError
+from hf_moe_lmc.matching import LayerAlignment, Verdict, judge
 from hf_moe_lmc.moe import act
-from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
+from hf_moe_lmc.symmetry import MoeSymmetry
 
+from .artefact import ARTEFACT, read_artefact, symmetry_tensors, write_artefact
 from .config import AlignmentConfig
 from .model_record import ModelRecord
-
-WEIGHTS_NAME = "alignment.safetensors"
-CONFIG_NAME = "alignment_config.json"
 
 LiveModel = TypeVar("LiveModel", bound=nn.Module)
 
@@ -54,7 +48,7 @@ class Alignment:
     def digest(self) -> str:
         """Sha-256 of the symmetries."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self._tensors().items()):
+        for name, tensor in sorted(symmetry_tensors(self.symmetries).items()):
             digest.update(name.encode())
             digest.update(tensor_bytes(tensor.contiguous()))
         return digest.hexdigest()
@@ -70,15 +64,6 @@ class Alignment:
         """What the alignment is worth; None where it was not found by matching."""
         evidence = [layer.evidence for layer in self.layers.values() if layer.evidence]
         return judge(evidence) if evidence else None
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors = {}
-        for name, symmetry in self.symmetries.items():
-            tensors[f"{name}.experts"] = symmetry.experts.index
-            for part, units in (("units", symmetry.units), ("shared_units", symmetry.shared_units)):
-                if units is not None:
-                    tensors |= {f"{name}.{part}": units.permutation.index, f"{name}.{part}.signs": units.signs}
-        return tensors
 
     def inverse(self) -> "Alignment":
         """What undoes this alignment."""
@@ -125,62 +110,21 @@ class Alignment:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the permutations to `alignment.safetensors` and the figures to `alignment_config.json` in `folder`."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        layers = {
-            name: {
-                "distance_before": layer.distance_before,
-                "distance_after": layer.distance_after,
-                "evidence": asdict(layer.evidence) if layer.evidence else None,
-            }
-            for name, layer in self.layers.items()
-        }
-        save_file({name: tensor.contiguous() for name, tensor in self._tensors().items()}, folder / WEIGHTS_NAME)
-        config = {
-            "versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")},
-            "config": asdict(self.config) if self.config else None,
-            "reference": asdict(self.reference) if self.reference else None,
-            "other": asdict(self.other) if self.other else None,
-            "layers": layers,
-        }
-        (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        write_artefact(Path(folder), self.layers, self.config, self.reference, self.other)
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> "Alignment":
-        """Read what `save_pretrained` wrote.
+    def from_pretrained(cls, name: str | Path, options: HubOptions | None = None) -> "Alignment":
+        """Read what `save_pretrained` wrote, from a folder or from a repository on the Hub (`org/alignment@revision`).
+
+        Args:
+            name: folder or repository.
+            options: revision, subfolder, token, cache_dir, local_files_only.
 
         Raises:
             BadInputError: a file is missing or does not hold an alignment.
+            HubError: the Hub does not give it.
         """
-        folder = Path(folder)
-        try:
-            config = json.loads((folder / CONFIG_NAME).read_text(encoding="utf-8"))
-            tensors = load_file(folder / WEIGHTS_NAME)
-            layers = {
-                name: LayerAlignment(
-                    MoeSymmetry(
-                        Permutation(tensors[f"{name}.experts"]),
-                        _signed(tensors, f"{name}.units"),
-                        _signed(tensors, f"{name}.shared_units") if f"{name}.shared_units" in tensors else None,
-                    ),
-                    figures["distance_before"],
-                    figures["distance_after"],
-                    LayerEvidence(**figures["evidence"]) if figures["evidence"] else None,
-                )
-                for name, figures in config["layers"].items()
-            }
-            return cls(
-                layers,
-                AlignmentConfig(**config["config"]) if config["config"] else None,
-                ModelRecord(**config["reference"]) if config["reference"] else None,
-                ModelRecord(**config["other"]) if config["other"] else None,
-            )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
-            raise BadInputError(f"{folder} does not hold an alignment: {error}") from error
-
-
-def _signed(tensors: Mapping[str, Tensor], name: str) -> SignedPermutation:
-    return SignedPermutation(Permutation(tensors[name]), tensors[f"{name}.signs"])
+        return cls(*read_artefact(find_source(name, options, ARTEFACT).folder))
 
 
 def apply_symmetries(

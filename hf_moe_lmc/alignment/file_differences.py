@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from hf_moe_lmc.checkpoints.json_file import read_json
+from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.errors import BadInputError
 
 # Each way to write a tokenizer down: the files that decide which number a token has and how text is cut.

@@ -1,17 +1,14 @@
 """Which model an alignment was made for."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import numpy as np
+import xxhash
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
-
-BLOCK_BYTES = 256 * 8
 
 
 @dataclass(frozen=True)
@@ -40,15 +37,12 @@ class ModelRecord:
 def layer_digest(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> str:
     """What tells the weights of one layer from others, whatever the layout of the checkpoint that they were read from.
 
-    Sha-256 of the sums, modulo 2^64, of every 256 words of 8 bytes: ten times as fast as of the values themselves, and
-    no difference that was not made on purpose escapes it.
+    XXH3 of 128 bits over names, dtypes, shapes and values: seven times as fast as sha-256, and made against accidents,
+    not against people who want two models to look the same.
     """
-    digest = hashlib.sha256()
+    digest = xxhash.xxh3_128()
     for name in sorted(spec.tensor_names):
         tensor = tensors[name]
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        content = np.frombuffer(tensor_bytes(tensor.cpu().contiguous()), np.uint8)
-        whole = len(content) // BLOCK_BYTES * BLOCK_BYTES
-        digest.update(content[:whole].view(np.uint64).reshape(-1, BLOCK_BYTES // 8).sum(axis=1).data)
-        digest.update(content[whole:].data)
+        digest.update(tensor_bytes(tensor.cpu().contiguous()))
     return digest.hexdigest()

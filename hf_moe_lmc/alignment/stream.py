@@ -14,7 +14,6 @@ from torch import Tensor
 from hf_moe_lmc.checkpoints import (
     COMPANIONS,
     MANIFEST_NAME,
-    Checkpoint,
     CheckpointWriter,
     Layout,
     output_folder,
@@ -72,7 +71,7 @@ def write_checkpoints(
     """
     inputs = [opened.checkpoint for opened in (model, *others)]
     about = _about(options)
-    recipe = {"inputs": [_identity(checkpoint) for checkpoint in inputs], "outputs": recipes} | about
+    recipe = {"inputs": [identity(opened) for opened in (model, *others)], "outputs": recipes} | about
     size = len(recipes) * written_bytes(model, options)
     with output_folder(output, recipe, read_paths(model, *others), size, options.overwrite) as staged:
         writers = [
@@ -120,16 +119,21 @@ def _write(
         raise
 
 
-def _identity(checkpoint: Checkpoint) -> list[list[Any]]:
-    """What changes when a file of the checkpoint does."""
-    return [[str(file), *state] for file, state in checkpoint.states.items()]
+def identity(model: OpenedModel) -> list[list[Any]]:
+    """What changes when a file of a checkpoint does."""
+    return [[str(file), *state] for file, state in model.checkpoint.states.items()]
+
+
+def versions() -> dict[str, str]:
+    """Of what the result depends on."""
+    return {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")}
 
 
 def _about(options: OutputOptions) -> dict[str, Any]:
     return {
         "layout": options.layout,
         "dtype": _name(options.dtype) if options.dtype else None,
-        "versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")},
+        "versions": versions(),
     }
 
 

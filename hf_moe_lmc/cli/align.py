@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -26,24 +25,14 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Align and save; say what was achieved."""
-    from hf_moe_lmc.alignment import align_opened, open_checkpoint, plan_alignment
-    from hf_moe_lmc.alignment.alignment import CONFIG_NAME
+    from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment
     from hf_moe_lmc.alignment.processes import processes
-    from hf_moe_lmc.checkpoints import output_folder
 
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
     if options.dry_run:
         sys.stdout.write(plan_alignment(reference, other).text)
         return 0
-    config = alignment_config(options)
-    recipe = {"command": "align", "reference": reference.origin, "other": other.origin, "config": vars(config)}
-    inputs = [side.source.folder for side in (reference, other) if side.source]
-    main = processes().is_main_process
-    folder = output_folder(Path(options.output), recipe, inputs, 0, options.overwrite, CONFIG_NAME)
-    with folder if main else nullcontext() as staged:
-        alignment = align_opened(reference, other, config)
-        if staged:
-            alignment.save_pretrained(staged.path)
-    if main:
+    alignment = align_into(Path(options.output), reference, other, alignment_config(options), options.overwrite)
+    if processes().is_main_process:
         sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
     return 0

@@ -5,7 +5,7 @@ from pathlib import Path
 from huggingface_hub import ModelCard
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.checkpoints.json_file import read_json
+from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.errors import BadInputError, MoeLmcError
 from hf_moe_lmc.matching import judge

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from fnmatch import fnmatchcase
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.alignment.alignment import WEIGHTS_NAME
+from hf_moe_lmc.alignment.artefact import WEIGHTS_NAME
 from hf_moe_lmc.checkpoints import COMPANIONS
 from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
 from hf_moe_lmc.errors import BadInputError

@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_moe_lmc.alignment.alignment import CONFIG_NAME
-from hf_moe_lmc.checkpoints import MANIFEST_NAME
-from hf_moe_lmc.checkpoints.json_file import read_json
+from hf_moe_lmc.alignment.artefact import CONFIG_NAME
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, read_json
 from hf_moe_lmc.errors import BadInputError
 
 from .parent import Parent

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from hf_moe_lmc.checkpoints.json_file import read_json
+from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.connectivity.report import REPORT_NAME
 from hf_moe_lmc.errors import BadInputError
