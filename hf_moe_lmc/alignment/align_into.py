@@ -15,7 +15,8 @@ from .artefact import CONFIG_NAME
 from .config import AlignmentConfig
 from .opened_model import OpenedModel
 from .processes import processes
-from .stream import identity, read_paths, versions
+from .stream import identity, read_paths
+from .versions import versions
 
 
 def align_into(

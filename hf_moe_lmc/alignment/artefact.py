@@ -4,7 +4,6 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
 from .config import AlignmentConfig
 from .model_record import ModelRecord
+from .versions import versions
 
 WEIGHTS_NAME = "alignment.safetensors"
 CONFIG_NAME = "alignment_config.json"
@@ -39,7 +39,7 @@ def write_artefact(
     tensors = symmetry_tensors({name: layer.symmetry for name, layer in layers.items()})
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
     described = {
-        "versions": {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")},
+        "versions": versions(),
         "config": asdict(config) if config else None,
         "reference": asdict(reference) if reference else None,
         "other": asdict(other) if other else None,

@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
 
 from .json_file import MAX_BYTES, parse_json
 
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**20
 
 # Names of the safetensors format.
 DTYPES = {
@@ -96,15 +97,16 @@ class StoredTensor:
                 buffer = buffer[count:]
         self._check_complete(len(buffer))
 
-    def digest(self) -> str:
-        """Sha-256 of its bytes."""
-        digest, left = hashlib.sha256(), self.nbytes
+    def digests(self) -> tuple[str, str]:
+        """XXH3 of 128 bits, and sha-256, of its bytes."""
+        found, left = (xxhash.xxh3_128(), hashlib.sha256()), self.nbytes
         with self._opened() as file:
             while left and (chunk := file.read(min(left, CHUNK_BYTES))):
-                digest.update(chunk)
+                for digest in found:
+                    digest.update(chunk)
                 left -= len(chunk)
         self._check_complete(left)
-        return digest.hexdigest()
+        return found[0].hexdigest(), found[1].hexdigest()
 
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:

@@ -2,9 +2,12 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
+
+WORDS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by their bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,6 +76,8 @@ class Permutation:
             first = torch.arange(0, index.numel(), self.size, device=index.device)
             rows = index.flatten(0, -2) + first[:, None]
             return tensor.flatten(0, dim).index_select(0, rows.flatten()).view(tensor.shape)
+        if tensor.device.type == "cpu" and not tensor.requires_grad:
+            return _take(tensor, index, dim)
         shape = [*index.shape[:-1], *[1] * (tensor.ndim - batch)]
         shape[dim] = self.size
         return tensor.gather(dim, index.reshape(shape).expand(tensor.shape))
@@ -86,3 +91,13 @@ class Permutation:
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, Permutation) and torch.equal(self.index, other.index)
+
+
+def _take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
+    """`tensor.gather(...)` of `Permutation.apply`, several times as fast: numpy moves words, whatever they mean."""
+    words, moved = WORDS[tensor.itemsize], torch.empty(tensor.shape, dtype=tensor.dtype)
+    source, target, order = tensor.view(words).numpy(), moved.view(words).numpy(), index.numpy()
+    for batch in np.ndindex(order.shape[:-1]):
+        # Without a mode, numpy checks every index, and buffers.
+        np.take(source[batch], order[batch], axis=dim - len(batch), out=target[batch], mode="clip")
+    return moved
