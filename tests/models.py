@@ -48,17 +48,15 @@ def moe_gpt2(variant: str = "shared", **fields: object) -> PreTrainedModel:
     return MoeGPT2LMHeadModel(config)
 
 
-def mixtral() -> PreTrainedModel:
-    config = MixtralConfig(
-        hidden_size=12,
-        intermediate_size=7,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=5,
-        vocab_size=VOCABULARY,
-    )
-    return MixtralForCausalLM(config)
+def mixtral(**fields: object) -> PreTrainedModel:
+    sizes = {
+        "hidden_size": 12,
+        "intermediate_size": 7,
+        "num_hidden_layers": 2,
+        "num_local_experts": 5,
+        "vocab_size": VOCABULARY,
+    }
+    return MixtralForCausalLM(MixtralConfig(num_attention_heads=2, num_key_value_heads=1, **(sizes | fields)))
 
 
 def qwen2_moe() -> PreTrainedModel:
@@ -90,14 +88,19 @@ MODELS: dict[str, Callable[[], PreTrainedModel]] = {
 
 
 def build(name: str, *, seed: int = 0, dtype: torch.dtype = torch.float64) -> PreTrainedModel:
-    """The model `name`, every parameter drawn anew with `seed`: at default init, differences drown in rounding."""
+    """The model `name`, with weights of order 1."""
+    return draw_weights(MODELS[name](), seed).to(dtype)
+
+
+def draw_weights(model: PreTrainedModel, seed: int = 0) -> PreTrainedModel:
+    """Every parameter drawn anew with `seed`: at default init, differences drown in rounding."""
     generator = torch.Generator().manual_seed(seed)
-    model = MODELS[name]().eval()
+    model.eval()
     model.set_experts_implementation("eager")  # the others reject float64 on a CPU
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return model.to(dtype)
+    return model
 
 
 def inputs(model: PreTrainedModel, batch: int = 6) -> dict[str, Tensor]:

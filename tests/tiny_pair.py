@@ -3,24 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_moe_lmc import scramble
+from tests.models import mixtral
 
 
 def save_pair(folder: Path) -> None:
     """Write `folder`/a and `folder`/b: one layer of three experts, four shards."""
     torch.manual_seed(0)
-    config = MixtralConfig(
-        hidden_size=32,
-        intermediate_size=24,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=3,
-        vocab_size=67,
-    )
-    model = MixtralForCausalLM(config)
+    model = mixtral(hidden_size=32, intermediate_size=24, num_hidden_layers=1, num_local_experts=3, vocab_size=67)
     model.save_pretrained(folder / "a", max_shard_size=15_000)
     scramble(model)
     with torch.no_grad():

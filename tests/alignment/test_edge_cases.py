@@ -2,40 +2,21 @@
 
 import pytest
 import torch
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import PreTrainedModel
 
 from hf_moe_lmc import align, merge, scramble
+from tests import models
+from tests.models import logits
 
 ORDERS = ["gate", "gram", "joint"]
 
 
-def mixtral(experts: int, active: int, seed: int = 0) -> MixtralForCausalLM:
-    """Of random weights of order 1, in float64."""
-    config = MixtralConfig(
-        hidden_size=12,
-        intermediate_size=7,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        num_local_experts=experts,
-        num_experts_per_tok=active,
-        vocab_size=31,
-        experts_implementation="eager",
-    )
-    model, generator = MixtralForCausalLM(config).eval(), torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.5)
-    return model.double()
+def mixtral(experts: int, active: int, seed: int = 0) -> PreTrainedModel:
+    """In float64."""
+    return models.draw_weights(models.mixtral(num_local_experts=experts, num_experts_per_tok=active), seed).double()
 
 
-@torch.no_grad()
-def logits(model: MixtralForCausalLM) -> torch.Tensor:
-    tokens = torch.randint(31, (4, 9), generator=torch.Generator().manual_seed(1))
-    return model(tokens).logits
-
-
-def experts_of(model: MixtralForCausalLM) -> list[torch.nn.Module]:
+def experts_of(model: PreTrainedModel) -> list[torch.nn.Module]:
     return [layer.mlp.experts for layer in model.model.layers]
 
 
