@@ -47,4 +47,5 @@ def align_into(
         if staged:
             shutil.rmtree(kept)
             found.save_pretrained(staged.path)
+    processes().wait_for_everyone()
     return found

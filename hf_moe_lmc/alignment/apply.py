@@ -9,6 +9,7 @@ from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.errors import IncompatiblePairError
 
 from .alignment import Alignment, apply_symmetries
+from .model_record import ModelRecord
 from .opened_model import OpenedModel, open_checkpoint
 from .steps import Step
 from .stream import OutputOptions, write_checkpoints
@@ -42,7 +43,7 @@ def apply(
 
     def compute(step: Step) -> Iterator[dict[str, Tensor]]:
         tensors = opened.read(step.names)
-        check_weights(alignment, opened, step, tensors, allow_other_weights)
+        check_weights(None if allow_other_weights else alignment.other, opened, step, tensors)
         own = {spec.name: alignment.symmetries[spec.name] for spec in step.layers}
         yield apply_symmetries(tensors, step.layers, own)
 
@@ -60,10 +61,8 @@ def check_layers(alignment: Alignment, model: OpenedModel) -> None:
         raise IncompatiblePairError(f"layer {name} of {model.name} is not part of the alignment")
 
 
-def check_weights(
-    alignment: Alignment, model: OpenedModel, step: Step, tensors: Mapping[str, Tensor], allow_others: bool
-) -> None:
-    """Raise `IncompatiblePairError` unless the alignment was made for the weights of this step of `model`."""
-    if alignment.other and not allow_others:
+def check_weights(record: ModelRecord | None, model: OpenedModel, step: Step, tensors: Mapping[str, Tensor]) -> None:
+    """Raise `IncompatiblePairError` unless this step of `model` has the weights of `record`, if there is one."""
+    if record:
         for spec in step.layers:
-            alignment.other.check(spec, tensors, model.name)
+            record.check(spec, tensors, model.name)

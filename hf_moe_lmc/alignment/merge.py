@@ -85,7 +85,7 @@ def merge_checkpoints(
         t: in [0, 1].
         options: layout, dtype, overwrite.
         reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
-        allow_other_weights: whether `other` may hold other weights than the alignment was made for.
+        allow_other_weights: whether the models may hold other weights than the alignment was made for.
         keep_norms: as for `merge`.
 
     Returns:
@@ -123,15 +123,16 @@ def merge_opened(
         check_output(Path(output), read_paths(reference, other), options.overwrite)
         found = align_opened(reference, other, alignment)
     check_layers(found, other)
-    if not processes().is_main_process:
-        return found
+    # What was aligned a moment ago was aligned for these weights.
+    trusted = allow_other_weights or found is not alignment
     memory = ReusedMemory(), ReusedMemory()
 
     def compute(step: Step) -> Iterator[dict[str, Tensor]]:
         fixed = reference.read(step.names, memory[0])
+        check_weights(None if trusted else found.reference, reference, step, fixed)
         fixed = {name: _widened(tensor, options.dtype) for name, tensor in fixed.items()}
         tensors = other.read(step.names, memory[1])
-        check_weights(found, other, step, tensors, allow_other_weights)
+        check_weights(None if trusted else found.other, other, step, tensors)
         for left, point in enumerate(points, start=1 - len(points)):
             merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
             interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point, keep_norms)
@@ -145,7 +146,9 @@ def merge_opened(
         "other": other.origin,
     }
     recipes = {f"t-{point:.12g}" if several else "": recipe | {"t": point} for point in points}
-    write_checkpoints(reference, Path(output), recipes, compute, [other], options)
+    if processes().is_main_process:
+        write_checkpoints(reference, Path(output), recipes, compute, [other], options)
+    processes().wait_for_everyone()
     return found
 
 

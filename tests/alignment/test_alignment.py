@@ -104,6 +104,14 @@ def test_other_weights(folders, tmp_path, capsys, command):
     )
 
 
+def test_merge_into_another_reference(folders, tmp_path, capsys):
+    side = ["merge", folders / "tuned", folders / "other", "--alignment", folders / "alignment"]
+    found = failed(capsys, tmp_path / "out", *side)
+    assert found.code == 4
+    assert f"layer model.layers.0.mlp of {folders / 'tuned'} is not that of {folders / 'reference'}" in found.line
+    worked(capsys, tmp_path / "out", *side, "--allow-other-weights")
+
+
 def test_another_model(folders, tmp_path, capsys):
     build("qwen2_moe", dtype=torch.float32).save_pretrained(tmp_path / "qwen")
     found = failed(capsys, tmp_path / "out", "apply", folders / "alignment", tmp_path / "qwen", "--allow-other-weights")
