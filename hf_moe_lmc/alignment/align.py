@@ -1,18 +1,18 @@
 """Aligning one model to another."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
 from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
+from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import ExpertOrder, align_layers
-from hf_moe_lmc.moe import MoeLayer
 
 from .alignment import Alignment
 from .config import AlignmentConfig
@@ -95,11 +95,12 @@ def _align_layer(
 ) -> Alignment:
     """The alignment of one layer."""
     tensors, other_tensors = reference.read(spec.tensor_names), other.read(other_spec.tensor_names)
-    a, b = spec.read(tensors), other_spec.read(other_tensors)
-    for side, own, layer in ((reference, spec, a), (other, other_spec, b)):
-        _check_values(side, own, layer)
+    _check_values(reference, spec, tensors)
+    _check_values(other, other_spec, other_tensors)
     try:
-        found = align_layers(a, b, config.expert_order, config.balance_scales)
+        found = align_layers(
+            spec.read(tensors), other_spec.read(other_tensors), config.expert_order, config.balance_scales
+        )
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
     return Alignment(
@@ -110,17 +111,16 @@ def _align_layer(
     )
 
 
-def _check_values(side: OpenedModel, spec: MoeLayerSpec, layer: MoeLayer) -> None:
-    for part, tensor in layer.tensors().items():
+def _check_values(side: OpenedModel, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
         # The extremes carry any NaN, and finding them is an order faster than isfinite.
         largest = max(abs(extreme.item()) for extreme in tensor.aminmax()) if tensor.numel() else 0
         if not math.isfinite(largest):
             side.check_finite(spec.tensor_names)
-            raise BadInputError(f"layer {spec.name}: {part} holds NaN or infinite values in {side.name}")
+            raise BadInputError(f"{name} holds NaN or infinite values in {side.name}")
         if largest > LARGEST:
             raise BadInputError(
-                f"layer {spec.name}: {part} holds {largest:.0e} in {side.name}; beyond {LARGEST:.0e}, weights cannot "
-                "be compared"
+                f"{name} holds {largest:.0e} in {side.name}; beyond {LARGEST:.0e}, weights cannot be compared"
             )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from .arguments import MODEL, add_matching, add_output, alignment_config, describe_alignment
+from .kept_memory import keep_freed_memory
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -28,6 +29,7 @@ def run(options: argparse.Namespace) -> int:
     from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment
     from hf_moe_lmc.alignment.processes import processes
 
+    keep_freed_memory()
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
     if options.dry_run:
         sys.stdout.write(plan_alignment(reference, other).text)

@@ -5,6 +5,7 @@ import sys
 from typing import Any
 
 from .arguments import MODEL, add_output, add_writing, output_options
+from .kept_memory import keep_freed_memory
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -26,6 +27,7 @@ def run(options: argparse.Namespace) -> int:
     from hf_moe_lmc.alignment import Alignment, apply, open_checkpoint, plan_writing
     from hf_moe_lmc.hub import write_card
 
+    keep_freed_memory()
     alignment = Alignment.from_pretrained(options.alignment)
     how = output_options(options)
     if options.dry_run:

@@ -14,6 +14,7 @@ from .arguments import (
     describe_alignment,
     output_options,
 )
+from .kept_memory import keep_freed_memory
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -51,6 +52,7 @@ def run(options: argparse.Namespace) -> int:
     from hf_moe_lmc.alignment.processes import processes
     from hf_moe_lmc.hub import write_card
 
+    keep_freed_memory()
     how = output_options(options)
     if options.dry_run:
         reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)

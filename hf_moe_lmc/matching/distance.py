@@ -11,6 +11,8 @@ from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation
 
+_BLOCK = 2**16  # entries
+
 
 def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
     """`sqrt(sum |a - b|^2)` over all tensors; least over translations where these are symmetries.
@@ -20,7 +22,7 @@ def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
     dtype = working_dtype(reference, other)
     a, b = (gauged(layer, dtype).tensors() for layer in (reference, other))
     pairs = ((x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
-    return math.sqrt(sum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs))
+    return math.sqrt(math.fsum(_squared_distance(x, y, dtype) for x, y in pairs))
 
 
 def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permutation) -> float:
@@ -34,7 +36,7 @@ def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permut
     if a.shared_experts is not None and b.shared_experts is not None:
         shared, other_shared = a.shared_experts.down_bias, b.shared_experts.down_bias
         pairs += [(shared, other_shared)] if shared is not None and other_shared is not None else []
-    return math.fsum(_squared_distance(x.to(dtype), y.to(dtype)) for x, y in pairs)
+    return math.fsum(_squared_distance(x, y, dtype) for x, y in pairs)
 
 
 def working_dtype(reference: MoeLayer, other: MoeLayer) -> torch.dtype:
@@ -49,9 +51,12 @@ def gauged(layer: MoeLayer, dtype: torch.dtype) -> MoeLayer:
     return replace(layer, router=router).in_gauge()
 
 
-def _squared_distance(a: Tensor, b: Tensor) -> float:
-    squares = (a - b).square_()
-    return (squares.sum(dim=-1) if squares.ndim else squares).double().sum().item()
+def _squared_distance(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
+    """In blocks of rows that stay in the cache from one operation to the next."""
+    a, b = (torch.atleast_1d(tensor) for tensor in (a, b))
+    rows = max(1, _BLOCK // max(1, a[0].numel()))
+    blocks = zip(a.split(rows), b.split(rows), strict=True)
+    return math.fsum(((x.to(dtype) - y.to(dtype)).square_().sum(dim=-1)).double().sum().item() for x, y in blocks)
 
 
 def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:

@@ -129,7 +129,7 @@ def _matching(
     return UnitMatching(
         SignedPermutation(Permutation(partners.columns.cpu()), partners.signs.cpu()),
         partners.similarities.double().sum().item(),
-        reference.squared_distance(partners.moved, partners.signs),
+        partners.squared_distance,
         gap,
         solver,
         (margins.clamp(min=0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)).cpu(),

@@ -1,12 +1,15 @@
 """The units of one expert as rows: what is compared when units are matched."""
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Float, Int, Int8
 from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank
+
+_BLOCK_BYTES = 2**18  # of rows that are worked on together: they stay in the cache from one operation to the next
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,7 @@ class Units:
             return cls(_joined([signed[0][:, :0], *kept], dtype), _joined(signed, dtype))
         return cls(_joined([*kept, *signed], dtype), None)
 
-    @property
+    @cached_property
     def squares(self) -> Float[Tensor, " F"]:
         """`|x_i|^2`."""
         parts = [part for part in (self.kept, self.signed) if part is not None]
@@ -51,7 +54,7 @@ class Units:
         """The k columns of `kept` with the largest norms, largest first: they tell units apart best."""
         return self.kept.square().sum(dim=0).argsort(descending=True)[:k]
 
-    def at(self, rows: Int[Tensor, " m"]) -> "Units":
+    def at(self, rows: Int[Tensor, " m"] | slice) -> "Units":
         """The units of these numbers."""
         return Units(self.kept[rows], None if self.signed is None else self.signed[rows])
 
@@ -59,10 +62,16 @@ class Units:
         """`sum_i |x_i - s_i y_i|^2`; the direct way, which does not cancel for near ones."""
         total = (self.kept - other.kept).square_().sum(dim=1)
         if self.signed is not None and other.signed is not None:
-            total += (
-                torch.addcmul(self.signed, other.signed, signs[:, None].to(self.signed), value=-1).square_().sum(dim=1)
-            )
+            moved = other.signed * signs[:, None].to(self.signed)
+            total += (self.signed - moved).square_().sum(dim=1)
         return total.double().sum().item()
+
+    def dot(self, other: "Units") -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
+        """`<x_i, y_i>` of what a sign keeps, and of what it changes."""
+        kept = (self.kept * other.kept).sum(dim=1)
+        if self.signed is None or other.signed is None:
+            return kept, torch.zeros_like(kept)
+        return kept, (self.signed * other.signed).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -71,26 +80,29 @@ class Partners:
 
     Args:
         columns: p, `[F]`; unit i has partner p(i).
-        moved: the other's units in this order, signs as stored.
         similarities: `S_ip(i)`.
         signs: those that reach it.
+        squared_distance: `sum_i |x_i - s_i y_p(i)|^2`.
     """
 
     columns: Int[Tensor, " F"]
-    moved: Units
     similarities: Float[Tensor, " F"]
     signs: Int8[Tensor, " F"]
+    squared_distance: float
 
     @classmethod
     def of(cls, reference: Units, other: Units, columns: Int[Tensor, " F"]) -> "Partners":
         """The partners `columns`."""
-        moved = other.at(columns)
-        similarities = torch.linalg.vecdot(reference.kept, moved.kept)
-        signs = torch.ones_like(columns, dtype=torch.int8)
-        if reference.signed is not None and moved.signed is not None:
-            agreement = torch.linalg.vecdot(reference.signed, moved.signed)
-            similarities, signs = similarities + agreement.abs(), torch.where(agreement < 0, -signs, signs)
-        return cls(columns, moved, similarities, signs)
+        similarities, signs, distance = [], [], 0.0
+        size = max(1, _BLOCK_BYTES // max(1, reference.kept[:1].nbytes))
+        for start in range(0, len(columns), size):
+            rows = slice(start, start + size)
+            own, moved = reference.at(rows), other.at(columns[rows])
+            kept, signed = own.dot(moved)
+            similarities.append(kept + signed.abs())
+            signs.append(torch.where(signed < 0, -1, 1).to(torch.int8))
+            distance += own.squared_distance(moved, signs[-1])
+        return cls(columns, torch.cat(similarities), torch.cat(signs), distance)
 
 
 def _joined(terms: list[Float[Tensor, "F _"]], dtype: torch.dtype) -> Float[Tensor, "F d"]:
