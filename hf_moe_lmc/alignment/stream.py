@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from hf_moe_lmc.errors import BadInputError
 
 from .opened_model import OpenedModel
 from .steps import Step, cut_steps
+from .versions import versions
 
 Compute = Callable[[Step], Iterable[dict[str, Tensor]]]
 """A step -> its new tensors, for one output after the other."""
@@ -122,11 +122,6 @@ def _write(
 def identity(model: OpenedModel) -> list[list[Any]]:
     """What changes when a file of a checkpoint does."""
     return [[str(file), *state] for file, state in model.checkpoint.states.items()]
-
-
-def versions() -> dict[str, str]:
-    """Of what the result depends on."""
-    return {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")}
 
 
 def _about(options: OutputOptions) -> dict[str, Any]:
