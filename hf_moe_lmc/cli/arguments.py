@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
@@ -24,6 +25,13 @@ def add_command(
     """A command without arguments of its own."""
     command = commands.add_parser(name, help=summary, description=description)
     command.set_defaults(run=run)
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="YAML file of arguments, such as `expert-order: joint`; what the command line says wins",
+    )
     return command
 
 

@@ -7,6 +7,7 @@ from .answer import Answer
 from .arguments import add_command
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
+PATHS = ("FILE", "FOLDER", "MODEL", "REFERENCE", "OTHER", "BEFORE", "AFTER", "ALIGNMENT")
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -28,5 +29,9 @@ def run(options: argparse.Namespace) -> Answer:
 
     from .parser import parser
 
-    script = shtab.complete(parser(), options.shell)
+    root = parser()
+    for action in root.arguments:
+        if action.metavar in PATHS:
+            action.complete = shtab.FILE  # type: ignore[attr-defined]  (how shtab wants it)
+    script = shtab.complete(root, options.shell)
     return Answer(script, {"shell": options.shell, "script": script})

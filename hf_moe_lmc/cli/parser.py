@@ -3,7 +3,6 @@
 import argparse
 from collections.abc import Sequence
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NoReturn
 
 from . import align, apply, card, completion, demo, evaluate, inspect, merge, push, verify
@@ -21,30 +20,30 @@ COMMON = {
 }
 """Flags that stand before or after the command."""
 
-EXIT_CODES = """exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,
+EPILOG = """a first run:
+  hf-moe-lmc inspect org/a                                what the experts of a model look like
+  hf-moe-lmc align org/a org/b -o alignment               permutations, a few MB
+  hf-moe-lmc merge org/a org/b --alignment alignment -o merged
+  hf-moe-lmc evaluate org/a org/b --alignment alignment --dataset book.txt -o report
+  hf-moe-lmc push merged me/a-and-b --dry-run             what would be published
+
+exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,
 5 output or disk, 6 network or Hub, 130 interrupted"""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which takes `COMMON` and `--config` wherever they stand."""
+    """An argument parser whose errors are one line, which takes `COMMON` before and after the command."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
         common = self.add_argument_group("common")
         for flag, meaning in COMMON.items():
             common.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=meaning)
-        common.add_argument(
-            "--config",
-            metavar="FILE",
-            type=Path,
-            default=argparse.SUPPRESS,
-            help="YAML file of arguments of the command, such as `t: [0.25, 0.5]`; what the command line says wins",
-        )
 
     def parse_known_args(  # type: ignore[override]  (of an overload)
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
-        """As of the base class, once the file of settings has given the defaults."""
+        """As of the base class; the defaults of a command are those that `--config` gives."""
         file = settings_file(list(args or ()))
         if file and self._subparsers is None:
             try:
@@ -52,6 +51,13 @@ class Parser(argparse.ArgumentParser):
             except ValueError as error:
                 self.error(str(error))
         return super().parse_known_args(args, namespace)
+
+    @property
+    def arguments(self) -> list[argparse.Action]:
+        """All arguments, those of its commands included."""
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        commands = [command for group in groups for command in group.choices.values()]
+        return [action for parser in (self, *commands) for action in parser._actions]
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with 2."""
@@ -63,7 +69,8 @@ def parser() -> Parser:
     root = Parser(
         prog="hf-moe-lmc",
         description="Align, merge and evaluate Mixture-of-Experts checkpoints of Hugging Face Transformers.",
-        epilog=EXIT_CODES,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action="version", version=version("hf_moe_lmc"))
     root.set_defaults(**{flag.removeprefix("--"): False for flag in COMMON})

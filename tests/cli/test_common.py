@@ -87,6 +87,11 @@ def test_a_file_that_is_wrong(content, line, tmp_path, capsys):
     assert shown.count("\n") == 1
 
 
+def test_a_file_belongs_to_a_command(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(["--config", "x.yml", "align", "a", "b", "-o", "out"])
+
+
 def test_a_run_out_of_a_file(pair, tmp_path, capsys):
     file = write(tmp_path / "align.yml", reference=str(pair / "a"), other=str(pair / "b"), expert_order="gate")
     assert cli.main(["align", "--config", file, "-o", str(tmp_path / "out")]) == 0
@@ -151,13 +156,13 @@ def test_a_shell_completes(tmp_path, capsys):
     (tmp_path / "script").write_text(capsys.readouterr().out)
 
     def completed(*words: str) -> list[str]:
-        line = f"source {tmp_path}/script; COMP_WORDS=({' '.join(words)} ''); COMP_CWORD={len(words)}"
-        ask = f"{line}; COMP_WORDS[COMP_CWORD]={words[-1]}; COMP_CWORD={len(words) - 1}"
-        ask += "; _shtab_hf_moe_lmc; echo ${COMPREPLY[@]}"
-        return subprocess.run(["bash", "-c", ask], capture_output=True, text=True, timeout=60).stdout.split()
+        line = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _shtab_hf_moe_lmc; echo ${{COMPREPLY[@]}}"
+        ask = ["bash", "-c", f"source {tmp_path}/script; {line}"]
+        return subprocess.run(ask, capture_output=True, text=True, timeout=60, cwd=tmp_path).stdout.split()
 
     assert completed("hf-moe-lmc", "ins") == ["inspect"]
     assert "--expert-order" in completed("hf-moe-lmc", "merge", "--exp")
+    assert completed("hf-moe-lmc", "inspect", "scr") == ["script"]
     for shell in ("zsh", "tcsh", "fish"):
         assert cli.main(["completion", shell]) == 0
         assert "inspect" in capsys.readouterr().out
