@@ -49,13 +49,17 @@ class Repository:
 
 @dataclass
 class Failure:
-    """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`."""
+    """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`.
+
+    With `cut`, the connection ends before the last `cut` bytes of the body.
+    """
 
     part: str
     status: int
     body: str = '{"error": "as planned"}'
     times: int | None = None
     delay: float = 0
+    cut: int = 0
 
 
 class Hub(ThreadingHTTPServer):
@@ -94,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
             if failure.part in path and failure.times != 0:
                 failure.times = None if failure.times is None else failure.times - 1
                 threading.Event().wait(failure.delay)
-                return self._send(failure.status, failure.body.encode())
+                return self._send(failure.status, failure.body.encode(), cut=failure.cut)
         if "/resolve/" in path:
             return self._resolve(path)
         if path == "/api/validate-yaml":
@@ -189,14 +193,14 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None, cut: int = 0) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) - cut])
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Download by id and revision -> align -> merge -> push -> download -> load: what was there is what comes back."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,48 @@ def test_an_alignment_that_fails_says_what_to_do(folder, hub):
     hub.failures.append(Failure("commit", 403))
     with pytest.raises(HubError, match="save it in a FOLDER, and then: hf-moe-lmc push FOLDER org/ab"):
         Alignment.from_pretrained(folder / "alignment").push_to_hub("org/ab")
+
+
+def test_the_token_is_never_told(parents, hub, tmp_path, capsys, caplog):
+    """Not in what the libraries log at their most talkative, nor in a traceback, an error, or any file."""
+    caplog.set_level(logging.DEBUG)
+    for library in ("huggingface_hub", "transformers", "httpx2", "httpcore2"):
+        caplog.set_level(logging.DEBUG, logger=library)
+    merged = str(tmp_path / "merged")
+    assert cli.main(["merge", *parents, "-o", merged, "--verbose", "--debug"]) == 0
+    hub.failures.append(Failure("commit", 403, json.dumps({"error": f"Bearer {TOKEN}"})))
+    assert cli.main(["push", merged, "me/merged", "--verbose", "--debug"]) == 6
+    hub.failures.clear()
+    assert cli.main(["push", merged, "me/merged", "--verbose", "--debug"]) == 0
+    shown = capsys.readouterr()
+    assert "Traceback" in shown.err
+    assert caplog.records
+    told = [shown.out, shown.err, *(f"{record.getMessage()} {record.args}" for record in caplog.records)]
+    assert not any(TOKEN in text for text in told)
+    files = [file for file in tmp_path.rglob("*") if file.is_file()]
+    assert {"hf_moe_lmc_manifest.json", "README.md"} <= {file.name for file in files}
+    assert not any(TOKEN.encode() in file.read_bytes() for file in files)
+
+
+def test_a_wrong_body_of_the_right_length(parents, hub, tmp_path, capsys):
+    """It is no checkpoint, and is not taken for one."""
+    name = next(name for name in hub.repositories["org/b"].files if name.endswith("00003-of-00005.safetensors"))
+    files = hub.repositories["org/b"].commits[0]
+    files[name] = b"<html>".ljust(len(files[name]))
+    assert cli.main(["merge", *parents, "-o", str(tmp_path / "merged")]) == 3
+    assert name in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    ("status", "times", "code"),
+    [(401, None, 6), (403, None, 6), (404, None, 6), (429, None, 6), (429, 1, 0), (500, None, 6), (500, 1, 0)],
+)
+def test_a_hub_that_refuses_while_an_alignment_is_fetched(status, times, code, parents, folder, hub, tmp_path, capsys):
+    Alignment.from_pretrained(folder / "alignment").push_to_hub("org/a-to-b")
+    hub.failures.append(Failure("models/org/a-to-b", status, times=times))
+    command = ["apply", "org/a-to-b", str(folder / "b"), "-o", str(tmp_path / "out")]
+    assert cli.main(command) == code
+    last = (capsys.readouterr().err.splitlines() or [""])[-1]
+    assert (last.startswith("error: ") and "org/a-to-b" in last) == bool(code)
+    assert (tmp_path / "out").exists() == (code == 0)

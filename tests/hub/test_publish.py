@@ -186,6 +186,17 @@ def test_nonsense(part, body, folder, hub):
         push_folder(folder / "merged", "ab")
 
 
+@pytest.mark.parametrize("part", ["whoami", "preupload", "commit"])
+def test_answers_that_break_off(part, folder, hub, capsys):
+    before = contents(folder)
+    hub.failures.append(Failure(part, 200, cut=5))
+    assert cli.main(["push", str(folder / "merged"), "org/ab"]) == 6
+    assert (shown := capsys.readouterr().err.splitlines()[-1]).startswith("error: the Hub cannot be reached (")
+    assert shown.endswith(f"then again: hf-moe-lmc push {folder}/merged org/ab")
+    assert contents(folder) == before
+    assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
+
+
 def test_too_many_requests_once(folder, hub):
     hub.failures.append(Failure("preupload", 429, times=1))
     push_folder(folder / "merged", "org/ab")
