@@ -89,7 +89,7 @@ class MoeTrainingArguments(TrainingArguments):
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
     def of_the_dense_model(self, epochs: float) -> "MoeTrainingArguments":
-        """For the model that all copies start from, in `dense/`: no random start of experts must be outweighed there."""
+        """For the model that all copies start from, in `dense/`: it has no random start of experts to outweigh."""
         return self.changed(
             output_dir=str(Path(self.output_dir) / "dense"),
             seed=0,
