@@ -2,8 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
+REFERENCE := adapters alignment checkpoints connectivity errors hub matching merging modeling moe symmetry verification
 
-.PHONY: demo cards families bench test check format lock clean
+.PHONY: demo cards families bench test check format docs lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -34,6 +35,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY)  ## the API reference out of the docstrings, into api/index.html
+	$(BIN)/pdoc --docformat google --output-directory api hf_moe_lmc \
+	  $(foreach folder,$(REFERENCE),hf_moe_lmc.$(folder))
+
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
@@ -44,4 +49,4 @@ lock: $(READY)  ## pin what the .venv holds now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^hf_moe_lmc' | sed 's/+cpu//' > constraints.txt
 
 clean:
-	rm -rf .venv demo-sparse demo-dense demo-shared
+	rm -rf .venv api demo-sparse demo-dense demo-shared

@@ -24,7 +24,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
-from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc.connectivity import PathReport, evaluate_path
 from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 from hf_moe_lmc.demo.digits import digits_file, load_digits
 from hf_moe_lmc.verification import load_plainly
@@ -54,14 +54,8 @@ def evaluation_data(model: PreTrainedModel, checkpoint: str, options: argparse.N
     return text.blocks(processor_of(model, checkpoint))[1]
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Align, merge, evaluate, and write everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference", help="a folder, or repo or repo@revision on the Hub: t = 0")
-    parser.add_argument("other", help="the same: t = 1, once aligned")
-    parser.add_argument("--output", type=Path, default=Path("merged"))
-    parser.add_argument("--expert_order", choices=("units", "gate", "gram", "joint"), default=None)
-    parser.add_argument("--t", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="points to write a merge of")
+def add_data_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the path is measured on."""
     parser.add_argument("--dataset", help="a local file or folder, or a dataset on the Hub (default: bundled data)")
     parser.add_argument("--dataset_config")
     parser.add_argument("--dataset_split", default="test")
@@ -69,16 +63,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--max_eval_samples", type=int, default=256, help="blocks or images; a quarter calibrates")
     parser.add_argument("--points", type=int, default=11, help="of the evaluated path")
     parser.add_argument("--batch_size", type=int, default=64)
-    options = parser.parse_args(arguments)
 
-    alignment = align(options.reference, options.other, options.expert_order)
-    options.output.mkdir(parents=True, exist_ok=True)
-    merge_checkpoints(options.reference, options.other, options.output / "merged", alignment, options.t)
 
+def measure_path(alignment: Alignment, options: argparse.Namespace) -> PathReport:
+    """Loss and accuracy on the line between the two models, as they are and aligned."""
     reference, other = (load_plainly(name, torch.float32) for name in (options.reference, options.other))
     data = evaluation_data(reference, reference.name_or_path, options)
     apart = len(data) // 4
-    report = evaluate_path(
+    return evaluate_path(
         reference,
         other,
         alignment,
@@ -87,6 +79,24 @@ def main(arguments: list[str] | None = None) -> None:
         calibration=DataLoader(Subset(data, range(apart)), (apart + 1) // 2),
         arrangements=("naive", "units", "aligned"),
     )
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Align, merge, evaluate, and write everything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("reference", help="a folder, or repo or repo@revision on the Hub: t = 0")
+    parser.add_argument("other", help="the same: t = 1, once aligned")
+    parser.add_argument("--output", type=Path, default=Path("merged"))
+    parser.add_argument("--expert_order", choices=("units", "gate", "gram", "joint"), default=None)
+    parser.add_argument("--t", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="points to write a merge of")
+    add_data_arguments(parser)
+    options = parser.parse_args(arguments)
+
+    alignment = align(options.reference, options.other, options.expert_order)
+    options.output.mkdir(parents=True, exist_ok=True)
+    merge_checkpoints(options.reference, options.other, options.output / "merged", alignment, options.t)
+
+    report = measure_path(alignment, options)
     if PartialState().is_main_process:
         alignment.save_pretrained(options.output / "alignment")
         (options.output / "layers.md").write_text(layer_table(alignment), encoding="utf-8")

@@ -13,10 +13,9 @@ Then: `python examples/align_and_merge.py gpt2-moe/seed-1 gpt2-moe/seed-2 --outp
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from example_data import TextArguments, tokenizer_for
-from moe_training import MoeArguments, MoeTrainingArguments, train_once
+from moe_training import MoeArguments, MoeTrainingArguments, finetune_copies, train_once
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
 
 from hf_moe_lmc import MoeGPT2LMHeadModel
@@ -37,7 +36,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((DenseArguments, TextArguments, MoeArguments, MoeTrainingArguments), description=__doc__)
     parser.set_defaults(output_dir="gpt2-moe", num_train_epochs=2.0, per_device_train_batch_size=32)
     options, text, moe, training = parser.parse_args_into_dataclasses(arguments)
-    folder = Path(training.output_dir)
 
     if options.dense_model:
         tokenizer = AutoTokenizer.from_pretrained(options.dense_model)
@@ -46,21 +44,12 @@ def main(arguments: list[str] | None = None) -> None:
     else:
         tokenizer = tokenizer_for(text.texts(), text.vocab_size)
         train, test = text.blocks(tokenizer)
-        pretraining = training.changed(
-            output_dir=str(folder / "dense"),
-            seed=0,
-            num_train_epochs=options.dense_epochs,
-            learning_rate=3e-3,
-            moe_learning_rate_factor=1,
-            weight_decay=0.05,
-        )
+        pretraining = training.of_the_dense_model(options.dense_epochs)
         config = small_config(tokenizer, text.block_size)
         train_once(lambda: GPT2LMHeadModel(config), pretraining, train, test, tokenizer)
-        dense = GPT2LMHeadModel.from_pretrained(folder / "dense")
+        dense = GPT2LMHeadModel.from_pretrained(pretraining.output_dir)
 
-    for seed in moe.seeds:
-        finetuning = training.changed(output_dir=str(folder / f"seed-{seed}"), seed=seed)
-        train_once(lambda: moe.add_experts(MoeGPT2LMHeadModel, dense), finetuning, train, test, tokenizer)
+    finetune_copies(moe, MoeGPT2LMHeadModel, dense, training, train, test, tokenizer)
 
 
 def small_config(tokenizer: PreTrainedTokenizerFast, positions: int) -> GPT2Config:

@@ -12,9 +12,8 @@ Then: `python examples/align_and_merge.py vit-moe/seed-1 vit-moe/seed-2 --output
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from moe_training import MoeArguments, MoeTrainingArguments, train_once
+from moe_training import MoeArguments, MoeTrainingArguments, finetune_copies, train_once
 from torch.utils.data import Dataset, Subset
 from transformers import (
     BaseImageProcessor,
@@ -71,7 +70,6 @@ def main(arguments: list[str] | None = None) -> None:
     parser = HfArgumentParser((ImageArguments, MoeArguments, MoeTrainingArguments), description=__doc__)
     parser.set_defaults(output_dir="vit-moe")
     images, moe, training = parser.parse_args_into_dataclasses(arguments)
-    folder = Path(training.output_dir)
 
     if images.dense_model:
         processor = ViTImageProcessorPil.from_pretrained(images.dense_model)
@@ -82,20 +80,11 @@ def main(arguments: list[str] | None = None) -> None:
         size = {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
         processor = ViTImageProcessorPil(size=size, image_mean=[MEAN], image_std=[STD])
         train, test, classes = load_images(images, processor, channels=1)
-        pretraining = training.changed(
-            output_dir=str(folder / "dense"),
-            seed=0,
-            num_train_epochs=images.dense_epochs,
-            learning_rate=3e-3,
-            moe_learning_rate_factor=1,
-            weight_decay=0.05,
-        )
+        pretraining = training.of_the_dense_model(images.dense_epochs)
         train_once(lambda: ViTForImageClassification(small_config(classes)), pretraining, train, test, processor)
-        dense = ViTForImageClassification.from_pretrained(folder / "dense")
+        dense = ViTForImageClassification.from_pretrained(pretraining.output_dir)
 
-    for seed in moe.seeds:
-        finetuning = training.changed(output_dir=str(folder / f"seed-{seed}"), seed=seed)
-        train_once(lambda: moe.add_experts(MoeViTForImageClassification, dense), finetuning, train, test, processor)
+    finetune_copies(moe, MoeViTForImageClassification, dense, training, train, test, processor)
 
 
 def small_config(classes: int) -> ViTConfig:

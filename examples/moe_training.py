@@ -88,6 +88,17 @@ class MoeTrainingArguments(TrainingArguments):
     )
     dataloader_pin_memory: bool = field(default_factory=torch.accelerator.is_available)
 
+    def of_the_dense_model(self, epochs: float) -> "MoeTrainingArguments":
+        """For the model that all copies start from, in `dense/`: it has no random start of experts to outweigh."""
+        return self.changed(
+            output_dir=str(Path(self.output_dir) / "dense"),
+            seed=0,
+            num_train_epochs=epochs,
+            learning_rate=3e-3,
+            moe_learning_rate_factor=1,
+            weight_decay=0.05,
+        )
+
     def changed(self, **fields: Any) -> "MoeTrainingArguments":
         """A copy with other values in `fields`."""
         arguments = copy(self)
@@ -198,3 +209,18 @@ def train_once(
         eval_dataset=test,
         processing_class=processor,
     ).run()
+
+
+def finetune_copies(
+    moe: MoeArguments,
+    model_class: Any,
+    dense: PreTrainedModel,
+    arguments: MoeTrainingArguments,
+    train: Dataset,
+    test: Dataset,
+    processor: BaseImageProcessor | PreTrainedTokenizerBase,
+) -> None:
+    """Give copies of `dense` freshly drawn experts and fine-tune them apart, each with a seed, into `seed-...`."""
+    for seed in moe.seeds:
+        finetuning = arguments.changed(output_dir=str(Path(arguments.output_dir) / f"seed-{seed}"), seed=seed)
+        train_once(lambda: moe.add_experts(model_class, dense), finetuning, train, test, processor)

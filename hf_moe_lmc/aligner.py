@@ -21,9 +21,12 @@ from .alignment import (
     open_model,
 )
 from .alignment.opened_model import Model, OpenedModel
+from .alignment.processes import processes
 from .checkpoints import HubOptions
 from .connectivity import PathReport, evaluate_path
+from .hub import check_token, push_folder, write_card
 from .matching import ExpertOrder
+from .verification import Verification
 
 
 @dataclass(frozen=True)
@@ -81,8 +84,8 @@ class MoeAligner:
         Args:
             alignment: what `align` found; None aligns first.
             t: in [0, 1].
-            output: a new folder; checkpoints are then merged as a stream, whatever their size, and only the result is
-                loaded. None merges in memory.
+            output: a new folder, which gets a card too; checkpoints are then merged as a stream, whatever their size,
+                and only the result is loaded. None merges in memory.
             options: how the folder is written.
             load: dtype, device_map and the like of the model that is returned.
             keep_norms: give units and router rows the norms back that averaging takes from them.
@@ -97,7 +100,49 @@ class MoeAligner:
             first, second = load_model(self.reference, load), load_model(self.other, load)
             return merge(first, second, found, t, keep_norms)
         merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms)
+        if processes().is_main_process:
+            write_card(output, found)
+        processes().wait_for_everyone()
         return load_model(open_model(output), load)
+
+    def push_to_hub(
+        self,
+        repository: str,
+        output: str | Path,
+        alignment: Alignment | None = None,
+        t: float = 0.5,
+        options: OutputOptions | None = None,
+        keep_norms: bool = False,
+        report: PathReport | None = None,
+        verification: Verification | None = None,
+        dataset: str | None = None,
+        private: bool = False,
+        create_pr: bool = False,
+        licence: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Merge two checkpoints into a folder, write its card, and send it to the Hub in one commit.
+
+        The token is checked before the work. Whatever fails afterwards, nothing is committed, the folder stays, and the
+        error says how to send it. In one process; after a merge by several, use `hf_moe_lmc.hub.push_folder`.
+
+        Args:
+            repository: `name` or `organisation/name`.
+            output, alignment, t, options, keep_norms: as for `merge`.
+            report, verification, dataset: for the card; see `hf_moe_lmc.hub.write_card`.
+            private, create_pr, licence, token: see `hf_moe_lmc.hub.push_folder`.
+
+        Returns:
+            Address of the commit or of the pull request.
+
+        Raises:
+            As `merge` and `hf_moe_lmc.hub.push_folder`.
+        """
+        check_token(repository, token)
+        found = alignment or self.align()
+        merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms)
+        write_card(output, found, report, verification, dataset, licence, token)
+        return push_folder(output, repository, private, create_pr, licence, token)
 
     def evaluate(
         self,

@@ -1,8 +1,26 @@
 import os
 
+import pytest
 import torch
+
+from tests.hub.server import TOKEN, running_hub
 
 # One thread per test process: with several processes, more threads than cores spend their time waiting for another.
 # Processes that tests start inherit it.
 os.environ["OMP_NUM_THREADS"] = "1"
 torch.set_num_threads(1)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A Hub on the loopback that this process talks to, with a token of its own."""
+    with running_hub() as hub:
+        # Addresses are fixed when the library is imported; processes of their own take HF_ENDPOINT.
+        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
+        template = "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+        yield hub

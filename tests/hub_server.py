@@ -95,8 +95,6 @@ class Answer(BaseHTTPRequestHandler):
             self._head(200, len(content), headers)
             self.wfile.write(content[: len(content) // 2])
             self.close_connection = True
-        elif fault == "wrong body":
-            self._send(200, b"<html>".ljust(len(content)), headers)
         else:
             raise ValueError(fault)
 

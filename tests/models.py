@@ -19,9 +19,17 @@ def moe_vit(variant: str = "sparse", **fields: object) -> PreTrainedModel:
         intermediate_size=14,
         image_size=8,
         patch_size=4,
-        num_channels=1,
         num_labels=5,
-        **({"moe_layers": [0, 2], "num_experts": 5, "moe_intermediate_size": 7, "moe_variant": variant} | fields),
+        **(
+            {
+                "num_channels": 1,
+                "moe_layers": [0, 2],
+                "num_experts": 5,
+                "moe_intermediate_size": 7,
+                "moe_variant": variant,
+            }
+            | fields
+        ),
     )
     return MoeViTForImageClassification(config)
 

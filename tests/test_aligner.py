@@ -1,6 +1,16 @@
 import pytest
 import torch
 from torch.utils.data import DataLoader
+from transformers import (
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    AutoModelForSequenceClassification,
+    MixtralConfig,
+    MixtralForSequenceClassification,
+    PreTrainedModel,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+)
 
 import hf_moe_lmc
 from hf_moe_lmc import MoeAligner, from_aligned_pretrained, scramble
@@ -8,7 +18,8 @@ from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity.path import norm_preserving_path
 from hf_moe_lmc.errors import IncompatiblePairError
-from tests.models import build, logits
+from tests import families
+from tests.models import VOCABULARY, build, logits
 
 NAMES = ["mixtral", "qwen2_moe", "moe_vit sparse", "moe_gpt2 shared"]
 
@@ -50,6 +61,69 @@ def test_from_aligned_pretrained(pair):
     assert same_weights(from_aligned_pretrained(other, align_to=model), model)
     assert torch.equal(logits(other), before)
     assert not same_weights(aligned, other)
+
+
+def sequence_classifier() -> PreTrainedModel:
+    config = MixtralConfig(
+        hidden_size=12,
+        intermediate_size=7,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        num_local_experts=5,
+        vocab_size=VOCABULARY,
+        num_labels=3,
+    )
+    return MixtralForSequenceClassification(config)
+
+
+def image_text_model() -> PreTrainedModel:
+    """A vision tower beside a Mixture-of-Experts language model."""
+    text = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "moe_intermediate_size": 7,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "head_dim": 8,
+        "num_experts": 5,
+        "num_experts_per_tok": 2,
+        "vocab_size": VOCABULARY,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 1, 1]},
+    }
+    vision = {
+        "depth": 2,
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_heads": 2,
+        "out_hidden_size": 16,
+        "patch_size": 4,
+        "deepstack_visual_indexes": [1],
+        "num_position_embeddings": 16,
+    }
+    return Qwen3VLMoeForConditionalGeneration(Qwen3VLMoeConfig(text_config=text, vision_config=vision))
+
+
+@pytest.mark.parametrize(
+    ("auto", "make"),
+    [
+        (AutoModelForSequenceClassification, sequence_classifier),
+        (AutoModelForSeq2SeqLM, lambda: families.build("switch_transformers")),
+        (AutoModelForImageTextToText, image_text_model),
+    ],
+)
+def test_any_auto_class(auto, make, tmp_path):
+    """A scrambled copy merges into the original; the output loads by its Auto class."""
+    model = make()
+    model.save_pretrained(tmp_path / "a")
+    other = scramble(auto.from_pretrained(tmp_path / "a"), seed=1)[0]
+    other.save_pretrained(tmp_path / "b")
+    assert not same_weights(other, model)
+    MoeAligner.from_pretrained(tmp_path / "a", tmp_path / "b").merge(output=tmp_path / "merged")
+    merged = auto.from_pretrained(tmp_path / "merged")
+    assert type(merged) is type(model)
+    assert same_weights(merged, model)
 
 
 def test_evaluate_reads_the_other_from_disk(tmp_path):

@@ -9,7 +9,7 @@ from .loading import LoadOptions, load_model
 from .merge import merge, merge_checkpoints, merge_opened
 from .opened_model import open_checkpoint, open_model, open_skeleton
 from .pair import check_pair
-from .plan import plan_alignment, plan_writing
+from .plan import Plan, plan_alignment, plan_writing
 from .scramble import scramble
 from .stream import OutputOptions
 
@@ -18,6 +18,7 @@ __all__ = [
     "AlignmentConfig",
     "LoadOptions",
     "OutputOptions",
+    "Plan",
     "align",
     "align_into",
     "align_opened",

@@ -11,8 +11,7 @@ from hf_moe_lmc.checkpoints import output_folder
 
 from .align import align_opened
 from .alignment import Alignment
-from .artefact import CONFIG_NAME
-from .config import AlignmentConfig
+from .config import CONFIG_NAME, AlignmentConfig
 from .opened_model import OpenedModel
 from .processes import processes
 from .stream import identity, read_paths

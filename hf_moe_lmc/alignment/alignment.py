@@ -112,6 +112,19 @@ class Alignment:
         """Write the permutations to `alignment.safetensors` and the figures to `alignment_config.json` in `folder`."""
         write_artefact(Path(folder), self.layers, self.config, self.reference, self.other)
 
+    def push_to_hub(
+        self,
+        repository: str,
+        private: bool = False,
+        create_pr: bool = False,
+        licence: str | None = None,
+        token: str | None = None,
+    ) -> str:
+        """Send what `save_pretrained` writes, and a card, to a repository; see `hf_moe_lmc.hub.push_alignment`."""
+        from hf_moe_lmc.hub import push_alignment
+
+        return push_alignment(self, repository, private, create_pr, licence, token)
+
     @classmethod
     def from_pretrained(cls, name: str | Path, options: HubOptions | None = None) -> "Alignment":
         """Read what `save_pretrained` wrote, from a folder or from a repository on the Hub (`org/alignment@revision`).

@@ -16,12 +16,11 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.matching import LayerAlignment, LayerEvidence
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
-from .config import AlignmentConfig
+from .config import CONFIG_NAME, AlignmentConfig
 from .model_record import ModelRecord
 from .versions import versions
 
 WEIGHTS_NAME = "alignment.safetensors"
-CONFIG_NAME = "alignment_config.json"
 ARTEFACT = (WEIGHTS_NAME, CONFIG_NAME)
 
 Parts = tuple[dict[str, LayerAlignment], AlignmentConfig | None, ModelRecord | None, ModelRecord | None]
@@ -70,7 +69,7 @@ def read_artefact(folder: Path) -> Parts:
         config, reference, other = (described[part] for part in ("config", "reference", "other"))
         return (
             layers,
-            AlignmentConfig(**config) if config else None,
+            AlignmentConfig.of_record(config) if config else None,
             ModelRecord(**reference) if reference else None,
             ModelRecord(**other) if other else None,
         )

@@ -1,13 +1,44 @@
 """Arguments that several commands take."""
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .answer import Answer
 
 if TYPE_CHECKING:
-    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, OutputOptions
+    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, OutputOptions, Plan
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+
+
+Run = Callable[[argparse.Namespace], Answer | None]
+"""Runs a command; None of a process that leaves the talking to another."""
+
+
+def add_command(
+    commands: "argparse._SubParsersAction[Any]", name: str, run: Run, summary: str, description: str
+) -> argparse.ArgumentParser:
+    """A command without arguments of its own."""
+    command = commands.add_parser(name, help=summary, description=description)
+    command.set_defaults(run=run)
+    command.add_argument(
+        "--config",
+        metavar="FILE",
+        type=Path,
+        default=argparse.SUPPRESS,
+        help="YAML file of arguments, such as `expert-order: joint`; what the command line says wins",
+    )
+    return command
+
+
+def add_pair(command: argparse.ArgumentParser) -> None:
+    """The two models that most commands are about."""
+    command.add_argument("reference", metavar="REFERENCE", help=MODEL)
+    command.add_argument("other", metavar="OTHER", help=MODEL)
 
 
 def add_output(command: argparse.ArgumentParser, what: str) -> None:
@@ -48,10 +79,25 @@ def add_matching(command: argparse.ArgumentParser) -> None:
     )
 
 
-def describe_alignment(alignment: "Alignment") -> str:
-    """What was achieved, for the terminal."""
+def describe_plan(plan: "Plan") -> Answer:
+    """What `--dry-run` says."""
+    return Answer(plan.text, asdict(plan))
+
+
+def describe_alignment(alignment: "Alignment", output: str) -> Answer:
+    """What was achieved, and where it is."""
+    from hf_moe_lmc.hub import layer_figures
+
     verdict = alignment.verdict()
-    return alignment.summary() + (f"\n{verdict.text()}" if verdict else "") + "\n"
+    said = f"\n{verdict.text()}" if verdict else ""
+    return Answer(
+        f"{alignment.summary()}{said}\nWritten to {output}\n",
+        {
+            "output": output,
+            "verdict": asdict(verdict) if verdict else None,
+            "layers": [asdict(layer) for layer in layer_figures(alignment)],
+        },
+    )
 
 
 def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":

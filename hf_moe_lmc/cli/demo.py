@@ -1,19 +1,23 @@
 """`hf-moe-lmc demo`."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from .answer import Answer
+from .arguments import add_command
 
 VARIANTS = ("dense", "sparse", "shared")  # those of hf_moe_lmc.modeling, which imports Transformers
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     """The options of `demo`."""
-    demo = commands.add_parser(
+    demo = add_command(
+        commands,
         "demo",
-        help="train, align, merge and measure small MoE ViTs on real digits, in minutes",
-        description="Train one small Mixture-of-Experts ViT per seed on real MNIST digits, align and merge every pair, "
+        run,
+        "train, align, merge and measure small MoE ViTs on real digits, in minutes",
+        "Train one small Mixture-of-Experts ViT per seed on real MNIST digits, align and merge every pair, "
         "and measure the loss along all paths. Run again with the same --out, it does not train again.",
     )
     demo.add_argument("--out", type=Path, help="output folder (default: demo-VARIANT)")
@@ -21,10 +25,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     demo.add_argument(
         "--variant", choices=VARIANTS, default="sparse", help="how experts are combined (default: sparse)"
     )
-    demo.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Answer:
     """Run the demo, and print its table."""
     from hf_moe_lmc.demo import Recipe, run_demo
 
@@ -32,10 +35,10 @@ def run(options: argparse.Namespace) -> int:
     report = run_demo(out, options.seeds, Recipe(variant=options.variant))
     scramble = report.scramble
     recovered = "recovered" if scramble.recovered_bit_for_bit else "NOT recovered"
-    sys.stdout.write(
+    return Answer(
         f"\n{report.table()}\n\n"
         f"Scrambled endpoint: loss barrier {scramble.naive_loss_barrier:.3f}, aligned "
         f"{scramble.aligned_loss_barrier:.3f}, weights {recovered} bit for bit.\n"
-        f"Written to {out} in {report.wall_seconds:.0f} s: README.md, barrier.png, report.json, merged/\n"
+        f"Written to {out} in {report.wall_seconds:.0f} s: README.md, barrier.png, report.json, merged/\n",
+        report.to_json(),
     )
-    return 0

@@ -1,10 +1,12 @@
 """`hf-moe-lmc evaluate`."""
 
 import argparse
-import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
+
+from .answer import Answer
+from .arguments import add_command, add_pair
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -13,19 +15,18 @@ if TYPE_CHECKING:
 
     from hf_moe_lmc.alignment import LoadOptions
 
-MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
-
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     """The options of `evaluate`."""
-    evaluate = commands.add_parser(
+    evaluate = add_command(
+        commands,
         "evaluate",
-        help="measure the loss along the path between two checkpoints, as they are, aligned, repaired and in controls",
-        description="Measure loss, accuracy and routing on the straight line between two checkpoints. One model is "
+        run,
+        "measure the loss along the path between two checkpoints, as they are, aligned, repaired and in controls",
+        "Measure loss, accuracy and routing on the straight line between two checkpoints. One model is "
         "loaded; the other is read tensor by tensor. Under `accelerate launch` the processes divide the data.",
     )
-    evaluate.add_argument("reference", metavar="REFERENCE", help=MODEL)
-    evaluate.add_argument("other", metavar="OTHER", help=MODEL)
+    add_pair(evaluate)
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder of the report; new or empty")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier report")
     evaluate.add_argument("--alignment", metavar="FOLDER", help="made by `align`; without it, aligns first")
@@ -33,7 +34,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     data.add_argument(
         "--dataset", required=True, help="a file (txt, parquet, json, csv), a folder of them or of images, or a Hub id"
     )
-    data.add_argument("--config", help="configuration of a dataset on the Hub")
+    data.add_argument("--dataset-config", metavar="NAME", help="configuration of a dataset on the Hub")
     data.add_argument("--split", default="test", help="split of the dataset (default: test)")
     data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
     data.add_argument("--max-examples", type=int, help="evaluate on the first so many examples (default: all)")
@@ -57,10 +58,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     evaluate.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
     evaluate.add_argument("--experts-implementation", help="of Transformers: eager, grouped_mm, batched_mm")
     evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
-    evaluate.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Answer | None:
     """Evaluate, print the table, write the report."""
     from accelerate import Accelerator
 
@@ -88,10 +88,10 @@ def run(options: argparse.Namespace) -> int:
         seed=options.seed,
         accelerator=accelerator,
     )
-    if accelerator.is_main_process:
-        report.save(options.output)
-        sys.stdout.write(f"{report.markdown()}\nWritten to {options.output}\n")
-    return 0
+    if not accelerator.is_main_process:
+        return None
+    report.save(options.output)
+    return Answer(f"{report.markdown()}\nWritten to {options.output}\n", report.to_json())
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:
@@ -118,7 +118,7 @@ def _data(
 
     apart = options.calibration_examples
     wanted = None if options.max_examples is None else apart + options.max_examples
-    rows = load_rows(options.dataset, options.config, options.split)
+    rows = load_rows(options.dataset, options.dataset_config, options.split)
     examples = examples_for(model, rows, processor_of(model, folder), length=options.length, max_examples=wanted)
     if len(examples) < apart + 2:
         raise BadInputError(

@@ -1,14 +1,14 @@
 """`hf-moe-lmc inspect`."""
 
 import argparse
-import json
 import re
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from .answer import Answer
+from .arguments import MODEL, add_command
 from .table import text_table
 
 if TYPE_CHECKING:
@@ -19,19 +19,19 @@ HEAD = ("layers", "E", "F", "H", "K", "groups", "shared", "router", "parameters"
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     """The options of `inspect`."""
-    inspect = commands.add_parser(
+    inspect = add_command(
+        commands,
         "inspect",
-        help="show the Mixture-of-Experts layers of a model, from its config.json alone",
-        description="Show every Mixture-of-Experts layer, and the dense ones among them: E experts of F units, hidden "
+        run,
+        "show the Mixture-of-Experts layers of a model, from its config.json alone",
+        "Show every Mixture-of-Experts layer, and the dense ones among them: E experts of F units, hidden "
         "size H, K experts per token, shared experts, router, size, and the symmetries that leave its function "
         "unchanged. Reads no weights.",
     )
-    inspect.add_argument("model", metavar="MODEL", help="a folder, or repo or repo@revision on the Hub")
-    inspect.add_argument("--json", action="store_true", help="print one JSON document")
-    inspect.set_defaults(run=run)
+    inspect.add_argument("model", metavar="MODEL", help=MODEL)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Answer:
     """Print what is found."""
     from hf_moe_lmc.adapters import inspect
     from hf_moe_lmc.alignment import open_skeleton
@@ -39,12 +39,8 @@ def run(options: argparse.Namespace) -> int:
 
     model = open_skeleton(options.model)
     found, method = inspect(model), quantisation(model.config)
-    if options.json:
-        document = asdict(found) | {"log10_symmetries": found.log10_symmetries, "quantisation": method}
-        sys.stdout.write(json.dumps(document, indent=2) + "\n")
-    else:
-        sys.stdout.write(render(found, method))
-    return 0
+    document = asdict(found) | {"log10_symmetries": found.log10_symmetries, "quantisation": method}
+    return Answer(render(found, method), document)
 
 
 def render(found: "Inspection", quantisation: str | None = None) -> str:

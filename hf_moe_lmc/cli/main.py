@@ -1,5 +1,6 @@
 """One run of the command line: parse, run one command, and turn whatever goes wrong into one line and an exit code."""
 
+import json
 import os
 import signal
 import sys
@@ -8,6 +9,8 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from .answer import Answer
+from .colour import RED, coloured
 from .failures import BROKEN_PIPE, INTERRUPTED, describe_failure
 from .parser import parser
 
@@ -19,10 +22,14 @@ def main(arguments: list[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        with _quiet_libraries(), _terminated_like_interrupted():
-            code = options.run(options)
+        with _libraries(options.verbose, options.quiet), _terminated_like_interrupted():
+            answer: Answer | None = options.run(options)
+            if answer and options.json:
+                sys.stdout.write(json.dumps(answer.document, indent=2) + "\n")
+            elif answer and not options.quiet:
+                sys.stdout.write(answer.text)
             sys.stdout.flush()
-            return code
+            return answer.code if answer else 0
     except KeyboardInterrupt:
         sys.unraisablehook = lambda _: None  # of what was being made when the signal came, such as a progress bar
         sys.stderr.write("interrupted; run the same command again to go on\n")
@@ -35,18 +42,23 @@ def main(arguments: list[str] | None = None) -> int:
         if options.debug:
             traceback.print_exc()
         message, code = describe_failure(error)
-        sys.stderr.write(f"error: {message}\n")
+        sys.stderr.write(f"{coloured('error:', RED, sys.stderr)} {message}\n")
         return code
 
 
 @contextmanager
-def _quiet_libraries() -> Iterator[None]:
-    """Without the log lines and warnings by which the libraries address programmers, not users of commands."""
+def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
+    """Without the log lines and warnings by which the libraries address programmers, unless these are wanted.
+
+    With `quiet` without progress bars, too.
+    """
     # Read when the libraries are imported.
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    os.environ.setdefault("HF_HUB_VERBOSITY", "error")
+    for library in ("TRANSFORMERS", "HF_HUB"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "info" if verbose else "error")
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     with warnings.catch_warnings():
-        if not sys.warnoptions:
+        if not sys.warnoptions and not verbose:
             warnings.simplefilter("ignore")
         yield
 

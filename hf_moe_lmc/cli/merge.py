@@ -1,17 +1,19 @@
 """`hf-moe-lmc merge`."""
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
+from .answer import Answer
 from .arguments import (
-    MODEL,
+    add_command,
     add_matching,
     add_output,
+    add_pair,
     add_writing,
     alignment_config,
     describe_alignment,
+    describe_plan,
     output_options,
 )
 from .kept_memory import keep_freed_memory
@@ -19,15 +21,18 @@ from .kept_memory import keep_freed_memory
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     """The options of `merge`."""
-    merge = commands.add_parser(
+    merge = add_command(
+        commands,
         "merge",
-        help="merge two checkpoints along the straight line between them, aligned",
-        description="Write (1 - t) REFERENCE + t (OTHER, aligned) to a new folder: an ordinary checkpoint, with the "
+        run,
+        "merge two checkpoints along the straight line between them, aligned",
+        "Write (1 - t) REFERENCE + t (OTHER, aligned) to a new folder: an ordinary checkpoint, with the "
         "tokenizer and the settings of REFERENCE. Layer by layer, so both may be larger than memory.",
     )
-    merge.add_argument("reference", metavar="REFERENCE", help=MODEL)
-    merge.add_argument("other", metavar="OTHER", help=MODEL)
-    merge.add_argument("--alignment", metavar="FOLDER", help="a saved alignment (default: align first)")
+    add_pair(merge)
+    merge.add_argument(
+        "--alignment", metavar="FOLDER", help="a saved alignment, or its repository on the Hub (default: align first)"
+    )
     merge.add_argument(
         "--t",
         type=float,
@@ -43,10 +48,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_output(merge, "folder of the merge")
     add_writing(merge)
     add_matching(merge)
-    merge.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Answer | None:
     """Align if need be, merge and write."""
     from hf_moe_lmc.alignment import Alignment, merge_checkpoints, open_checkpoint, plan_writing
     from hf_moe_lmc.alignment.processes import processes
@@ -56,8 +60,7 @@ def run(options: argparse.Namespace) -> int:
     how = output_options(options)
     if options.dry_run:
         reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
-        sys.stdout.write(plan_writing(reference, other, len(options.t), options.output, how).text)
-        return 0
+        return describe_plan(plan_writing(reference, other, len(options.t), options.output, how))
     alignment = merge_checkpoints(
         options.reference,
         options.other,
@@ -68,9 +71,9 @@ def run(options: argparse.Namespace) -> int:
         allow_other_weights=options.allow_other_weights,
         keep_norms=options.keep_norms,
     )
-    if processes().is_main_process:
-        root = Path(options.output)
-        for folder in [root] if len(options.t) == 1 else sorted(root.glob("t-*")):
-            write_card(folder, alignment)
-        sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
-    return 0
+    if not processes().is_main_process:
+        return None
+    root = Path(options.output)
+    for folder in [root] if len(options.t) == 1 else sorted(root.glob("t-*")):
+        write_card(folder, alignment)
+    return describe_alignment(alignment, options.output)

@@ -1,27 +1,62 @@
 """All commands and their options. Imports neither torch nor Transformers: `--help` answers at once."""
 
 import argparse
-from importlib.metadata import version
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import align, apply, card, demo, evaluate, inspect, merge, push, verify
+from . import align, apply, card, completion, demo, evaluate, inspect, merge, push, verify
 from .failures import USAGE
+from .settings_file import settings_file, take_settings
 
-COMMANDS = (inspect, align, apply, merge, evaluate, verify, card, push, demo)
-"""Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to the exit code."""
+COMMANDS = (inspect, align, apply, merge, evaluate, verify, card, push, demo, completion)
+"""Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to an `Answer`."""
 
-EXIT_CODES = """exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,
+COMMON = {
+    "--json": "print one JSON document",
+    "--quiet": "no progress, and nothing but errors",
+    "--verbose": "the log lines and warnings of the libraries, too",
+    "--debug": "show the traceback of an error",
+}
+"""Flags that stand before or after the command."""
+
+EPILOG = """a first run:
+  hf-moe-lmc inspect org/a                                what the experts of a model look like
+  hf-moe-lmc align org/a org/b -o alignment               permutations, a few MB
+  hf-moe-lmc merge org/a org/b --alignment alignment -o merged
+  hf-moe-lmc evaluate org/a org/b --alignment alignment --dataset book.txt -o report
+  hf-moe-lmc push merged me/a-and-b --dry-run             what would be published
+
+exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,
 5 output or disk, 6 network or Hub, 130 interrupted"""
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, and which takes `--debug` before and after the command."""
+    """An argument parser whose errors are one line, which takes `COMMON` before and after the command."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.add_argument(
-            "--debug", action="store_true", default=argparse.SUPPRESS, help="show the traceback of an error"
-        )
+        common = self.add_argument_group("common")
+        for flag, meaning in COMMON.items():
+            common.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=meaning)
+
+    def parse_known_args(  # type: ignore[override]  (of an overload)
+        self, args: Sequence[str] | None = None, namespace: Any = None
+    ) -> Any:
+        """As of the base class; the defaults of a command are those that `--config` gives."""
+        file = settings_file(list(args or ()))
+        if file and self._subparsers is None:
+            try:
+                take_settings(self, self._actions, file)
+            except ValueError as error:
+                self.error(str(error))
+        return super().parse_known_args(args, namespace)
+
+    @property
+    def arguments(self) -> list[argparse.Action]:
+        """All arguments, those of its commands included."""
+        groups = [action for action in self._actions if isinstance(action, argparse._SubParsersAction)]
+        commands = [command for group in groups for command in group.choices.values()]
+        return [action for parser in (self, *commands) for action in parser._actions]
 
     def error(self, message: str) -> NoReturn:
         """Say what is wrong, and exit with 2."""
@@ -33,11 +68,21 @@ def parser() -> Parser:
     root = Parser(
         prog="hf-moe-lmc",
         description="Align, merge and evaluate Mixture-of-Experts checkpoints of Hugging Face Transformers.",
-        epilog=EXIT_CODES,
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    root.add_argument("--version", action="version", version=version("hf_moe_lmc"))
-    root.set_defaults(debug=False)
+    root.add_argument("--version", action=_Version, nargs=0, help="show the version of this package and exit")
+    root.set_defaults(**{flag.removeprefix("--"): False for flag in COMMON})
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return root
+
+
+class _Version(argparse.Action):
+    """Shows the version; what finds it takes longer to import than all the rest."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> NoReturn:
+        from importlib.metadata import version
+
+        parser.exit(message=f"{version('hf_moe_lmc')}\n")

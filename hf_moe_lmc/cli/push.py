@@ -1,16 +1,20 @@
 """`hf-moe-lmc push`."""
 
 import argparse
-import sys
 from typing import Any
+
+from .answer import Answer
+from .arguments import add_command
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     """The options of `push`."""
-    push = commands.add_parser(
+    push = add_command(
+        commands,
         "push",
-        help="publish a merge, a rewritten checkpoint or an alignment on the Hub",
-        description="Send FOLDER, which merge, apply or align wrote, to REPOSITORY in one commit. The repository is "
+        run,
+        "publish a merge, a rewritten checkpoint or an alignment on the Hub",
+        "Send FOLDER, which merge, apply or align wrote, to REPOSITORY in one commit. The repository is "
         "made if it does not exist; files of others are never mixed with it, and none is deleted.",
     )
     push.add_argument("folder", metavar="FOLDER", help="what merge, apply or align wrote")
@@ -21,18 +25,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--license", metavar="ID", help="licence, as the Hub calls it (default: what the parents' cards allow)"
     )
     push.add_argument("--dry-run", action="store_true", help="only say what would be sent")
-    push.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Answer:
     """Check, send, and print the address."""
     from hf_moe_lmc.hub import plan_push, push_folder
 
     if options.dry_run:
-        sys.stdout.write(plan_push(options.folder, options.repository, options.license).text)
-        return 0
+        plan = plan_push(options.folder, options.repository, options.license)
+        files = {file.name: file.nbytes for file in plan.files}
+        return Answer(plan.text, {"repository": plan.repository, "license": plan.licence, "files": files})
     address = push_folder(
         options.folder, options.repository, options.private, options.create_pr, licence=options.license
     )
-    sys.stdout.write(f"Pushed: {address}\n")
-    return 0
+    return Answer(f"Pushed: {address}\n", {"address": address})

@@ -1,12 +1,14 @@
 """`hf-moe-lmc verify`."""
 
 import argparse
-import json
 import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .answer import Answer
+from .arguments import MODEL, add_command
+from .colour import GREEN, RED, coloured
 from .table import text_table
 
 if TYPE_CHECKING:
@@ -21,13 +23,15 @@ TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model",
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     """The options of `verify`."""
-    verify = commands.add_parser(
+    verify = add_command(
+        commands,
         "verify",
-        help="show that a rewritten model computes what it computed before",
-        description="Compare the logits of two models on random inputs and on text, every Mixture-of-Experts or dense "
+        run,
+        "show that a rewritten model computes what it computed before",
+        "Compare the logits of two models on random inputs and on text, every Mixture-of-Experts or dense "
         "block on the same inputs, and all other weights bit for bit. Exit code 0: equal up to rounding; 1: not equal.",
     )
-    verify.add_argument("before", metavar="BEFORE", help="a folder, or repo or repo@revision on the Hub")
+    verify.add_argument("before", metavar="BEFORE", help=MODEL)
     verify.add_argument("after", metavar="AFTER", help="the same model rewritten")
     verify.add_argument(
         "--dtype", choices=("float32", "float64"), default="float32", help="what to compute in (default: float32)"
@@ -35,11 +39,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     verify.add_argument(
         "--text", type=Path, metavar="FILE", help="text to compare on (default: a short one of our own)"
     )
-    verify.add_argument("--json", action="store_true", help="print one JSON document")
-    verify.set_defaults(run=run)
 
 
-def run(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> Answer:
     """Print how far the models differ."""
     import torch
 
@@ -50,11 +52,8 @@ def run(options: argparse.Namespace) -> int:
     before, after = load_plainly(options.before, dtype), load_plainly(options.after, dtype)
     batches = {"random": random_batches(before)} | _text_batches(before, text)
     found = verify(before, after, batches)
-    if options.json:
-        sys.stdout.write(json.dumps(asdict(found) | {"equal": found.equal}, indent=2) + "\n")
-    else:
-        sys.stdout.write(render(found, options.dtype))
-    return EQUAL if found.equal else NOT_EQUAL
+    document = asdict(found) | {"equal": found.equal}
+    return Answer(render(found, options.dtype), document, EQUAL if found.equal else NOT_EQUAL)
 
 
 def render(found: "Verification", dtype: str) -> str:
@@ -74,7 +73,8 @@ def render(found: "Verification", dtype: str) -> str:
         for kind, x in found.outputs.items()
     )
     changed = f"changed outside these layers: {', '.join(found.changed_tensors)}\n" if found.changed_tensors else ""
-    verdict = "equal up to rounding" if found.equal else "NOT EQUAL"
+    equal, colour = ("equal up to rounding", GREEN) if found.equal else ("NOT EQUAL", RED)
+    verdict = coloured(equal, colour, sys.stdout)
     return (
         f"{text_table(HEAD, rows)}\n\n{changed}{outputs}{verdict} (relative differences in {dtype}; tolerance "
         f"{found.output_tolerance:.0e} for the median output, {found.block_tolerance:.0e} for layers)\n"

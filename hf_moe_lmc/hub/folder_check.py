@@ -10,7 +10,7 @@ from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
 from hf_moe_lmc.errors import BadInputError
 
 from .card import CARD_NAME
-from .made_folder import ALIGN, MadeFolder
+from .made_folder import ALIGN, APPLY, CONFIGURE, MERGE, MadeFolder
 from .path_figures import FOLDER_NAME, REPORT_FILES
 
 LOADED = ("*.safetensors", INDEX_NAME, "*.bin", *COMPANIONS)
@@ -26,7 +26,7 @@ def matches(name: str, patterns: Iterable[str]) -> bool:
 
 def known_files(made: MadeFolder) -> tuple[str, ...]:
     """Patterns of what a folder like `made` may hold."""
-    if made.command == ALIGN:
+    if made.command in (ALIGN, CONFIGURE):
         return (made.marker, WEIGHTS_NAME, *ABOUT)
     return (made.marker, "model*.safetensors", INDEX_NAME, *COMPANIONS, *ABOUT)
 
@@ -65,7 +65,7 @@ def check_tensors(made: MadeFolder) -> None:
 
 def check_digests(made: MadeFolder) -> None:
     """Raise `BadInputError` unless every tensor is, to the bit, what was written; reads everything."""
-    if made.command == ALIGN:
+    if made.command not in (APPLY, MERGE):
         return
     for key, tensor in stored_tensors(made.path).items():
         if tensor.digests()[1] != made.record["sha256"][key]:

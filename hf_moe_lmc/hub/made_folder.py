@@ -6,13 +6,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from hf_moe_lmc.alignment.artefact import CONFIG_NAME
+from hf_moe_lmc.alignment.config import CONFIG_NAME
 from hf_moe_lmc.checkpoints import MANIFEST_NAME, read_json
 from hf_moe_lmc.errors import BadInputError
 
 from .parent import Parent
 
 ALIGN, APPLY, MERGE = "align", "apply", "merge"
+CONFIGURE = "configure"  # no command: the settings of an alignment alone
 ROLES = ("reference", "other")
 
 
@@ -22,7 +23,7 @@ class MadeFolder:
 
     Args:
         path: of the folder.
-        command: that wrote it: "align", "apply" or "merge".
+        command: that wrote it: "align", "apply" or "merge"; or "configure".
         record: its manifest, or the configuration of an alignment.
         parents: role -> model; "reference" is missing after `apply`, both are for alignments found without a pair.
     """
@@ -35,7 +36,7 @@ class MadeFolder:
     @property
     def marker(self) -> str:
         """Name of the file that the record comes from."""
-        return CONFIG_NAME if self.command == ALIGN else MANIFEST_NAME
+        return CONFIG_NAME if self.command in (ALIGN, CONFIGURE) else MANIFEST_NAME
 
     @property
     def public_record(self) -> bytes:

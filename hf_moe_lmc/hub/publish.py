@@ -1,20 +1,18 @@
-"""Publishing what this package made: one commit, or nothing."""
+"""Publishing what this package made."""
 
+import json
 import shlex
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
 
-from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
-from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub import HfApi, get_token
 
-from hf_moe_lmc.errors import BadInputError, HubError, OutputError
+from hf_moe_lmc.alignment import Alignment, AlignmentConfig
 
-from .folder_check import LOADED, check_digests, known_files, matches
-from .hub_failure import TIMEOUT, hub_failures
-from .made_folder import ALIGN
-from .push_plan import PushPlan, plan_push
-
-GIT_ATTRIBUTES = ".gitattributes"  # the Hub writes it into every new repository
+from .hub_failure import hub_failures
+from .made_folder import CONFIGURE, MadeFolder
+from .push_plan import PushPlan, SentFile, check_name, plan_push
+from .send import full_name, send
 
 
 def push_folder(
@@ -51,66 +49,45 @@ def push_folder(
     command = ["hf-moe-lmc", "push", str(folder), repository, *(flag for flag, given in flags.items() if given)]
     command += ["--license", licence] if licence else []
     remedy = f"nothing was committed and {folder} is as it was; then again: {shlex.join(command)}"
-    plan, api, secret = plan_push(folder, repository, licence, token), HfApi(token=token), token or get_token()
-    with hub_failures(repository, secret, remedy):
-        repository = _check_token(api, repository)
-        existing = _find(api, repository)
-    if existing:
-        _check_apart(existing, plan, private, create_pr)
-    for file in plan.files:
-        if secret and file.holds(secret):
-            raise BadInputError(f"{file.name} holds your token; take it out before anybody sees it")
-    check_digests(plan.made)
-    with hub_failures(repository, secret, remedy):
-        if not existing:
-            api.create_repo(repository, private=private)
-        commit = api.create_commit(
-            repository,
-            [CommitOperationAdd(file.name, _content(file.content)) for file in plan.files],
-            commit_message=f"{'Alignment' if plan.made.command == ALIGN else 'Model'} made with hf_moe_lmc",
-            create_pr=create_pr,
-            # Nobody may have put anything there since it was looked at.
-            parent_commit=existing.sha if existing else None,
-        )
-    return commit.pr_url or commit.commit_url
+    return send(plan_push(folder, repository, licence, token), private, create_pr, token, remedy)
 
 
-def _content(content: Path | bytes) -> str | bytes:
-    return content if isinstance(content, bytes) else str(content)
+def push_alignment(
+    alignment: Alignment,
+    repository: str,
+    private: bool = False,
+    create_pr: bool = False,
+    licence: str | None = None,
+    token: str | None = None,
+) -> str:
+    """As `push_folder`, for an alignment that need not be saved before."""
+    remedy = f"nothing was committed; save it in a FOLDER, and then: hf-moe-lmc push FOLDER {repository}"
+    with TemporaryDirectory() as folder:
+        alignment.save_pretrained(folder)
+        return send(plan_push(folder, repository, licence, token), private, create_pr, token, remedy)
 
 
-def _check_token(api: HfApi, repository: str) -> str:
-    """The full name of the repository, once the Hub knows the token and the token may write."""
-    user: dict[str, Any] = api.whoami()
-    token = (user.get("auth") or {}).get("accessToken") or {}
-    if token.get("role") == "read":
-        raise HubError("the token may only read; use one with write access (hf auth login)")
-    return repository if "/" in repository else f"{user['name']}/{repository}"
+def push_config(
+    config: AlignmentConfig,
+    repository: str,
+    private: bool = False,
+    create_pr: bool = False,
+    token: str | None = None,
+) -> str:
+    """As `push_folder`, for the settings of an alignment alone, without a card."""
+    made = MadeFolder(Path(), CONFIGURE, config.record(), {})
+    content = json.dumps(made.record, indent=2).encode() + b"\n"
+    plan = PushPlan(made, check_name(repository), None, (SentFile(made.marker, content),))
+    return send(plan, private, create_pr, token, "nothing was committed; try again")
 
 
-def _find(api: HfApi, repository: str) -> ModelInfo | None:
-    try:
-        return api.model_info(repository, timeout=TIMEOUT)
-    except RepositoryNotFoundError:
-        return None
+def check_token(repository: str, token: str | None = None) -> str:
+    """The full name of `repository`, once the Hub knows the token and says that it may write.
 
-
-def _check_apart(existing: ModelInfo, plan: PushPlan, private: bool, create_pr: bool) -> None:
-    """Raise `OutputError` where what the repository holds would mix with what is sent."""
-    if private and not existing.private:
-        raise OutputError(f"{existing.id} is there already, and public; make it private first, or choose another name")
-    sent = {file.name for file in plan.files}
-    there = [sibling.rfilename for sibling in existing.siblings or [] if sibling.rfilename != GIT_ATTRIBUTES]
-    ours = plan.made.marker in there
-    foreign = [name for name in there if not (ours and matches(name, known_files(plan.made)))]
-    if foreign and not create_pr:
-        raise OutputError(
-            f"{existing.id} holds {foreign[0]}, which is not of this package; choose another name, or propose it with "
-            "--create-pr"
-        )
-    left = [name for name in there if name not in sent and matches(name, LOADED)]
-    if left:
-        raise OutputError(
-            f"{existing.id} holds {left[0]}, which would stay and be loaded with what is sent; delete it there, or "
-            "choose another name"
-        )
+    Raises:
+        BadInputError: it is no name of a repository.
+        HubError: the token may not write, or there is none, or the Hub does not answer.
+    """
+    check_name(repository)
+    with hub_failures(repository, token or get_token(), "nothing was sent"):
+        return full_name(HfApi(token=token), repository)

@@ -47,13 +47,13 @@ class PushPlan:
     Args:
         made: the folder.
         repository: where it would go.
-        licence: that the card would state.
+        licence: that the card would state; None without a card.
         files: all that would be sent.
     """
 
     made: MadeFolder
     repository: str
-    licence: str
+    licence: str | None
     files: tuple[SentFile, ...]
 
     @property
@@ -77,10 +77,7 @@ def plan_push(
             the licence of a parent is not known.
         IncompatiblePairError: the licences of the parents do not go together.
     """
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise BadInputError(f"{repository!r} is no name of a repository on the Hub: {error}") from None
+    check_name(repository)
     made = open_made_folder(folder)
     names = list_files(made)
     check_tensors(made)
@@ -91,6 +88,15 @@ def plan_push(
     replaced = {CARD_NAME: str(card).encode(), made.marker: made.public_record}
     files = tuple(SentFile(name, replaced.get(name, made.path / name)) for name in sorted({CARD_NAME, *names}))
     return PushPlan(made, repository, str(card.data.get("license")), files)
+
+
+def check_name(repository: str) -> str:
+    """`repository`, if it can be the name of one; else raise `BadInputError`."""
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise BadInputError(f"{repository!r} is no name of a repository on the Hub: {error}") from None
+    return repository
 
 
 def _read_card(file: Path) -> ModelCard:

@@ -132,28 +132,39 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path):
     assert without_clock(out) == without_clock(folder)
 
 
-def readme(language: str) -> list[str]:
-    """The README's blocks of code in a language."""
-    return re.findall(rf"```{language}\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 
-def test_the_code_of_the_readme_runs(folder, tmp_path, monkeypatch):
+def blocks(page: Path, language: str) -> list[str]:
+    """The page's blocks of code in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.DOTALL)
+
+
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "python")], ids=lambda page: page.name)
+def test_the_code_of_the_pages_runs(page, folder, hub, tmp_path, monkeypatch):
     (tmp_path / "demo-sparse").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(readme("python")), {})
-    assert type(load(tmp_path / "merged")).__name__ == "MoeViTForImageClassification"
-    assert Alignment.from_pretrained(tmp_path / "alignment").layers
-    assert (tmp_path / "report" / "report.md").exists()
+    exec("\n".join(blocks(page, "python")), {})
+    if page.name == "README.md":
+        assert type(load(tmp_path / "merged")).__name__ == "MoeViTForImageClassification"
+        assert Alignment.from_pretrained(tmp_path / "alignment").layers
+        assert (tmp_path / "report" / "report.md").exists()
+    else:
+        assert hub.repositories.keys() == {"me/digits-alignment", "me/digits-merged"}
 
 
-def test_the_commands_of_the_readme_run(folder, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.name)
+def test_the_commands_of_the_pages_run(page, folder, tmp_path, monkeypatch, capsys):
+    """Word for word; those for `accelerate launch` by one process (tests/alignment/test_processes.py has several)."""
     (tmp_path / "demo-sparse").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
-    commands = [line for block in readme("sh") for line in block.splitlines() if line.startswith("hf-moe-lmc ")]
-    assert len(commands) > 4
+    for block in blocks(page, "yaml"):
+        Path(block.split()[1]).write_text(block)
+    commands = [line for block in blocks(page, "sh") for line in block.splitlines()]
     for command in commands:
-        assert cli.main(shlex.split(command)[1:]) == 0, command
-    assert "verdict" in capsys.readouterr().out
+        program, arguments = re.fullmatch(r"(hf-moe-lmc|accelerate launch .* hf_moe_lmc\.cli) (.*)", command).groups()
+        assert cli.main(shlex.split(arguments)) == 0, f"{program} {arguments}"
+    assert capsys.readouterr().out
 
 
 @pytest.mark.parametrize("seeds", [(5,), (5, 5)])

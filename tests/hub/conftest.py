@@ -5,7 +5,6 @@ import torch
 
 from hf_moe_lmc import scramble
 from hf_moe_lmc.alignment import align_opened, merge_checkpoints, open_checkpoint
-from tests.hub.server import TOKEN, running_hub
 from tests.models import build
 
 PARENT_CARD = "---\nlicense: apache-2.0\nlanguage: [en]\ndatasets: [org/corpus]\nbase_model: org/base\n---\n# A model\n"
@@ -34,18 +33,3 @@ def folder(made, tmp_path):
         file = next(copy.glob(f"*/{marker}"))
         file.write_text(file.read_text().replace(str(made), str(copy)))
     return copy
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A Hub on the loopback that this process talks to, with a token of its own."""
-    with running_hub() as hub:
-        # Addresses are fixed when the library is imported; processes of their own take HF_ENDPOINT.
-        monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", hub.url)
-        template = "/{repo_id}/resolve/{revision}/{filename}"
-        monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", hub.url + template)
-        monkeypatch.setenv("HF_TOKEN", TOKEN)
-        monkeypatch.setenv("HF_HUB_DISABLE_XET", "1")
-        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
-        yield hub

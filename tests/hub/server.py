@@ -26,22 +26,40 @@ class Repository:
 
     @property
     def files(self) -> dict[str, bytes]:
-        return {name: content for commit in self.commits for name, content in commit.items()}
+        return self.files_at(len(self.commits))
 
     @property
     def sha(self) -> str:
-        return hashlib.sha1(str(len(self.commits)).encode()).hexdigest()
+        return self.shas[-1]
+
+    @property
+    def shas(self) -> list[str]:
+        return [hashlib.sha1(str(number).encode()).hexdigest() for number in range(1, len(self.commits) + 1)]
+
+    def files_at(self, number: int) -> dict[str, bytes]:
+        """The files after so many commits."""
+        return {name: content for commit in self.commits[:number] for name, content in commit.items()}
+
+    def number(self, revision: str) -> int:
+        """How many commits led to a revision; 0 if there is none of that name."""
+        return (
+            len(self.commits) if revision == "main" else self.shas.index(revision) + 1 if revision in self.shas else 0
+        )
 
 
 @dataclass
 class Failure:
-    """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`."""
+    """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`.
+
+    With `cut`, the connection ends before the last `cut` bytes of the body.
+    """
 
     part: str
     status: int
     body: str = '{"error": "as planned"}'
     times: int | None = None
     delay: float = 0
+    cut: int = 0
 
 
 class Hub(ThreadingHTTPServer):
@@ -80,7 +98,7 @@ class Handler(BaseHTTPRequestHandler):
             if failure.part in path and failure.times != 0:
                 failure.times = None if failure.times is None else failure.times - 1
                 threading.Event().wait(failure.delay)
-                return self._send(failure.status, failure.body.encode())
+                return self._send(failure.status, failure.body.encode(), cut=failure.cut)
         if "/resolve/" in path:
             return self._resolve(path)
         if path == "/api/validate-yaml":
@@ -104,12 +122,22 @@ class Handler(BaseHTTPRequestHandler):
             )
         if action[:1] == ["commit"]:
             return self._commit(f"{owner}/{name}", repository, body)
+        return self._list(f"{owner}/{name}", repository, *action)
+
+    def _list(self, name: str, repository: Repository, kind: str = "revision", revision: str = "main") -> None:
+        number = repository.number(revision)
+        if not number:
+            return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
+        files = repository.files_at(number)
+        if kind == "tree":
+            sizes = [(file, len(content)) for file, content in files.items()]
+            return self._json([{"type": "file", "path": file, "size": size, "oid": "0"} for file, size in sizes])
         return self._json(
             {
-                "id": f"{owner}/{name}",
-                "sha": repository.sha,
+                "id": name,
+                "sha": repository.shas[number - 1],
                 "private": repository.private,
-                "siblings": [{"rfilename": file} for file in repository.files],
+                "siblings": [{"rfilename": file} for file in files],
             }
         )
 
@@ -154,23 +182,25 @@ class Handler(BaseHTTPRequestHandler):
 
     def _resolve(self, path: str) -> None:
         _, owner, name, _, revision, file = path.split("/", 5)
-        repository = self.server.repositories.get(f"{owner}/{name}")
-        content = repository.files.get(file) if repository else None
+        repository = self.server.repositories.get(f"{owner}/{name}", Repository(commits=[]))
+        number = repository.number(revision)
+        content = repository.files_at(number).get(file)
         if content is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        return self._send(200, content, {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": revision})
+        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.shas[number - 1]}
+        return self._send(200, content, headers)
 
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None, cut: int = 0) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content)
+            self.wfile.write(content[: len(content) - cut])
 
 
 @contextmanager

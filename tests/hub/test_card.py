@@ -97,13 +97,14 @@ def test_parents_without_a_usable_card(folder, content):
 
 def test_parents_on_the_hub_are_named_with_their_commits(folder, hub):
     hub.repositories["org/a"] = Repository(commits=[{"README.md": b"---\nlicense: mit\n---\n"}])
+    commit = hub.repositories["org/a"].sha
     manifest = folder / "merged" / "hf_moe_lmc_manifest.json"
     record = json.loads(manifest.read_text())
-    record["reference"] = {"name": "org/a@main", "commit": "c" * 40}
+    record["reference"] = {"name": "org/a@main", "commit": commit}
     manifest.write_text(json.dumps(record))
     card = write_card(folder / "merged", Alignment.from_pretrained(folder / "alignment"))
     assert card.data.base_model == ["org/a", "org/base"]
-    assert f"hf-moe-lmc merge org/a@{'c' * 40} b " in card.text
+    assert f"hf-moe-lmc merge org/a@{commit} b " in card.text
     assert card.data.license == "apache-2.0"  # takes in the MIT licence of org/a
     del hub.repositories["org/a"]
     record["reference"]["commit"] = "d" * 40  # not in the cache

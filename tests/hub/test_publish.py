@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import Alignment, cli
 from hf_moe_lmc.errors import BadInputError, HubError, IncompatiblePairError, OutputError
-from hf_moe_lmc.hub import hub_failure, plan_push, publish, push_folder, write_card
+from hf_moe_lmc.hub import hub_failure, plan_push, push_folder, send, write_card
 from tests.hub.server import TOKEN, Failure, Repository, running_hub
 from tests.models import logits
 
@@ -96,7 +96,7 @@ def test_pushed_again(folder, hub):
 def test_another_commit_in_between(folder, hub, monkeypatch):
     push_folder(folder / "merged", "org/ab")
     theirs = hub.repositories["org/ab"].commits
-    monkeypatch.setattr(publish, "check_digests", lambda made: theirs.append({"config.json": b"theirs"}))
+    monkeypatch.setattr(send, "check_digests", lambda made: theirs.append({"config.json": b"theirs"}))
     (folder / "merged" / "README.md").write_text("---\nlicense: mit\n---\n")
     with pytest.raises(HubError, match="org/ab was changed by another meanwhile"):
         push_folder(folder / "merged", "org/ab")
@@ -184,6 +184,17 @@ def test_nonsense(part, body, folder, hub):
     hub.failures.append(Failure(part, 200, body))
     with pytest.raises(HubError, match="something else than expected"):
         push_folder(folder / "merged", "ab")
+
+
+@pytest.mark.parametrize("part", ["whoami", "preupload", "commit"])
+def test_answers_that_break_off(part, folder, hub, capsys):
+    before = contents(folder)
+    hub.failures.append(Failure(part, 200, cut=5))
+    assert cli.main(["push", str(folder / "merged"), "org/ab"]) == 6
+    assert (shown := capsys.readouterr().err.splitlines()[-1]).startswith("error: the Hub cannot be reached (")
+    assert shown.endswith(f"then again: hf-moe-lmc push {folder}/merged org/ab")
+    assert contents(folder) == before
+    assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
 
 
 def test_too_many_requests_once(folder, hub):
