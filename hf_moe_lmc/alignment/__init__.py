@@ -9,6 +9,7 @@ from .loading import LoadOptions, load_model
 from .merge import merge, merge_checkpoints, merge_opened
 from .opened_model import open_checkpoint, open_model, open_skeleton
 from .pair import check_pair
+from .picture import plot_alignment
 from .plan import plan_alignment, plan_writing
 from .scramble import scramble
 from .stream import OutputOptions
@@ -33,5 +34,6 @@ __all__ = [
     "open_skeleton",
     "plan_alignment",
     "plan_writing",
+    "plot_alignment",
     "scramble",
 ]

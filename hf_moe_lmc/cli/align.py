@@ -20,12 +20,15 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     align.add_argument("other", metavar="OTHER", help=MODEL)
     add_output(align, "folder of the alignment")
     add_matching(align)
+    align.add_argument(
+        "--plot", metavar="FILE", help="a picture: distances of all layers, and how the experts of the first one fit"
+    )
     align.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
     """Align and save; say what was achieved."""
-    from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment
+    from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment, plot_alignment
     from hf_moe_lmc.alignment.processes import processes
 
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
@@ -34,5 +37,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     alignment = align_into(Path(options.output), reference, other, alignment_config(options), options.overwrite)
     if processes().is_main_process:
+        if options.plot:
+            plot_alignment(alignment, options.plot)
         sys.stdout.write(f"{describe_alignment(alignment)}Written to {options.output}\n")
     return 0

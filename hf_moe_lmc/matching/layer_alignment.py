@@ -1,7 +1,10 @@
 """Alignment of one layer: experts, then units, then shared experts."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Float
+from torch import Tensor
 
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
@@ -21,12 +24,14 @@ class LayerAlignment:
         distance_before: `layer_distance(reference, other)`.
         distance_after: `layer_distance(reference, act(symmetry, other))`.
         evidence: what the symmetry rests on; None where it was not found by matching.
+        expert_table: `[E, E]`, how well every pair of experts fits, float32; see `ExpertMatching.table`.
     """
 
     symmetry: MoeSymmetry
     distance_before: float
     distance_after: float
     evidence: LayerEvidence | None = None
+    expert_table: Float[Tensor, "E E"] | None = field(default=None, compare=False)
 
 
 def align_layers(
@@ -69,10 +74,11 @@ def align_layers(
     ]
     shared = match_shared_units(reference, other)
     symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
-    moved = math.fsum(found.squared_distance for found in (*units, *shared))
+    fixed = fixed_squared_distance(reference, other, experts.order)
     return LayerAlignment(
         symmetry,
         layer_distance(reference, other),
-        math.sqrt(fixed_squared_distance(reference, other, experts.order) + moved),
-        gather_evidence(reference, other, experts, units, shared),
+        math.sqrt(fixed + math.fsum(found.squared_distance for found in (*units, *shared))),
+        gather_evidence(reference, other, experts, units, shared, fixed),
+        None if experts.table is None else experts.table.float().cpu(),
     )
