@@ -2,11 +2,13 @@
 
 from .align import align, align_opened
 from .align_into import align_into
+from .align_many import MutualAlignment, align_many
 from .alignment import Alignment, apply_symmetries
 from .apply import apply
 from .config import AlignmentConfig
 from .loading import LoadOptions, load_model
 from .merge import merge, merge_checkpoints, merge_opened
+from .merge_many import merge_many, merge_many_checkpoints
 from .opened_model import open_checkpoint, open_model, open_skeleton
 from .pair import check_pair
 from .picture import plot_alignment
@@ -18,9 +20,11 @@ __all__ = [
     "Alignment",
     "AlignmentConfig",
     "LoadOptions",
+    "MutualAlignment",
     "OutputOptions",
     "align",
     "align_into",
+    "align_many",
     "align_opened",
     "apply",
     "apply_symmetries",
@@ -28,6 +32,8 @@ __all__ = [
     "load_model",
     "merge",
     "merge_checkpoints",
+    "merge_many",
+    "merge_many_checkpoints",
     "merge_opened",
     "open_checkpoint",
     "open_model",

@@ -59,15 +59,19 @@ def _draw_distances(panel: "Axes", alignment: Alignment) -> None:
     if random:
         label = "random rewrite"
         panel.scatter(list(random), list(random.values()), 200, _RANDOM, marker="_", zorder=3, label=label)
-    panel.set(ylabel="distance to the reference", title="layers")
+    panel.set(ylabel="distance to the reference")
     panel.set_xticks(places, alignment.layers, rotation=90, fontsize="x-small")
-    panel.legend(frameon=False)
+    panel.legend(frameon=False, ncols=3, fontsize="small", loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def _draw_experts(panel: "Axes", name: str, layer: LayerAlignment, table: Tensor) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     order = layer.symmetry.experts.index
     image = panel.imshow(table.numpy(), cmap="cividis")
     panel.scatter(order, range(len(order)), (panel.bbox.width / len(order) / 3) ** 2, "none", edgecolors=_RANDOM)
     method = f", by {layer.evidence.expert_method}" if layer.evidence else ""
     panel.set(title=f"{name}{method}", xlabel="expert of the other", ylabel="expert of the reference")
+    for axis in (panel.xaxis, panel.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True))
     panel.figure.colorbar(image, ax=panel, label="greater fits better")
