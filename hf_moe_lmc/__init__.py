@@ -6,7 +6,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .adapters import moe_layers, register_adapter
     from .aligner import MoeAligner, from_aligned_pretrained
-    from .alignment import Alignment, AlignmentConfig, align, apply, merge, merge_checkpoints, scramble
+    from .alignment import (
+        Alignment,
+        AlignmentConfig,
+        MutualAlignment,
+        align,
+        align_many,
+        apply,
+        merge,
+        merge_checkpoints,
+        merge_many,
+        merge_many_checkpoints,
+        scramble,
+    )
     from .connectivity import evaluate_path
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
@@ -19,13 +31,17 @@ __all__ = [
     "MoeGPT2LMHeadModel",
     "MoeViTConfig",
     "MoeViTForImageClassification",
+    "MutualAlignment",
     "Verification",
     "align",
+    "align_many",
     "apply",
     "evaluate_path",
     "from_aligned_pretrained",
     "merge",
     "merge_checkpoints",
+    "merge_many",
+    "merge_many_checkpoints",
     "moe_layers",
     "register_adapter",
     "scramble",
@@ -36,7 +52,19 @@ __all__ = [
 _HOMES = {
     "adapters": ("moe_layers", "register_adapter"),
     "aligner": ("MoeAligner", "from_aligned_pretrained"),
-    "alignment": ("Alignment", "AlignmentConfig", "align", "apply", "merge", "merge_checkpoints", "scramble"),
+    "alignment": (
+        "Alignment",
+        "AlignmentConfig",
+        "MutualAlignment",
+        "align",
+        "align_many",
+        "apply",
+        "merge",
+        "merge_checkpoints",
+        "merge_many",
+        "merge_many_checkpoints",
+        "scramble",
+    ),
     "connectivity": ("evaluate_path",),
     "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
     "verification": ("Verification", "verify"),

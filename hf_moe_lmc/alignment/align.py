@@ -62,9 +62,7 @@ def align_opened(
 
     With `kept`, an existing folder, every layer is kept there once it is aligned, and those there are not aligned anew.
     """
-    if isinstance(config, str):
-        config = AlignmentConfig(config)
-    config = config or AlignmentConfig()
+    config = AlignmentConfig.of(config)
     check_pair(reference, other)
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.

@@ -36,6 +36,9 @@ def write_artefact(
     """Write an alignment of these parts to `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
     tensors = symmetry_tensors({name: layer.symmetry for name, layer in layers.items()})
+    tensors |= {
+        f"{name}.expert_table": table for name, layer in layers.items() if (table := layer.expert_table) is not None
+    }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
     described = {
         "versions": versions(),
@@ -101,7 +104,10 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
         _signed(tensors, f"{name}.units"),
         _signed(tensors, shared) if shared in tensors else None,
     )
-    return LayerAlignment(symmetry, before, after, LayerEvidence(**evidence) if evidence else None)
+    table = tensors.pop(f"{name}.expert_table", None)
+    if table is not None and table.shape != (symmetry.experts.size,) * 2:
+        raise ValueError(f"{name}.expert_table has the shape {tuple(table.shape)}")
+    return LayerAlignment(symmetry, before, after, LayerEvidence(**evidence) if evidence else None, table)
 
 
 def _permutation(tensors: dict[str, Tensor], name: str) -> Permutation:

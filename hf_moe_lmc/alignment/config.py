@@ -28,6 +28,13 @@ class AlignmentConfig:
     expert_order: ExpertOrder = "auto"
     balance_scales: bool = False
 
+    @classmethod
+    def of(cls, config: "AlignmentConfig | ExpertOrder | None") -> "AlignmentConfig":
+        """A configuration, or that of an expert order, or the default."""
+        if isinstance(config, str):
+            return cls(config)
+        return config or cls()
+
     def save_pretrained(self, folder: str | Path) -> None:
         """Write `alignment_config.json` in `folder`.
 

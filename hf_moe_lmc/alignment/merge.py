@@ -130,7 +130,7 @@ def merge_opened(
     def compute(step: Step) -> Iterator[dict[str, Tensor]]:
         fixed = reference.read(step.names, memory[0])
         check_weights(None if trusted else found.reference, reference, step, fixed)
-        fixed = {name: _widened(tensor, options.dtype) for name, tensor in fixed.items()}
+        fixed = {name: widened(tensor, options.dtype) for name, tensor in fixed.items()}
         tensors = other.read(step.names, memory[1])
         check_weights(None if trusted else found.other, other, step, tensors)
         for left, point in enumerate(points, start=1 - len(points)):
@@ -157,7 +157,7 @@ def _check_on_the_line(t: float) -> None:
         raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other)")
 
 
-def _widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """`tensor` in `dtype` if that holds more; what is written wider is computed wider."""
     if dtype is None or not tensor.is_floating_point():
         return tensor

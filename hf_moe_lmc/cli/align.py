@@ -30,11 +30,14 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_pair(align)
     add_output(align, "folder of the alignment")
     add_matching(align)
+    align.add_argument(
+        "--plot", metavar="FILE", help="a picture: distances of all layers, and how the experts of the first one fit"
+    )
 
 
 def run(options: argparse.Namespace) -> Answer | None:
     """Align and save; say what was achieved."""
-    from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment
+    from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment, plot_alignment
     from hf_moe_lmc.alignment.processes import processes
 
     keep_freed_memory()
@@ -42,4 +45,8 @@ def run(options: argparse.Namespace) -> Answer | None:
     if options.dry_run:
         return describe_plan(plan_alignment(reference, other))
     alignment = align_into(Path(options.output), reference, other, alignment_config(options), options.overwrite)
-    return describe_alignment(alignment, options.output) if processes().is_main_process else None
+    if not processes().is_main_process:
+        return None
+    if options.plot:
+        plot_alignment(alignment, options.plot)
+    return describe_alignment(alignment, options.output)

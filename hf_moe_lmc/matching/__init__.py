@@ -6,6 +6,7 @@ from .distance import layer_distance
 from .evidence import LayerEvidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .layer_alignment import LayerAlignment, align_layers
+from .mutual import MutualMatching, match_mutually
 from .unit_matching import UnitMatching, match_units, unit_similarity
 from .verdict import Verdict, judge, judge_layer
 
@@ -15,6 +16,7 @@ __all__ = [
     "ExpertOrder",
     "LayerAlignment",
     "LayerEvidence",
+    "MutualMatching",
     "UnitMatching",
     "Verdict",
     "align_layers",
@@ -23,6 +25,7 @@ __all__ = [
     "judge_layer",
     "layer_distance",
     "match_experts",
+    "match_mutually",
     "match_units",
     "solve_assignment",
     "unit_similarity",

@@ -1,10 +1,10 @@
 """The linear assignment problem: the one place where it is solved."""
 
+import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
-from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
@@ -12,11 +12,12 @@ from hf_moe_lmc.symmetry import Permutation
 
 from .candidate_assignment import solve_by_candidates
 from .dense_assignment import proving_prices, solve_dense
-from .price_passes import row_maxima
+from .price_passes import best_columns
 
-# Measured crossovers: below the first, scipy alone is fastest; from the second on, candidates beat the whole matrix.
-_SCIPY_BELOW = 256
-_CANDIDATES_FROM = 2048
+# Measured crossovers: from the first on, prices are cheap beside the solution; from the second on, candidates beat the
+# whole matrix.
+_PRICED_FROM = 256
+_CANDIDATES_FROM = 1280
 
 
 @dataclass(frozen=True)
@@ -41,8 +42,8 @@ def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
     """The permutation p that maximises `sum_i similarity[i, p[i]]`, with prices that prove it; see `certify`.
 
     Routes, each exact up to the rounding of `similarity`'s dtype: where the best columns of the rows at some prices
-    are all different, they are the optimum, since no row could gain more; n below 256 by scipy, in float64; large n by
-    candidates; else Jonker-Volgenant on the whole matrix.
+    are all different, they are the optimum, since no row could gain more; large n by candidates; else
+    Jonker-Volgenant on the whole matrix.
 
     Args:
         similarity: S, on any device; half precision is computed in float32.
@@ -53,14 +54,18 @@ def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
     n = len(similarity)
     similarity = similarity.detach().to(torch.promote_types(similarity.dtype, torch.float32))
     # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
-    if not similarity.sum().isfinite() and not similarity.isfinite().all():
+    if not math.isfinite(similarity.sum()) and not similarity.isfinite().all():
         raise BadInputError(f"a similarity of {n} x {n} holds NaN or infinite values")
-    if n < _SCIPY_BELOW:
-        columns = linear_sum_assignment(similarity.double().cpu().numpy(), maximize=True)[1]
-        return _assignment(similarity, torch.from_numpy(columns), "scipy", None)
+    if n < _PRICED_FROM:
+        solution, solver = solve_dense(similarity.cpu().numpy())
+        return _assignment(similarity, torch.from_numpy(solution), solver, None)
     prices = similarity.amax(dim=0) / 2
-    columns = row_maxima(similarity, prices)[1]
-    if len(columns.unique()) == n:
+    # A few rows mostly show whether two want one column.
+    for rows in (similarity[: n // 8], similarity):
+        columns = best_columns(rows, prices)
+        if len(columns.unique()) < len(columns):
+            break
+    else:
         return _assignment(similarity, columns, "row maxima", prices)
     if n >= _CANDIDATES_FROM and (found := solve_by_candidates(similarity)) is not None:
         return _assignment(similarity, found[0], "candidates", found[1])
@@ -90,5 +95,5 @@ def solve_grouped_assignment(similarity: Float[Tensor, "n n"], groups: int) -> A
 
 def _assignment(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor | None) -> Assignment:
     columns = columns.long().to(similarity.device)
-    objective = similarity.gather(1, columns[:, None]).double().sum().item()
+    objective = similarity.gather(1, columns[:, None]).sum(dtype=torch.float64).item()
     return Assignment(Permutation(columns.cpu()), objective, solver, None if prices is None else prices.cpu())

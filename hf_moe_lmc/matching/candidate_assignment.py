@@ -13,14 +13,15 @@ from scipy.sparse import csr_array
 from scipy.sparse.csgraph import maximum_bipartite_matching
 from torch import Tensor
 
-from .price_passes import best_columns, row_maxima, starting_prices
+from .price_passes import promising, row_maxima, starting_prices
 
 try:
     from lap import lapmod
 except ImportError:  # lapx has no wheel for every platform
     lapmod = None
 
-_CANDIDATES = 32
+_CANDIDATES = 24
+_TIED = 4  # with so many times more, solving the whole matrix is cheaper
 _ROUNDS = 8
 
 
@@ -38,9 +39,8 @@ def solve_by_candidates(
         return None
     n, device = len(similarity), similarity.device
     prices = starting_prices(similarity)
-    everyone = torch.arange(n, device=device)
-    keys = _union(n, np.empty(0, np.int64), everyone, best_columns(similarity, prices, _CANDIDATES))
-    if not _Candidates.at(keys, similarity).admit_an_assignment():
+    keys = promising(similarity, prices, _CANDIDATES).cpu().numpy()
+    if len(keys) > _TIED * n * _CANDIDATES or not _Candidates.at(keys, similarity).admit_an_assignment():
         return None
     exact = prices.double().cpu().numpy()
     rounding = 4 * torch.finfo(similarity.dtype).eps
@@ -50,20 +50,19 @@ def solve_by_candidates(
         exact = candidates.raise_prices(columns, exact)
         prices, chosen = torch.from_numpy(exact).to(similarity), torch.from_numpy(columns).to(device)
         own = similarity.gather(1, chosen[:, None])[:, 0]
-        excess = row_maxima(similarity, prices)[0] - (own - prices[chosen])
+        excess = row_maxima(similarity, prices) - (own - prices[chosen])
         tempted = torch.nonzero(excess > rounding * (own.abs() + prices[chosen].abs()))[:, 0]
-        more = _union(n, keys, tempted, best_columns(similarity[tempted], prices, _CANDIDATES))
+        found = promising(similarity[tempted], prices, _CANDIDATES)
+        more = _union(keys, (tempted[found // n] * n + found % n).cpu().numpy())
         if len(more) == len(keys):
             return chosen.cpu(), prices.cpu()
         keys = more
     return None
 
 
-def _union(n: int, keys: Int64[np.ndarray, " c"], rows: Tensor, columns: Tensor) -> Int64[np.ndarray, " d"]:
-    """`keys`, which are `row * n + column`, and those of `columns` `[m, k]` of `rows` `[m]`, ascending."""
-    found = (rows[:, None] * n + columns).flatten().cpu().numpy()
-    # Sorting takes a tenth of the hashing of np.union1d.
-    merged = np.sort(np.concatenate([keys, found]))
+def _union(keys: Int64[np.ndarray, " c"], others: Int64[np.ndarray, " d"]) -> Int64[np.ndarray, " e"]:
+    """All keys of both, ascending; sorting takes a tenth of the hashing of np.union1d."""
+    merged = np.sort(np.concatenate([keys, others]))
     return merged[np.append(True, merged[1:] > merged[:-1])]
 
 

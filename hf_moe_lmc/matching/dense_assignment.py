@@ -9,20 +9,25 @@ try:
 except ImportError:  # lapx has no wheel for every platform
     lapjvh = None
 
+_SCIPY_BELOW = 64  # measured: there it is fastest
 _ROWS = 32
+_UNEVEN = 1.5  # measured: 1.04 at most where norms are alike, 2.5 at least where those of columns spread
 
 
 def solve_dense(similarity: Float[np.ndarray, "n n"]) -> tuple[Int64[np.ndarray, " n"], str]:
     """The column of every row in an optimal assignment, and the solver's name; O(n^3).
 
     Without a shift, rows of large norm own the best entry of most columns, and the column reduction with which
-    Jonker-Volgenant starts assigns few rows. Costs `max_j S_ij - S_ij` put all rows on one scale.
-    Source: `lapjvh` of lapx, else `scipy.optimize.linear_sum_assignment` (Crouse 2016).
+    Jonker-Volgenant starts assigns few rows. Costs `max_j S_ij - S_ij` put all rows on one scale; where the columns
+    are the ones of uneven norm, the transposed problem is solved, in a third of the time.
+    Source: `lapjvh` of lapx; without it, and where n is small, `scipy.optimize.linear_sum_assignment` (Crouse 2016).
     """
-    if lapjvh is None:
+    if lapjvh is None or len(similarity) < _SCIPY_BELOW:
         return linear_sum_assignment(similarity, maximize=True)[1], "scipy"
-    costs = similarity.max(axis=1, keepdims=True) - similarity
-    return lapjvh(costs, return_cost=False)[1], "lapx"
+    rows, columns = similarity.max(axis=1), similarity.max(axis=0)
+    if _variation(columns) > _UNEVEN * _variation(rows):
+        return np.argsort(lapjvh(np.ascontiguousarray((columns - similarity).T), return_cost=False)[1]), "lapx"
+    return lapjvh(rows[:, None] - similarity, return_cost=False)[1], "lapx"
 
 
 def proving_prices(similarity: Float[np.ndarray, "n n"], columns: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
@@ -35,12 +40,16 @@ def proving_prices(similarity: Float[np.ndarray, "n n"], columns: Int64[np.ndarr
     own, owners = similarity[np.arange(n), columns], np.argsort(columns)
     prices, active = np.zeros_like(own), np.arange(n)
     for _ in range(n):
-        raised = prices.copy()
+        before = prices.copy()
         for rows in np.split(active, range(_ROWS, len(active), _ROWS)):
             steps = similarity[rows] - (own[rows] - prices[columns[rows]])[:, None]
-            np.maximum(raised, steps.max(axis=0), out=raised)
-        active = owners[np.flatnonzero(raised > prices)]
+            np.maximum(prices, steps.max(axis=0), out=prices)
+        active = owners[np.flatnonzero(prices > before)]
         if not len(active):
             break
-        prices = raised
     return prices
+
+
+def _variation(values: Float[np.ndarray, " n"]) -> float:
+    centred = values - values.sum() / len(values)
+    return float(centred @ centred)  # numpy's var takes five times as long on a short array

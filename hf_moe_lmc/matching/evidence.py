@@ -27,13 +27,15 @@ class LayerEvidence:
     Args:
         expert_method: the route that decided the expert order.
         certified: whether the order is proven optimal over all orders and units.
-        expert_margin: see `ExpertMatching`.
+        expert_margin, gate_agreement: see `ExpertMatching`.
         solved_pairs: pairs of experts whose units were matched for the order, of E^2.
         unit_solvers: solver -> how many of the layer's unit assignments it solved.
         similarity: sum over all matched units, shared experts included.
         gap: by how much that sum could be exceeded at most, given the order.
         unit_margin_low, unit_margin_median: 10 % quantile and median of the units' margins; see `UnitMatching`.
         fixed_experts, fixed_units: the share of experts, and of units, that stay at their place.
+        random_distance: of the layers, if every unit were as far from its partner as those of the first expert are in
+            the best of several random symmetric rewrites; an estimate from some of them.
         reduction: 1 - (squared distance of matched experts) / (the least of several random symmetric rewrites).
         null_reduction: the same between the reference and an unrelated expert of the same norms (the other's
             coordinates rotated); 0 where `reduction` is above one half, which needs no control.
@@ -44,6 +46,7 @@ class LayerEvidence:
     expert_method: str
     certified: bool
     expert_margin: float
+    gate_agreement: float | None
     solved_pairs: int
     unit_solvers: dict[str, int]
     similarity: float
@@ -52,6 +55,7 @@ class LayerEvidence:
     unit_margin_median: float
     fixed_experts: float
     fixed_units: float
+    random_distance: float
     reduction: float
     null_reduction: float
     order_gain: float
@@ -63,8 +67,15 @@ def gather_evidence(
     experts: ExpertMatching,
     units: list[UnitMatching],
     shared: list[UnitMatching],
+    fixed_distance: float,
 ) -> LayerEvidence:
-    """The evidence of an alignment; figures that cost a pass over the weights are taken from the first expert."""
+    """The evidence of an alignment; figures that cost a pass over the weights are taken from the first expert.
+
+    Args:
+        reference, other: the layers.
+        experts, units, shared: what was found for them.
+        fixed_distance: `fixed_squared_distance` under that order.
+    """
     signs, dtype, order = reference.group.unit_signs, working_dtype(reference, other), experts.order.index.tolist()
     found = [*units, *shared]
     margins = torch.cat([one.margins for one in found]).double().sort().values
@@ -81,6 +92,7 @@ def gather_evidence(
         expert_method=experts.method,
         certified=experts.certified,
         expert_margin=experts.margin,
+        gate_agreement=experts.gate_agreement,
         solved_pairs=len(experts.pairs),
         unit_solvers=dict(Counter(one.solver for one in found)),
         similarity=math.fsum(one.similarity for one in found),
@@ -89,6 +101,7 @@ def gather_evidence(
         unit_margin_median=margins[len(margins) // 2].item(),
         fixed_experts=sum(i == j for i, j in enumerate(order)) / len(order),
         fixed_units=(moved == places).double().mean().item(),
+        random_distance=math.sqrt(fixed_distance + random * len(moved) / len(a.kept)),
         reduction=reduction,
         null_reduction=null,
         order_gain=gain,

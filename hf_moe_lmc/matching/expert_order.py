@@ -3,7 +3,7 @@
 Each method fills an E x E table and solves one assignment on it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, assert_never
 
 import torch
@@ -36,6 +36,10 @@ class ExpertMatching:
         certified: whether it is proven to be the optimum of the squared distance over all orders and units.
         margin: how much worse the second best order is on the method's table, as a fraction of what exchanging two
             experts costs on average; 1 is clear, 0 a tie. At least so much where the table holds bounds.
+        gate_agreement: the share of the experts whose partners are also those of the best order by router rows; None
+            without routers.
+        table: `[E, E]`, what the method compared, the greater the better; upper bounds where "joint" needed no more.
+            None where experts were not compared.
         pairs: the pairs of experts whose units were matched on the way.
     """
 
@@ -43,6 +47,8 @@ class ExpertMatching:
     method: str
     certified: bool = False
     margin: float = 0.0
+    gate_agreement: float | None = None
+    table: Float[Tensor, "E E"] | None = None
     pairs: dict[tuple[int, int], UnitMatching] = field(default_factory=dict)
 
 
@@ -68,29 +74,29 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
     dtype = working_dtype(reference, other)
     reference, other = gauged(reference, dtype), gauged(other, dtype)
     router, other_router = reference.router, other.router
-    if method == "units" or reference.group.fixed_experts or router is None or other_router is None:
+    if reference.group.fixed_experts or router is None or other_router is None:
         return ExpertMatching(Permutation.identity(num_experts), "units")
     cost = gate_cost(router, other_router)
     gate = solve_grouped_assignment(-cost, groups).permutation
     match method:
-        case "gate":
-            return _on_table(-cost, groups, "gate")
+        case "units":
+            found = ExpertMatching(Permutation.identity(num_experts), "units")
         case "gram":
-            return _on_table(-gram_cost(reference.experts, other.experts, dtype), groups, "gram")
+            found = _on_table(-gram_cost(reference.experts, other.experts, dtype), groups, "gram")
         case "joint" if reference.group.product_keys:
             raise UnsupportedArchitectureError(
                 'the "joint" order of product keys is a quadratic assignment; choose "gate" or "gram"'
             )
+        case "gate":
+            found = _on_table(-cost, groups, "gate")
         case "auto" if reference.group.product_keys or _is_clear(cost, gate):
-            return _on_table(-cost, groups, "gate")
+            found = _on_table(-cost, groups, "gate")
         case "joint" | "auto":
-            table = JointTable.bounded(reference, other)
             budget = num_experts**2 if method == "joint" else _AUTO_BUDGET * num_experts
-            certified = fill_until_certified(table, gate, groups, budget)
-            order = best_known_order(table, groups)
-            return ExpertMatching(order, "joint", certified, order_margin(table.values, order, groups), table.pairs)
+            found = _jointly(JointTable.bounded(reference, other), gate, groups, budget)
         case _:
             assert_never(method)
+    return replace(found, gate_agreement=(found.order.index == gate.index).double().mean().item())
 
 
 def gate_cost(reference: Router, other: Router) -> Float[Tensor, "E E"]:
@@ -127,7 +133,14 @@ def order_margin(table: Float[Tensor, "E E"], order: Permutation, groups: int) -
 
 def _on_table(table: Float[Tensor, "E E"], groups: int, method: str) -> ExpertMatching:
     order = solve_grouped_assignment(table, groups).permutation
-    return ExpertMatching(order, method, margin=order_margin(table, order, groups))
+    return ExpertMatching(order, method, margin=order_margin(table, order, groups), table=table)
+
+
+def _jointly(table: JointTable, gate: Permutation, groups: int, budget: int) -> ExpertMatching:
+    certified = fill_until_certified(table, gate, groups, budget)
+    order = best_known_order(table, groups)
+    margin = order_margin(table.values, order, groups)
+    return ExpertMatching(order, "joint", certified, margin, table=table.values, pairs=table.pairs)
 
 
 def _is_clear(cost: Float[Tensor, "E E"], order: Permutation) -> bool:

@@ -1,7 +1,10 @@
 """Alignment of one layer: experts, then units, then shared experts."""
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+
+from jaxtyping import Float
+from torch import Tensor
 
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
@@ -9,7 +12,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 from .distance import check_comparable, fixed_squared_distance, layer_distance, working_dtype
 from .evidence import LayerEvidence, gather_evidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
-from .unit_matching import match_experts_units, match_shared_units, stacked
+from .unit_matching import UnitMatching, match_experts_units, match_shared_units, stacked
 
 
 @dataclass(frozen=True)
@@ -21,12 +24,14 @@ class LayerAlignment:
         distance_before: `layer_distance(reference, other)`.
         distance_after: `layer_distance(reference, act(symmetry, other))`.
         evidence: what the symmetry rests on; None where it was not found by matching.
+        expert_table: `[E, E]`, how well every pair of experts fits, float32; see `ExpertMatching.table`.
     """
 
     symmetry: MoeSymmetry
     distance_before: float
     distance_after: float
     evidence: LayerEvidence | None = None
+    expert_table: Float[Tensor, "E E"] | None = field(default=None, compare=False)
 
 
 def align_layers(
@@ -58,6 +63,21 @@ def align_layers(
         found = align_layers(reference.to(dtype).balanced(), other.to(dtype).balanced(), expert_order)
         before, after = layer_distance(reference, other), layer_distance(reference, act(found.symmetry, other))
         return replace(found, distance_before=before, distance_after=after)
+    symmetry, experts, units, shared = match_layers(reference, other, expert_order)
+    fixed = fixed_squared_distance(reference, other, experts.order)
+    return LayerAlignment(
+        symmetry,
+        layer_distance(reference, other),
+        math.sqrt(fixed + math.fsum(found.squared_distance for found in (*units, *shared))),
+        gather_evidence(reference, other, experts, units, shared, fixed),
+        None if experts.table is None else experts.table.float().cpu(),
+    )
+
+
+def match_layers(
+    reference: MoeLayer, other: MoeLayer, expert_order: ExpertOrder | Permutation
+) -> tuple[MoeSymmetry, ExpertMatching, list[UnitMatching], list[UnitMatching]]:
+    """The symmetry that `align_layers` finds, and what it is made of: experts, their units, units of shared experts."""
     if isinstance(expert_order, Permutation):
         experts = ExpertMatching(expert_order, "given")
     else:
@@ -69,10 +89,4 @@ def align_layers(
     ]
     shared = match_shared_units(reference, other)
     symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
-    moved = math.fsum(found.squared_distance for found in (*units, *shared))
-    return LayerAlignment(
-        symmetry,
-        layer_distance(reference, other),
-        math.sqrt(fixed_squared_distance(reference, other, experts.order) + moved),
-        gather_evidence(reference, other, experts, units, shared),
-    )
+    return symmetry, experts, units, shared

@@ -1,6 +1,6 @@
 """Matching the units of experts that stand in the same slot (step 2 of arXiv:2509.11348)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -82,10 +82,11 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
     else:
         similarity = reference.similarity(other)
         found = solve_assignment(similarity)
-        gap, solver, prices = certify(found, similarity), found.solver, found.prices
-        columns = found.permutation.index.to(similarity.device)
+        columns, prices = found.permutation.index, found.prices
         if prices is None:
-            prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.cpu().numpy()))
+            prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.numpy()))
+        gap, solver = certify(replace(found, prices=prices), similarity), found.solver
+        columns = columns.to(similarity.device)
         partners = Partners.of(reference, other, columns)
         margins = row_margins(similarity, columns, prices.to(similarity))
     return _matching(reference, partners, gap, solver, margins)

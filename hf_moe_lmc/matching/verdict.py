@@ -25,7 +25,7 @@ class Verdict:
     Args:
         label: that of the median layer, counted from "already aligned" to "not alignable".
         layers: label -> number of layers.
-        reduction, null_reduction, order_gain, fixed_units: see `LayerEvidence`.
+        reduction, null_reduction, order_gain, fixed_units, gate_agreement: see `LayerEvidence`.
     """
 
     label: Label
@@ -34,13 +34,17 @@ class Verdict:
     null_reduction: float
     order_gain: float
     fixed_units: float
+    gate_agreement: float | None
 
     def text(self) -> str:
         """One line: the label, and the figures that it rests on."""
+        agreement = (
+            "" if self.gate_agreement is None else f"; router rows agree on {self.gate_agreement:.0%} of the order"
+        )
         return (
             f"verdict: {self.label} (brought closer by {self.reduction:.0%}, unrelated weights by "
             f"{self.null_reduction:.0%}; a wrong expert order is {self.order_gain:.0%} farther; "
-            f"{self.fixed_units:.0%} of the units stay)"
+            f"{self.fixed_units:.0%} of the units stay{agreement})"
         )
 
 
@@ -63,6 +67,7 @@ def judge_layer(evidence: LayerEvidence) -> Label:
 def judge(layers: Sequence[LayerEvidence]) -> Verdict:
     """The verdict of a pair of models; `layers` holds the evidence of one layer at least."""
     labels = [judge_layer(evidence) for evidence in layers]
+    agreements = [evidence.gate_agreement for evidence in layers if evidence.gate_agreement is not None]
     return Verdict(
         label=_LABELS[median_high(_LABELS.index(label) for label in labels)],
         layers={label: labels.count(label) for label in _LABELS if label in labels},
@@ -70,4 +75,5 @@ def judge(layers: Sequence[LayerEvidence]) -> Verdict:
         null_reduction=median(evidence.null_reduction for evidence in layers),
         order_gain=median(evidence.order_gain for evidence in layers),
         fixed_units=median(evidence.fixed_units for evidence in layers),
+        gate_agreement=median(agreements) if agreements else None,
     )

@@ -42,7 +42,7 @@ def interpolate(reference: Mapping[str, Tensor], other: Mapping[str, Tensor], t:
 def interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
     """`(1 - t) a + t b` in the dtype of `a`, as `Interpolation` computes it; `name` is for errors."""
     b = b.to(a.device)
-    _check_alike(name, a, b)
+    check_alike(name, a, b)
     if not a.is_floating_point():
         return a
     if t in (0, 1):  # an end is itself, whatever the other end holds
@@ -55,13 +55,14 @@ def interpolate_tensor(name: str, a: Tensor, b: Tensor, t: float) -> Tensor:
 def interpolate_(name: str, a: Tensor, b: Tensor, t: float) -> None:
     """`a <- interpolate_tensor(name, a, b, t)`, in the memory of `a`."""
     if 0 < t < 1 and a.is_floating_point() and a.dtype == b.dtype:
-        _check_alike(name, a, b)
+        check_alike(name, a, b)
         a.lerp_(b, t)
     else:
         a.copy_(interpolate_tensor(name, a, b, t))
 
 
-def _check_alike(name: str, a: Tensor, b: Tensor) -> None:
+def check_alike(name: str, a: Tensor, b: Tensor) -> None:
+    """Raise `IncompatiblePairError` unless the two can be averaged."""
     if a.shape != b.shape:
         raise IncompatiblePairError(
             f"tensor {name}: shape {tuple(a.shape)} in the reference, {tuple(b.shape)} in the other"

@@ -1,6 +1,5 @@
 """The straight line between two layers."""
 
-from dataclasses import replace
 from functools import reduce
 
 import torch
@@ -21,11 +20,9 @@ def interpolate_layers(reference: MoeLayer, other: MoeLayer, t: float) -> MoeLay
     if (a is None) != (b is None) or (a is not None and b is not None and not torch.equal(a, b.to(a.device))):
         raise IncompatiblePairError("the tables of experts by token number differ and cannot be interpolated")
     others = other.tensors()
-    parts: dict[str, dict[str, torch.Tensor]] = {}
-    for name, tensor in reference.tensors().items():
-        part, _, field = name.partition(".")
-        parts.setdefault(part, {})[field] = interpolate_tensor(name, tensor, others[name], t)
-    return replace(reference, **{part: replace(getattr(reference, part), **found) for part, found in parts.items()})
+    return reference.with_tensors(
+        {name: interpolate_tensor(name, tensor, others[name], t) for name, tensor in reference.tensors().items()}
+    )
 
 
 def widest_dtype(*layers: MoeLayer) -> torch.dtype:

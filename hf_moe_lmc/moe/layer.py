@@ -1,5 +1,6 @@
 """One Mixture-of-Experts layer."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -37,6 +38,14 @@ class MoeLayer:
             if owner is not None
             for name, tensor in owner.tensors().items()
         }
+
+    def with_tensors(self, tensors: Mapping[str, Tensor]) -> "MoeLayer":
+        """The layer that has these tensors instead of its own; names as in `tensors()`."""
+        parts: dict[str, dict[str, Tensor]] = {}
+        for name, tensor in tensors.items():
+            part, _, field_name = name.partition(".")
+            parts.setdefault(part, {})[field_name] = tensor
+        return replace(self, **{part: replace(getattr(self, part), **found) for part, found in parts.items()})
 
     def to(self, dtype: torch.dtype) -> "MoeLayer":
         """The layer in another dtype; tensors that have it already are not copied."""

@@ -45,6 +45,8 @@ def test_round_trip(folders, tmp_path):
     loaded = Alignment.from_pretrained(tmp_path)
     assert loaded == alignment
     assert loaded.digest == alignment.digest
+    tables = [[layer.expert_table for layer in found.layers.values()] for found in (loaded, alignment)]
+    assert all(table.shape == (5, 5) and torch.equal(table, own) for table, own in zip(*tables, strict=True))
     assert loaded.reference.name == str(folders / "reference")
     assert loaded.other.digests.keys() == alignment.layers.keys()
     versions = json.loads((tmp_path / CONFIG).read_text())["versions"]

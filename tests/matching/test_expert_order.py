@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -83,3 +85,17 @@ def test_planted_order_is_found(layers, method):
 
 def test_units_keeps_the_order(layers):
     assert match_experts(*layers, "units").order.is_identity
+
+
+@pytest.mark.parametrize("method", ["units", "gate", "gram", "joint"])
+def test_agreement_with_router_rows(layers, method):
+    """Of a scrambled copy all of them agree; with another's router, the orders differ as they say."""
+    layer, other = layers
+    copy = act(derangement(layer), layer)
+    found = match_experts(layer, copy, method)
+    assert found.gate_agreement == (0 if method == "units" else 1)
+    assert (found.table is None) == (method == "units")
+    swapped = replace(copy, router=other.router)
+    found, gate = (match_experts(layer, swapped, which) for which in (method, "gate"))
+    alike = found.order.index == gate.order.index
+    assert found.gate_agreement == pytest.approx(alike.double().mean().item())

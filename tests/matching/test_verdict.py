@@ -1,6 +1,7 @@
 """Verdicts on pairs whose truth is known, built from layers of tiny real models."""
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -12,14 +13,16 @@ from tests import families
 from tests.layers import derangement
 
 FAMILIES = ["mixtral", "olmoe", "qwen2_moe", "deepseek_v3"]
+SEEDS = {"calibration": 0, "held out": 1000}  # the thresholds were chosen on the first
 
 
-@pytest.fixture(scope="module", params=FAMILIES)
+@pytest.fixture(scope="module", params=product(FAMILIES, SEEDS), ids=", ".join)
 def layers(request):
     """The same layer of three independent models."""
+    family, which = request.param
 
     def layer(seed: int) -> MoeLayer:
-        model = families.build(request.param, experts=12, seed=seed)
+        model = families.build(family, experts=12, seed=SEEDS[which] + seed)
         return moe_layers(model)[-1].read(model.state_dict())
 
     return [layer(seed) for seed in range(3)]
@@ -89,6 +92,13 @@ def test_independent_models_are_not_alignable(layers):
     a, b, c = layers
     assert label(a, b) == label(c, b) == "not alignable"
     assert label(a, scrambled(correlated(a, b, 0.999))) == "aligned"
+
+
+def test_layers_drawn_anew_are_not_alignable(layers):
+    """Even if their router was kept: it says which expert is which, but no expert is like its namesake."""
+    a, other, new = layers
+    assert label(a, replace(new, router=a.router)) == "not alignable"
+    assert label(a, scrambled(replace(correlated(a, new, 0.8), router=other.router))) == "aligned"
 
 
 def test_copies_of_one_expert_are_ambiguous_unless_they_can_be_told_apart(layers):
