@@ -30,7 +30,7 @@ def run(options: argparse.Namespace) -> int:
     from hf_moe_lmc.alignment.processes import processes
 
     keep_freed_memory()
-    reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
+    reference, other = (open_checkpoint(name, quantised=True) for name in (options.reference, options.other))
     if options.dry_run:
         sys.stdout.write(plan_alignment(reference, other).text)
         return 0

@@ -31,7 +31,8 @@ def run(options: argparse.Namespace) -> int:
     alignment = Alignment.from_pretrained(options.alignment)
     how = output_options(options)
     if options.dry_run:
-        sys.stdout.write(plan_writing(open_checkpoint(options.other), None, 1, options.output, how).text)
+        opened = open_checkpoint(options.other, quantised=True)
+        sys.stdout.write(plan_writing(opened, None, 1, options.output, how).text)
         return 0
     apply(alignment, options.other, options.output, how, allow_other_weights=options.allow_other_weights)
     write_card(options.output, alignment)

@@ -20,7 +20,7 @@ class LayerAlignment:
         symmetry: acts on the other layer.
         distance_before: `layer_distance(reference, other)`.
         distance_after: `layer_distance(reference, act(symmetry, other))`.
-        evidence: what the symmetry rests on; None where it was not found by matching.
+        evidence: what the symmetry rests on; None where it was not found by matching, or no units were seen.
     """
 
     symmetry: MoeSymmetry
@@ -74,5 +74,5 @@ def align_layers(
         symmetry,
         layer_distance(reference, other),
         math.sqrt(fixed_squared_distance(reference, other, experts.order) + moved),
-        gather_evidence(reference, other, experts, units, shared),
+        gather_evidence(reference, other, experts, units, shared) if reference.experts.num_units else None,
     )
