@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
-from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, moe_layers, packed_layer
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, packed_layer
 from hf_moe_lmc.checkpoints import (
     COMPANIONS,
     Checkpoint,
@@ -118,13 +118,13 @@ def open_checkpoint(name: str | Path, options: HubOptions | None = None, quantis
     """The checkpoint in a folder or on the Hub, of which only headers are read; see `open_model`."""
     source = find_source(name, options)
     model = _skeleton(source)
-    checkpoint = Checkpoint.open(source.folder, model, quantised)
     with _naming(source):
-        if quantisation(model.config):
-            tensors = checkpoint.on_meta()
-            layers = tuple(packed_layer(spec, tensors) for spec in moe_layers(model))
-        else:
-            layers = alignable_layers(model)
+        layers = alignable_layers(model)
+    checkpoint = Checkpoint.open(source.folder, model, quantised)
+    if quantisation(model.config):
+        tensors = checkpoint.on_meta()
+        with _naming(source):
+            layers = tuple(packed_layer(spec, tensors) for spec in layers if spec.router)
     return OpenedModel(source.name, model, checkpoint, layers, source)
 
 
