@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import FineGrainedFP8Config, Mxfp4Config
 
-from hf_moe_lmc import align
+from hf_moe_lmc import align, cli
 from hf_moe_lmc.alignment import Alignment, OutputOptions, apply, merge_checkpoints, open_checkpoint
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import LayerAlignment
@@ -236,3 +236,14 @@ def test_a_stacked_tensor_that_is_not_known(tmp_path):
     edit_tensors(key, lambda tensors: tensors.update({f"{key}_order": tensors[key][:, 0].clone()}))(damaged)
     with pytest.raises(UnsupportedArchitectureError, match=f"tensor {key}_order.*dequantised first"):
         align(damaged, damaged)
+
+
+def test_the_command_line(folder, tmp_path, capsys):
+    other, alignment, back = (str(tmp_path / name) for name in ("other", "alignment", "back"))
+    scramble(folder, Path(other))
+    for command in (["align", str(folder), other, "-o", alignment], ["apply", alignment, other, "-o", back]):
+        assert cli.main([*command, "--dry-run"]) == 0
+        assert cli.main(command) == 0, capsys.readouterr().err
+    assert "2 of 2 layers moved" in capsys.readouterr().out
+    assert cli.main(["apply", alignment, other, "-o", f"{back} 2", "--dtype", "float32"]) == 3
+    assert "is quantised; only its own layout and dtypes" in capsys.readouterr().err
