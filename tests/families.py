@@ -31,6 +31,12 @@ SIZES: dict[str, object] = {
     "num_key_value_heads": 2,
     "head_dim": 8,
     "sliding_window": 5,
+    "sliding_window_size": 5,
+    "swa_num_attention_heads": 4,
+    "swa_num_key_value_heads": 2,
+    "swa_head_dim": 8,
+    "d_rel": 4,
+    "rel_extent": 16,
     # multiples of 8: the rows of grouped_mm begin at multiples of 16 bytes
     "intermediate_size": 48,
     "moe_intermediate_size": 24,
@@ -239,27 +245,8 @@ FAMILIES: dict[str, Family] = {
         vocab_size_per_layer_input=VOCABULARY,
         hidden_size_per_layer_input=8,
     ),
-    "inkling": row(
-        "inkling",
-        "InklingForCausalLM",
-        swa_num_attention_heads=4,
-        swa_num_key_value_heads=2,
-        swa_head_dim=8,
-        sliding_window_size=5,
-        d_rel=4,
-        rel_extent=16,
-    ),
-    "inkling2": row(
-        "inkling2",
-        "Inkling2ForCausalLM",
-        float32=("mlp.gate.weight",),
-        swa_num_attention_heads=4,
-        swa_num_key_value_heads=2,
-        swa_head_dim=8,
-        sliding_window_size=5,
-        d_rel=4,
-        rel_extent=16,
-    ),
+    "inkling": row("inkling", "InklingForCausalLM"),
+    "inkling2": row("inkling2", "Inkling2ForCausalLM", float32=("mlp.gate.weight",)),
     "kimi_linear": row("kimi_linear", "KimiLinearForCausalLM"),
     "kolibri1": row("kolibri1", "Kolibri1ForCausalLM"),
     "laguna": row("laguna", "LagunaForCausalLM"),
@@ -329,11 +316,15 @@ def discover() -> set[str]:
 def configuration(name: str, experts: int) -> PreTrainedConfig:
     family = FAMILIES[name]
     cls = family.model_class().config_class
-    known = {f.name for f in dataclasses.fields(cls)}
-    fields = {key: value for key, value in SIZES.items() if key in known}
-    if "kv_lora_rank" in known:  # latent attention has no groups of heads
+    fields = fields_of(cls, SIZES)
+    if "kv_lora_rank" in fields:  # latent attention has no groups of heads
         fields["num_key_value_heads"] = fields["num_attention_heads"]
     return cls(**{key: value(experts) if callable(value) else value for key, value in (fields | family.fields).items()})
+
+
+def fields_of(cls: type[PreTrainedConfig], sizes: dict[str, object]) -> dict[str, object]:
+    """Those of `sizes` that the configuration class has."""
+    return {field.name: sizes[field.name] for field in dataclasses.fields(cls) if field.name in sizes}
 
 
 def build(
@@ -353,6 +344,16 @@ def build(
     for module in model.modules():  # dots3_note's layers have configurations of their own
         if hasattr(module, "config"):
             module.config._experts_implementation = implementation
+    draw_weights(model, experts, seed)
+    model.to(dtype)
+    for key, parameter in model.named_parameters():
+        if key.endswith(family.float32):
+            parameter.data = parameter.data.float()
+    return model
+
+
+def draw_weights(model: PreTrainedModel, experts: int, seed: int = 0) -> None:
+    """All that `state_dict` holds, drawn anew: weights of order 1."""
     generator = torch.Generator().manual_seed(seed)
     for key, value in model.state_dict().items():
         if key.endswith("tid2eid"):  # the experts of each token, where a table routes
@@ -362,11 +363,6 @@ def build(
             value.copy_(
                 1 + 0.1 * noise if "norm" in key and key.endswith("weight") and value.ndim == 1 else 0.5 * noise
             )
-    model.to(dtype)
-    for key, parameter in model.named_parameters():
-        if key.endswith(family.float32):
-            parameter.data = parameter.data.float()
-    return model
 
 
 def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:

@@ -10,6 +10,7 @@ from hf_moe_lmc.moe import ExpertBank
 
 from .headed_mlp import HeadedMlp
 from .mlp_layouts import DenseMlp, ListedExperts
+from .packed_experts import PackedExperts
 from .product_key_experts import ProductKeyExperts
 
 
@@ -171,4 +172,5 @@ ExpertLayout = (
     | ListedExperts
     | StackedExperts
     | ProductKeyExperts
+    | PackedExperts
 )

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup
+from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup, act
+from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .layouts import ExpertLayout
+from .packed_experts import PackedExperts
 
 
 @dataclass(frozen=True)
@@ -103,6 +105,13 @@ class MoeLayerSpec:
             written |= self.shared_experts.write(layer.shared_experts)
         written = {name: _completed(tensor, tensors[name]) for name, tensor in written.items()}
         return self.write_router(layer.router, tensors) | written
+
+    def act(self, symmetry: MoeSymmetry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`write(act(symmetry, read(tensors)), tensors)`; packed experts move along."""
+        written = self.write(act(symmetry, self.read(tensors)), tensors)
+        if isinstance(self.experts, PackedExperts):
+            written |= self.experts.permute(symmetry.experts, tensors)
+        return written
 
     def write_router(self, router: Router | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of `write` that belongs to the router; nothing without."""

@@ -36,7 +36,8 @@ def align(
 
     Neither model is changed; `Alignment.apply` rewrites a live one, `apply` a checkpoint. Needs no data. Checkpoints
     are read layer by layer, so they may be larger than memory; under `accelerate launch` or `torchrun` the processes,
-    all of which must call this, divide the layers of checkpoints and all get the same answer.
+    all of which must call this, divide the layers of checkpoints and all get the same answer. Of quantised checkpoints
+    only the experts are ordered, by their routers.
 
     Args:
         reference: stays as it is; a live model, a folder, or a repository on the Hub (`org/model@revision`).
@@ -49,7 +50,8 @@ def align(
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
         BadInputError: a checkpoint is damaged, or a weight is NaN or infinite.
     """
-    return align_opened(open_model(reference, reference_options), open_model(other, other_options), config)
+    first, second = open_model(reference, reference_options, True), open_model(other, other_options, True)
+    return align_opened(first, second, config)
 
 
 def align_opened(

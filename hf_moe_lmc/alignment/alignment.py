@@ -14,7 +14,6 @@ from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment, Verdict, judge
-from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .artefact import ARTEFACT, read_artefact, symmetry_tensors, write_artefact
@@ -154,7 +153,7 @@ def apply_symmetries(
         if name not in known:
             raise IncompatiblePairError(f"layer {name} of the alignment does not exist in the model")
         try:
-            result |= known[name].write(act(symmetry, known[name].read(tensors)), tensors)
+            result |= known[name].act(symmetry, tensors)
         except ValueError as error:
             raise IncompatiblePairError(f"layer {name}: {error}") from None
     return result

@@ -38,7 +38,7 @@ def apply(
         IncompatiblePairError: the alignment was made for another model.
         BadInputError, UnsupportedArchitectureError, HubError, OutputError: the checkpoint or the output is unusable.
     """
-    opened = open_checkpoint(other, hub)
+    opened = open_checkpoint(other, hub, quantised=True)
     check_layers(alignment, opened)
 
     def compute(step: Step) -> Iterator[dict[str, Tensor]]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
-from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, packed_layer
 from hf_moe_lmc.checkpoints import (
     COMPANIONS,
     Checkpoint,
@@ -18,6 +18,7 @@ from hf_moe_lmc.checkpoints import (
     Source,
     find_source,
     meta_model,
+    quantisation,
     read_config,
 )
 from hf_moe_lmc.errors import BadInputError
@@ -83,8 +84,14 @@ class OpenedModel:
 Model = nn.Module | str | Path
 
 
-def open_model(model: Model, options: HubOptions | None = None) -> OpenedModel:
+def open_model(model: Model, options: HubOptions | None = None, quantised: bool = False) -> OpenedModel:
     """A live model as it is, or the checkpoint in a folder or on the Hub, of which only headers are read.
+
+    Args:
+        model: what to open.
+        options: revision, subfolder, token, cache_dir, local_files_only.
+        quantised: whether the weights of a checkpoint may be quantised; its layers then are those with a router, whose
+            experts can be reordered and nothing else.
 
     Raises:
         BadInputError: the checkpoint is damaged or incomplete.
@@ -93,7 +100,7 @@ def open_model(model: Model, options: HubOptions | None = None) -> OpenedModel:
     """
     if isinstance(model, nn.Module):
         return OpenedModel(type(model).__name__, model, model.state_dict(), alignable_layers(model))
-    return open_checkpoint(model, options)
+    return open_checkpoint(model, options, quantised)
 
 
 def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTrainedModel:
@@ -107,13 +114,18 @@ def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTra
     return _skeleton(find_source(name, options, COMPANIONS))
 
 
-def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> OpenedModel:
+def open_checkpoint(name: str | Path, options: HubOptions | None = None, quantised: bool = False) -> OpenedModel:
     """The checkpoint in a folder or on the Hub, of which only headers are read; see `open_model`."""
     source = find_source(name, options)
     model = _skeleton(source)
     with _naming(source):
         layers = alignable_layers(model)
-    return OpenedModel(source.name, model, Checkpoint.open(source.folder, model), layers, source)
+    checkpoint = Checkpoint.open(source.folder, model, quantised)
+    if quantisation(model.config):
+        tensors = checkpoint.on_meta()
+        with _naming(source):
+            layers = tuple(packed_layer(spec, tensors) for spec in layers if spec.router)
+    return OpenedModel(source.name, model, checkpoint, layers, source)
 
 
 def _skeleton(source: Source) -> PreTrainedModel:

@@ -40,16 +40,21 @@ class Checkpoint(Mapping[str, Tensor]):
     states: dict[Path, tuple[int, int]] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path, model: PreTrainedModel) -> "Checkpoint":
+    def open(cls, folder: Path, model: PreTrainedModel, quantised: bool = False) -> "Checkpoint":
         """Plan the reading of the checkpoint in `folder`; reads headers only.
+
+        Args:
+            folder: where its files are.
+            model: its skeleton.
+            quantised: whether its weights may be quantised: then its tensors are those that are stored.
 
         Raises:
             BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.
         """
-        if method := quantisation(model.config):
+        if (method := quantisation(model.config)) and not quantised:
             raise BadInputError(
-                f"{folder}: the weights are quantised ({method}); load the model with dequantize=True in its "
-                "quantisation config and save it first"
+                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
+                "nothing be computed; load the model with dequantize=True in its quantisation config and save it first"
             )
         stored = stored_tensors(folder)
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
@@ -120,8 +125,10 @@ class Checkpoint(Mapping[str, Tensor]):
                 raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
 
     def _empty(self, group: TensorGroup, device: str) -> dict[str, Tensor]:
-        dtype = reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
-        return {name: torch.empty(self._shapes[name], dtype=dtype, device=device) for name in group.names}
+        entries = [self.stored[key] for key in group.keys]
+        dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
+        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, entries[0].shape)
+        return {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in group.names}
 
     def _read_group(self, group: TensorGroup, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         entries = [self.stored[key] for key in group.keys]

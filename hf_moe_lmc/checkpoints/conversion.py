@@ -26,6 +26,8 @@ from transformers.core_model_loading import (
 
 from hf_moe_lmc.errors import BadInputError
 
+from .quantisation import quantisation
+
 Tensors = Mapping[str, Tensor]
 
 
@@ -125,6 +127,8 @@ def tied_names(model: PreTrainedModel) -> dict[str, set[str]]:
 def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorGroup], list[str]]:
     """How the tensors of a checkpoint make up those of a model, planned without data.
 
+    Those of a quantised checkpoint are only renamed, for they are no tensors of the model.
+
     Args:
         model: a skeleton on the meta device.
         stored: checkpoint key -> tensor on the meta device.
@@ -142,13 +146,13 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     expected, prefix = model.state_dict(), model.base_model_prefix
     groups: dict[str, TensorGroup] = {}
     conversions: dict[str, Conversion] = {}
-    strangers = []
+    strangers, quantised = [], quantisation(model.config)
     # Transformers sorts likewise, and some of its renamings depend on the order.
     for key in sorted(stored, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
+        name, pattern = rename_source_key(key, renamings, [] if quantised else converters, prefix, expected)
         if name not in expected and key in expected:
             name, pattern = rename_source_key(key, [], [], prefix, expected)
-        if name not in expected:
+        if name not in expected and not quantised:
             strangers.append(key)
         elif pattern is None:
             if name in groups:
@@ -162,6 +166,8 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
         if twice := [known for known in group.names if known in groups]:
             raise MisfitError(twice[0], f" is in the checkpoint, and {group.keys[0]} is a part of it; remove one")
         groups[name] = group
+    if quantised:
+        return list(groups.values()), []
     _check_shapes(groups.values(), stored, expected)
     _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})

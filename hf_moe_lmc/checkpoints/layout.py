@@ -8,8 +8,11 @@ from typing import Literal
 
 import torch
 
+from hf_moe_lmc.errors import BadInputError
+
 from .checkpoint import Checkpoint
 from .conversion import original_tensors
+from .quantisation import quantisation
 from .shards import SINGLE_NAME
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
@@ -29,7 +32,12 @@ def place(checkpoint: Checkpoint, folder: Path, layout: Layout = "kept", dtype: 
         layout: "kept", the keys and shards of `checkpoint`; "original", the keys that Transformers saves by default;
             "fused", module names.
         dtype: of all floating-point tensors; None keeps every tensor's own.
+
+    Raises:
+        BadInputError: what is quantised would have to be computed.
     """
+    if quantisation(checkpoint.model.config) and (layout != "kept" or dtype):
+        raise BadInputError(f"{checkpoint.folder} is quantised; only its own layout and dtypes can be written")
     if layout == "kept":
         shards: dict[str, list[StoredTensor]] = {}
         for tensor in sorted(checkpoint.stored.values(), key=lambda tensor: (tensor.file.name, tensor.offset)):

@@ -102,7 +102,8 @@ def _prepare(file: Path, tensors: list[StoredTensor]) -> None:
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
-    if dtype.is_floating_point and tensor.numel():
+    # Codes of 8 bits are never computed.
+    if dtype.is_floating_point and dtype.itemsize > 1 and tensor.numel():
         # The extremes carry any NaN, and one pass over them is an order faster than isfinite.
         low, high = tensor.aminmax()
         if not (torch.isfinite(low) and torch.isfinite(high)):

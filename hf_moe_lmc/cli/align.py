@@ -41,7 +41,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     from hf_moe_lmc.alignment.processes import processes
 
     keep_freed_memory()
-    reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
+    reference, other = (open_checkpoint(name, quantised=True) for name in (options.reference, options.other))
     if options.dry_run:
         return describe_plan(plan_alignment(reference, other))
     alignment = align_into(Path(options.output), reference, other, alignment_config(options), options.overwrite)

@@ -72,7 +72,10 @@ def render(found: "Inspection", quantisation: str | None = None) -> str:
     if found.unaligned:
         lines.append(f"dense, class not known: merged as they are: {', '.join(found.unaligned)}")
     if quantisation:
-        lines.append(f"the weights are quantised ({quantisation}): dequantise before alignment; bytes are those after")
+        lines.append(
+            f"the weights are quantised ({quantisation}): only experts can be reordered; dequantise for all else; "
+            "bytes are those after"
+        )
     return "\n".join(lines) + "\n"
 
 

@@ -65,10 +65,10 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             that they show.
 
     Product keys: "gate" is exact for the keys; "gram" compares all experts of one first key; the optimum over keys and
-    experts is a quadratic assignment, so "auto" is "gate".
+    experts is a quadratic assignment, so "auto" is "gate". Experts without units: all is "gate", but for "gram".
 
     Raises:
-        UnsupportedArchitectureError: "joint" for product keys.
+        UnsupportedArchitectureError: "joint" for product keys; "gram" without units.
     """
     num_experts, groups = reference.experts.num_experts, reference.group.expert_groups
     dtype = working_dtype(reference, other)
@@ -76,6 +76,10 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
     router, other_router = reference.router, other.router
     if reference.group.fixed_experts or router is None or other_router is None:
         return ExpertMatching(Permutation.identity(num_experts), "units")
+    if not reference.experts.num_units:  # as of quantised experts, which nobody looks into
+        if method == "gram":
+            raise UnsupportedArchitectureError('the "gram" order needs units, which are quantised; choose "gate"')
+        method = "gate"
     cost = gate_cost(router, other_router)
     gate = solve_grouped_assignment(-cost, groups).permutation
     match method:

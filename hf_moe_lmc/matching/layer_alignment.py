@@ -23,7 +23,7 @@ class LayerAlignment:
         symmetry: acts on the other layer.
         distance_before: `layer_distance(reference, other)`.
         distance_after: `layer_distance(reference, act(symmetry, other))`.
-        evidence: what the symmetry rests on; None where it was not found by matching.
+        evidence: what the symmetry rests on; None where it was not found by matching, or no units were seen.
         expert_table: `[E, E]`, how well every pair of experts fits, float32; see `ExpertMatching.table`.
     """
 
@@ -69,7 +69,7 @@ def align_layers(
         symmetry,
         layer_distance(reference, other),
         math.sqrt(fixed + math.fsum(found.squared_distance for found in (*units, *shared))),
-        gather_evidence(reference, other, experts, units, shared, fixed),
+        gather_evidence(reference, other, experts, units, shared, fixed) if reference.experts.num_units else None,
         None if experts.table is None else experts.table.float().cpu(),
     )
 

@@ -73,8 +73,8 @@ class Permutation:
             return tensor.index_select(dim, index)
         if dim == batch:
             # Whole rows, gathered out of all batches at once: an order faster than entry by entry.
-            first = torch.arange(0, index.numel(), self.size, device=index.device)
-            rows = index.flatten(0, -2) + first[:, None]
+            rows = index.flatten(0, -2)
+            rows = rows + self.size * torch.arange(len(rows), device=index.device)[:, None]
             return tensor.flatten(0, dim).index_select(0, rows.flatten()).view(tensor.shape)
         if tensor.device.type == "cpu" and not tensor.requires_grad:
             return _take(tensor, index, dim)

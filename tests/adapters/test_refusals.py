@@ -100,3 +100,16 @@ def test_experts_tied_between_layers():
     second.experts = first.experts
     with pytest.raises(UnsupportedArchitectureError, match=message):
         moe_layers(model)
+
+
+def test_one_expert_in_two_slots():
+    """As one module, or as modules of the same parameters; as modules, a list shows it once."""
+    model = families.build("switch_transformers")
+    experts = model.encoder.block[1].layer[1].mlp.experts
+    experts["expert_2"].wi.weight = experts["expert_0"].wi.weight
+    message = r"tensor encoder.*expert_0\.wi\.weight is tied to encoder.*expert_2\.wi\.weight; .* untie"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        moe_layers(model)
+    experts["expert_2"] = experts["expert_0"]
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        moe_layers(model)

@@ -1,10 +1,11 @@
 import doctest
+from copy import deepcopy
 
 import pytest
 import torch
 from torch import nn
 
-from hf_moe_lmc import register_adapter, scramble
+from hf_moe_lmc import align, register_adapter, scramble
 from hf_moe_lmc.adapters import gates, moe_layers, routers
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
@@ -88,3 +89,14 @@ def test_listed_experts_move_as_modules():
     for slot, expert in enumerate(order):
         bias = model.state_dict()[f"block.experts.{slot}.down_proj.bias"]
         assert torch.equal(bias, before[f"block.experts.{expert}.down_proj.bias"])
+
+
+@pytest.mark.parametrize("experts", ["listed", "fused"])
+def test_a_planted_rewrite_is_found(experts):
+    register_adapter(OwnRouter, "sigmoid", {OwnExperts: "odd"}, {OwnMLP: "odd"}, expert_groups="n_group")
+    reference = listed() if experts == "listed" else OwnModel(OwnExperts())
+    other, planted = scramble(deepcopy(reference))
+    found = align(reference, other)
+    assert found.symmetries == planted.inverse().symmetries
+    other = found.apply(other).state_dict()
+    assert all(torch.equal(tensor, other[name]) for name, tensor in reference.state_dict().items())
