@@ -44,10 +44,8 @@ def main() -> None:
     loader, points, specs = accelerator.prepare(data), points_of(options.points), moe_layers(model)
     evaluate(model, loader, accelerator)  # the first one allocates
 
-    plain = seconds(lambda: [evaluate(model, loader, accelerator) for _ in points])
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     sys.stdout.write(f"{millions:.0f} M parameters, {tokens.numel()} tokens, {len(points)} points\n")
-    sys.stdout.write(f"plain evaluations: {plain:.1f} s\n")
     with borrow(model) as weights:
         aligned = moved(other.state_dict(), specs, align(model, other).symmetries)
         for name, path in (
@@ -55,8 +53,11 @@ def main() -> None:
             ("aligned", linear_path(weights, aligned)),
             ("aligned + norms", norm_preserving_path(weights, aligned, specs)),
         ):
-            cost = seconds(lambda path=path: measure(weights, path, points, loader, accelerator))
-            sys.stdout.write(f"{name}: {cost:.1f} s, {cost / plain:.3f} of plain\n")
+            along, plain = 0.0, 0.0
+            for t in points:  # in turns: the speed of a shared machine drifts
+                along += seconds(lambda path=path, t=t: measure(weights, path, (t,), loader, accelerator))
+                plain += seconds(lambda: evaluate(model, loader, accelerator))
+            sys.stdout.write(f"{name}: {along:.1f} s, plain evaluations {plain:.1f} s, {along / plain:.3f}\n")
 
 
 def seconds(run: Callable[[], object]) -> float:

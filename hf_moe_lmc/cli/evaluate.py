@@ -2,11 +2,12 @@
 
 import argparse
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
+    from evaluate import EvaluationModule
     from torch import Tensor
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
@@ -53,6 +54,12 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         default=("naive", "random", "units", "aligned"),
         help="which paths; naive is always there (default: all)",
     )
+    evaluate.add_argument(
+        "--metrics",
+        nargs="+",
+        default=(),
+        help="further figures at every point: accuracy, perplexity, expected_calibration_error, or a metric on the Hub",
+    )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
     evaluate.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
     evaluate.add_argument("--experts-implementation", help="of Transformers: eager, grouped_mm, batched_mm")
@@ -77,6 +84,7 @@ def run(options: argparse.Namespace) -> int:
     given = {name: value for name in wanted if (value := getattr(options, name))}
     model = load_model(reference, cast("LoadOptions", given))
     calibration, data = _data(model, folder, options)
+    metrics = _metrics(options.metrics)
     report = evaluate_path(
         model,
         other.tensors,
@@ -86,6 +94,7 @@ def run(options: argparse.Namespace) -> int:
         calibration=calibration,
         arrangements=options.arrangements,
         seed=options.seed,
+        metrics=metrics,
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
@@ -105,6 +114,14 @@ def _check_output(folder: Path, overwrite: bool) -> None:
             raise OutputError(f"{folder} holds files that are no report; give another output")
         if not overwrite:
             raise OutputError(f"{folder} holds an earlier report; replace it with --overwrite or give another output")
+
+
+def _metrics(names: "Sequence[str]") -> "list[EvaluationModule]":
+    if not names:
+        return []  # `evaluate` is slow to import
+    from hf_moe_lmc.connectivity.metrics import load_metric
+
+    return [load_metric(name) for name in names]
 
 
 def _data(

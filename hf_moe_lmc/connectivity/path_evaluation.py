@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -24,9 +25,13 @@ from .bootstrap import bootstrap
 from .curve import Curve, measure
 from .live_weights import Beside, LiveWeights, borrow
 from .path import points_of
+from .prediction_metrics import check_metrics
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
 from .temperature import best_temperature
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
 FEWEST_EXAMPLES = 2
 RECORDED = ("naive", "aligned")
@@ -44,6 +49,7 @@ def evaluate_path(
     routing_tokens: int = 4096,
     resamples: int = 1000,
     seed: int = 0,
+    metrics: "Sequence[EvaluationModule]" = (),
     accelerator: Accelerator | None = None,
 ) -> PathReport:
     """Loss, accuracy and routing along the straight line from `reference` to `other`, aligned and under every control.
@@ -66,18 +72,21 @@ def evaluate_path(
         routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
         resamples: of the bootstrap.
         seed: of the random element and of the bootstrap.
+        metrics: of Hugging Face `evaluate`, from its `load` or from `hf_moe_lmc.connectivity.metrics`, computed at
+            every point; their features may be named as in `prediction_metrics.COLUMNS`.
         accelerator: the processes and their device; None makes one.
 
     Returns:
         the curves and what follows from them; a point with a NaN loss is reported as failed.
 
     Raises:
-        BadInputError: the data is empty or has a single example, there is one calibration batch only, or `t` is no
-            path.
+        BadInputError: the data is empty or has a single example, there is one calibration batch only, `t` is no
+            path, or a metric asks for what is not there.
         IncompatiblePairError: the models differ in class or size, or the alignment is another pair's.
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
     """
     points, accelerator = points_of(t), accelerator or Accelerator()
+    check_metrics(metrics)
     if not hasattr(reference, "hf_device_map"):
         reference.to(accelerator.device)
     own = LiveWeights(reference)
@@ -111,7 +120,7 @@ def evaluate_path(
                 name = path_name(arrangement, repair)
                 recorder = RoutingRecorder(reference, specs, accelerator, routing_tokens if name in RECORDED else 0)
                 curves[name] = measure(
-                    weights, path, points, loader, accelerator, name, temperature, observe=recorder.record
+                    weights, path, points, loader, accelerator, name, temperature, recorder.record, metrics
                 )
                 if any(recorder.choices):
                     routing[name] = routing_along(points, recorder.choices)

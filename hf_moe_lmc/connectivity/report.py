@@ -84,12 +84,13 @@ class PathReport:
 
 def _path(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
     barrier = curve.barrier
-    calibrated = [point.calibrated_loss for point in curve.evaluations]
+    calibrated, metrics = [point.calibrated_loss for point in curve.evaluations], curve.evaluations[0].metrics
     return {
         "t": barrier.t,
         "loss": [_number(x) for x in barrier.loss],
         "accuracy": barrier.accuracy,
         "calibrated_loss": None if None in calibrated else [_number(x) for x in calibrated if x is not None],
+        "metrics": {name: [_number(point.metrics[name]) for point in curve.evaluations] for name in metrics},
         "failed": barrier.failed,
         "loss_barrier": _number(barrier.loss_barrier),
         "accuracy_barrier": barrier.accuracy_barrier,
