@@ -75,6 +75,7 @@ def measure(
     temperature: Callable[[], float] | None = None,
     observe: Callable[[], AbstractContextManager[object]] = nullcontext,
     metrics: "Sequence[EvaluationModule]" = (),
+    same_ends: Curve | None = None,
 ) -> Curve:
     """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
 
@@ -87,9 +88,14 @@ def measure(
         temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
         observe: gives the context of every evaluation, in the order of the points.
         metrics: as for `evaluate`.
+        same_ends: a path with the same ends, on the same batches: they are not evaluated again.
     """
-    evaluations = []
+    ends = (same_ends.evaluations[0], same_ends.evaluations[-1]) if same_ends else ()
+    known, evaluations = dict(zip((0.0, 1.0), ends, strict=False)), []
     for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+        if t in known:
+            evaluations.append(known[t])
+            continue
         weights.load(path(t))
         calibrated = temperature() if temperature else None
         with observe():

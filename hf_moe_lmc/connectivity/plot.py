@@ -11,7 +11,7 @@ from .routing import Routing
 
 # Okabe-Ito, readable with colour-blind eyes and in this order.
 COLOURS = ("#000000", "#999999", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00")
-LINES = ("-", "--")
+LINES = ("-", "--", ":", "-.")
 
 HEAT_MAPS = {
     "agreement_with_reference": "agreement with the reference",
@@ -24,7 +24,7 @@ HEAT_MAPS = {
 def plot_barriers(curves: Mapping[str, Sequence[Barrier]], file: str | Path, title: str = "") -> None:
     """Loss and accuracy along the path, one colour per method; line: mean over pairs, band: lowest to highest.
 
-    From the ninth method on, lines are dashed.
+    From the ninth method on, lines are dashed, then dotted.
 
     Args:
         curves: method -> one path per pair, all over the same points.

@@ -10,6 +10,7 @@ from .auto_repair import RepairChoice
 from .bootstrap import BarrierIntervals
 from .curve import Curve
 from .plot import plot_barriers, plot_routing
+from .repairs import repaired_name
 from .report_table import render
 from .routing import Routing
 
@@ -27,7 +28,7 @@ class PathReport:
         curves: name of a path ("naive", "aligned + norms", ...) -> what was found on it; "naive" is always there.
         intervals: name of a path -> bootstrap intervals of its barriers.
         routing: name of a path -> its routing.
-        repair: the repair that held-out calibration data asks for on the aligned path, or None without such data.
+        repair: the repairs that held-out calibration data asks for on the aligned path, or None if not asked.
     """
 
     model: str
@@ -45,10 +46,8 @@ class PathReport:
 
     @property
     def chosen(self) -> str | None:
-        """The aligned path with the chosen repair; None without calibration data."""
-        if self.repair is None:
-            return None
-        return "aligned" if self.repair.repair == "none" else f"aligned + {self.repair.repair}"
+        """The aligned path under the repairs that were chosen; None if none could be."""
+        return None if self.repair is None else repaired_name("aligned", self.repair.repairs)
 
     def to_json(self) -> dict[str, object]:
         """The content of `report.json`; NaN is null."""

@@ -44,7 +44,7 @@ def render(report: "PathReport") -> str:
         lines += ["", *_metrics(report.curves)]
     if report.repair is not None:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in report.repair.held_out_loss.items())
-        lines += ["", f"Repair chosen on held-out calibration data: {report.repair.repair} (loss there: {losses})."]
+        lines += ["", f"Chosen on held-out calibration data: {report.chosen} (midpoint's loss there: {losses})."]
     return "\n".join(lines) + "\n"
 
 

@@ -16,16 +16,16 @@ BLOCK, BATCH, EXPERTS = 32, 16, 6
 
 
 @cache
-def blocks() -> torch.Tensor:
-    """The manual in blocks of 32 characters, `[N, 32]`."""
+def manual(block: int = BLOCK) -> torch.Tensor:
+    """The manual in blocks of characters, `[N, block]`."""
     text = "\n\n".join(topics[name] for name in sorted(topics))
     tokens = torch.tensor([1 if c == "\n" else ord(c) - 30 for c in text if c == "\n" or 32 <= ord(c) < 127])
-    return tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
+    return tokens[: len(tokens) // block * block].reshape(-1, block)
 
 
 def held_out(start: int, number: int) -> Blocks:
     """`number` blocks of the last tenth of the manual, which no model was trained on."""
-    return Blocks(blocks()[-len(blocks()) // 10 :][start : start + number])
+    return Blocks(manual()[-len(manual()) // 10 :][start : start + number])
 
 
 def loader(start: int, number: int, batch_size: int = 8) -> DataLoader:
@@ -34,7 +34,7 @@ def loader(start: int, number: int, batch_size: int = 8) -> DataLoader:
 
 
 def train(model: PreTrainedModel, steps: int, seed: int, lr: float) -> PreTrainedModel:
-    generator, data = torch.Generator().manual_seed(seed), blocks()[: -len(blocks()) // 10]
+    generator, data = torch.Generator().manual_seed(seed), manual()[: -len(manual()) // 10]
     optimizer = torch.optim.AdamW(model.parameters(), lr=lr)
     model.train()
     for _ in range(steps):
