@@ -16,7 +16,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, norm_preserving_path
+from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, repaired_path
 from hf_moe_lmc.connectivity.data.language_modeling import Blocks
 from hf_moe_lmc.connectivity.path import moved, points_of
 
@@ -51,7 +51,7 @@ def main() -> None:
         for name, path in (
             ("naive", linear_path(weights, other.state_dict())),
             ("aligned", linear_path(weights, aligned)),
-            ("aligned + norms", norm_preserving_path(weights, aligned, specs)),
+            ("aligned + norms", repaired_path(weights, aligned, specs, ["norms"])),
         ):
             along, plain = 0.0, 0.0
             for t in points:  # in turns: the speed of a shared machine drifts

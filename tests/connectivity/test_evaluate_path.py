@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.connectivity import LiveWeights, evaluate_path
+from hf_moe_lmc.connectivity.repairs import repaired_name
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from tests.connectivity import finetuned
 from tests.models import build, inputs
@@ -47,10 +48,14 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     scrambled, _ = scramble(deepcopy(b), seed=3)
     own = {name: tensor.clone() for name, tensor in a.state_dict().items()}
     every = ("naive", "random", "units", "aligned")
-    report = evaluate(a, scrambled, accelerator, arrangements=every, calibration=finetuned.loader(12, 16))
-    assert list(report.curves) == [
-        f"{arrangement}{repair}" for arrangement in every for repair in ("", " + norms", " + rescale")
-    ]
+    repairs = ("norms", "rescale", "preactivations", "router", "refit", "random refit")
+    options = {"arrangements": every, "calibration": finetuned.loader(12, 16), "repairs": (*repairs, "auto")}
+    report = evaluate(a, scrambled, accelerator, **options)
+    chains = [(), *((repair,) for repair in repairs)]
+    if report.repair.repairs not in chains:
+        chains.append(report.repair.repairs)
+    assert list(report.curves) == [repaired_name(arrangement, chain) for arrangement in every for chain in chains]
+    assert len(report.curves[report.chosen].evaluations) == 3
     first = [point.evaluations[0].loss for point in report.curves.values()]
     last = [point.evaluations[-1].loss for point in report.curves.values()]
     assert max(first) == min(first)  # the reference itself, whatever the path
@@ -63,7 +68,7 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     report.save(tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["paths"]["aligned"]["loss"] == list(report.curves["aligned"].barrier.loss)
-    assert found["repair"]["repair"] == report.repair.repair
+    assert found["repair"]["repairs"] == list(report.repair.repairs)
     table = (tmp_path / "report.md").read_text()
     assert f"| naive | {barrier['naive']:.4f} [" in table
     assert f"**{report.chosen}** (chosen)" in table
