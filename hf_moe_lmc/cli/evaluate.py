@@ -42,8 +42,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--calibration-examples",
         type=int,
         default=32,
-        help="examples that are set apart, ahead of those evaluated, to calibrate temperatures and output sizes and to "
-        "choose the repair; 0 leaves all that out (default: 32)",
+        help="examples that are set apart, ahead of those evaluated, to calibrate temperatures and repairs and to "
+        "choose repairs; 0 leaves all that out (default: 32)",
     )
     data.add_argument("--batch-size", type=int, default=8, help="examples of a batch, per process (default: 8)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
@@ -53,6 +53,14 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         choices=("naive", "random", "units", "aligned"),
         default=("naive", "random", "units", "aligned"),
         help="which paths; naive is always there (default: all)",
+    )
+    evaluate.add_argument(
+        "--repair",
+        nargs="+",
+        choices=("norms", "rescale", "preactivations", "router", "refit", "random refit", "auto"),
+        default=("norms", "rescale", "auto"),
+        help="which repairs, each on every path; auto: those that lower the aligned midpoint's loss on calibration "
+        "examples that no repair was calibrated on (default: norms rescale auto)",
     )
     evaluate.add_argument(
         "--metrics",
@@ -93,6 +101,7 @@ def run(options: argparse.Namespace) -> int:
         options.points,
         calibration=calibration,
         arrangements=options.arrangements,
+        repairs=options.repair,
         seed=options.seed,
         metrics=metrics,
         accelerator=accelerator,
