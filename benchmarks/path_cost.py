@@ -16,7 +16,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, norm_preserving_path
+from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, repaired_path
 from hf_moe_lmc.connectivity.data.language_modeling import Blocks
 from hf_moe_lmc.connectivity.path import moved, points_of
 
@@ -44,19 +44,20 @@ def main() -> None:
     loader, points, specs = accelerator.prepare(data), points_of(options.points), moe_layers(model)
     evaluate(model, loader, accelerator)  # the first one allocates
 
-    plain = seconds(lambda: [evaluate(model, loader, accelerator) for _ in points])
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     sys.stdout.write(f"{millions:.0f} M parameters, {tokens.numel()} tokens, {len(points)} points\n")
-    sys.stdout.write(f"plain evaluations: {plain:.1f} s\n")
     with borrow(model) as weights:
         aligned = moved(other.state_dict(), specs, align(model, other).symmetries)
         for name, path in (
             ("naive", linear_path(weights, other.state_dict())),
             ("aligned", linear_path(weights, aligned)),
-            ("aligned + norms", norm_preserving_path(weights, aligned, specs)),
+            ("aligned + norms", repaired_path(weights, aligned, specs, ["norms"])),
         ):
-            cost = seconds(lambda path=path: measure(weights, path, points, loader, accelerator))
-            sys.stdout.write(f"{name}: {cost:.1f} s, {cost / plain:.3f} of plain\n")
+            along, plain = 0.0, 0.0
+            for t in points:  # in turns: the speed of a shared machine drifts
+                along += seconds(lambda path=path, t=t: measure(weights, path, (t,), loader, accelerator))
+                plain += seconds(lambda: evaluate(model, loader, accelerator))
+            sys.stdout.write(f"{name}: {along:.1f} s, plain evaluations {plain:.1f} s, {along / plain:.3f}\n")
 
 
 def seconds(run: Callable[[], object]) -> float:

@@ -13,16 +13,16 @@ VOCABULARY = 31
 
 def moe_vit(variant: str = "sparse", **fields: object) -> PreTrainedModel:
     config = MoeViTConfig(
-        hidden_size=12,
         num_hidden_layers=3,
         num_attention_heads=2,
         intermediate_size=14,
-        image_size=8,
-        patch_size=4,
-        num_labels=5,
         **(
             {
+                "hidden_size": 12,
+                "image_size": 8,
+                "patch_size": 4,
                 "num_channels": 1,
+                "num_labels": 5,
                 "moe_layers": [0, 2],
                 "num_experts": 5,
                 "moe_intermediate_size": 7,
@@ -37,12 +37,12 @@ def moe_vit(variant: str = "sparse", **fields: object) -> PreTrainedModel:
 def moe_gpt2(variant: str = "shared", **fields: object) -> PreTrainedModel:
     config = MoeGPT2Config(
         n_head=2,
-        vocab_size=VOCABULARY,
-        n_positions=16,
         bos_token_id=0,
         eos_token_id=1,
         **(
             {
+                "vocab_size": VOCABULARY,
+                "n_positions": 16,
                 "n_embd": 12,
                 "n_layer": 2,
                 "moe_layers": [1],

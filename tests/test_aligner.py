@@ -16,7 +16,7 @@ import hf_moe_lmc
 from hf_moe_lmc import MoeAligner, from_aligned_pretrained, scramble
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
-from hf_moe_lmc.connectivity.path import norm_preserving_path
+from hf_moe_lmc.connectivity import repaired_path
 from hf_moe_lmc.errors import IncompatiblePairError
 from tests import families
 from tests.models import VOCABULARY, build, logits
@@ -163,7 +163,7 @@ def test_norms_kept_on_disk_and_in_memory_are_those_of_the_path(family, tmp_path
     streamed = aligner.merge(alignment, t=0.3, output=tmp_path / "merged", keep_norms=True).state_dict()
     specs = alignable_layers(models[0])
     aligned = apply_symmetries(models[1].state_dict(), specs, alignment.symmetries)
-    path = norm_preserving_path(models[0].state_dict(), aligned, specs)(0.3)
+    path = repaired_path(models[0].state_dict(), aligned, specs, ["norms"])(0.3)
     plain = aligner.merge(alignment, t=0.3).state_dict()
     for name, tensor in live.items():
         torch.testing.assert_close(tensor, path[name], rtol=1e-5, atol=1e-6)

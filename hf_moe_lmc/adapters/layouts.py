@@ -59,11 +59,11 @@ class FusedExperts:
         """The inverse of `read`."""
         inward = "gate_up_proj" if self.is_gated else "up_proj"
         tensors = {
-            inward: self._turned(self._joined(experts.gate_proj, experts.up_proj)),
+            inward: self._turned(self.join(experts.gate_proj, experts.up_proj)),
             "down_proj": self._turned(experts.down_proj),
         }
         if experts.up_bias is not None and experts.down_bias is not None:
-            tensors[f"{inward}_bias"] = self._joined(experts.gate_bias, experts.up_bias)
+            tensors[f"{inward}_bias"] = self.join(experts.gate_bias, experts.up_bias)
             tensors["down_proj_bias"] = experts.down_bias
         return {f"{self.name}.{name}": tensor for name, tensor in tensors.items()}
 
@@ -78,7 +78,8 @@ class FusedExperts:
         gate, up = gate_up.chunk(2, dim=1)
         return gate, up
 
-    def _joined(self, gate: Tensor | None, up: Tensor) -> Tensor:
+    def join(self, gate: Tensor | None, up: Tensor) -> Tensor:
+        """What belongs to the rows of gate_proj, and of up_proj, in axis 1 -> both in the order of `gate_up_proj`."""
         if gate is None:
             return up
         return torch.stack([gate, up], dim=2).flatten(1, 2) if self.is_interleaved else torch.cat([gate, up], dim=1)

@@ -1,7 +1,7 @@
 """`hf-moe-lmc evaluate`."""
 
 import argparse
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -9,6 +9,7 @@ from .answer import Answer
 from .arguments import add_command, add_pair
 
 if TYPE_CHECKING:
+    from evaluate import EvaluationModule
     from torch import Tensor
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
@@ -42,8 +43,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--calibration-examples",
         type=int,
         default=32,
-        help="examples that are set apart, ahead of those evaluated, to calibrate temperatures and output sizes and to "
-        "choose the repair; 0 leaves all that out (default: 32)",
+        help="examples that are set apart, ahead of those evaluated, to calibrate temperatures and repairs and to "
+        "choose repairs; 0 leaves all that out (default: 32)",
     )
     data.add_argument("--batch-size", type=int, default=8, help="examples of a batch, per process (default: 8)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
@@ -53,6 +54,20 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         choices=("naive", "random", "units", "aligned"),
         default=("naive", "random", "units", "aligned"),
         help="which paths; naive is always there (default: all)",
+    )
+    evaluate.add_argument(
+        "--repair",
+        nargs="+",
+        choices=("norms", "rescale", "preactivations", "router", "refit", "random refit", "auto"),
+        default=("norms", "rescale", "auto"),
+        help="which repairs, each on every path; auto: those that lower the aligned midpoint's loss on calibration "
+        "examples that no repair was calibrated on (default: norms rescale auto)",
+    )
+    evaluate.add_argument(
+        "--metrics",
+        nargs="+",
+        default=(),
+        help="further figures at every point: accuracy, perplexity, expected_calibration_error, or a metric on the Hub",
     )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
     evaluate.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
@@ -77,6 +92,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     given = {name: value for name in wanted if (value := getattr(options, name))}
     model = load_model(reference, cast("LoadOptions", given))
     calibration, data = _data(model, folder, options)
+    metrics = _metrics(options.metrics)
     report = evaluate_path(
         model,
         other.tensors,
@@ -85,7 +101,9 @@ def run(options: argparse.Namespace) -> Answer | None:
         options.points,
         calibration=calibration,
         arrangements=options.arrangements,
+        repairs=options.repair,
         seed=options.seed,
+        metrics=metrics,
         accelerator=accelerator,
     )
     if not accelerator.is_main_process:
@@ -105,6 +123,14 @@ def _check_output(folder: Path, overwrite: bool) -> None:
             raise OutputError(f"{folder} holds files that are no report; give another output")
         if not overwrite:
             raise OutputError(f"{folder} holds an earlier report; replace it with --overwrite or give another output")
+
+
+def _metrics(names: "Sequence[str]") -> "list[EvaluationModule]":
+    if not names:
+        return []  # `evaluate` is slow to import
+    from hf_moe_lmc.connectivity.metrics import load_metric
+
+    return [load_metric(name) for name in names]
 
 
 def _data(

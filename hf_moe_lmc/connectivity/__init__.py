@@ -1,14 +1,15 @@
 """The loss along the straight line between two models."""
 
 from .barrier import Barrier
+from .calibrate import calibrate
 from .curve import Curve, measure
 from .evaluation import Evaluation, evaluate
 from .live_weights import BorrowedWeights, LiveWeights, borrow
-from .path import Path, linear_path, norm_preserving_path
+from .path import Path, linear_path
 from .path_evaluation import evaluate_path
 from .plot import plot_barriers
+from .repairs import repaired_path
 from .report import PathReport
-from .rescale_control import rescaled_path
 
 __all__ = [
     "Barrier",
@@ -19,11 +20,11 @@ __all__ = [
     "Path",
     "PathReport",
     "borrow",
+    "calibrate",
     "evaluate",
     "evaluate_path",
     "linear_path",
     "measure",
-    "norm_preserving_path",
     "plot_barriers",
-    "rescaled_path",
+    "repaired_path",
 ]

@@ -1,4 +1,4 @@
-"""The paths of a comparison: the other model as it is, aligned, and under controls; plain and repaired."""
+"""The other model as a comparison takes it: as it is, aligned, and under controls."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -10,11 +10,8 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .live_weights import BorrowedWeights
-from .path import Path, linear_path, moved, norm_preserving_path
-from .rescale_control import can_rescale, rescaled_path
+from .path import moved
 
-Repair = Literal["none", "norms", "rescale"]
 Arrangement = Literal["naive", "random", "units", "aligned"]
 
 ARRANGEMENTS: dict[Arrangement, str] = {
@@ -23,11 +20,6 @@ ARRANGEMENTS: dict[Arrangement, str] = {
     "units": "its units aligned, its experts in their order",
     "aligned": "aligned",
 }
-
-
-def path_name(arrangement: Arrangement, repair: Repair) -> str:
-    """`aligned`, `aligned + norms` and so on."""
-    return arrangement if repair == "none" else f"{arrangement} + {repair}"
 
 
 def arranged(
@@ -57,24 +49,3 @@ def arranged(
         "units": moved(other, specs, units),
         "aligned": moved(other, specs, symmetries),
     }
-
-
-def repaired_paths(
-    reference: BorrowedWeights,
-    other: Mapping[str, Tensor],
-    specs: Sequence[MoeLayerSpec],
-    calibration: Sequence[Mapping[str, Tensor]],
-) -> dict[Repair, Path]:
-    """The straight line from `reference` to `other`, plain and under every repair that can be had.
-
-    Args:
-        reference: weights of the model where the rescaling of outputs is calibrated.
-        other: weights under module names.
-        specs: the Mixture-of-Experts layers.
-        calibration: batches for it; without any, there is no such repair.
-    """
-    line = linear_path(reference, other)
-    paths: dict[Repair, Path] = {"none": line, "norms": norm_preserving_path(reference, other, specs)}
-    if calibration and (rescalable := [spec for spec in specs if can_rescale(spec)]):
-        paths["rescale"] = rescaled_path(reference, line, rescalable, calibration)
-    return paths

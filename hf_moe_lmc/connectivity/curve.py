@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
@@ -15,6 +16,9 @@ from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
 from .live_weights import BorrowedWeights
 from .path import Path
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
 NO_PREDICTIONS = torch.zeros(0)
 
@@ -70,6 +74,8 @@ def measure(
     description: str = "path",
     temperature: Callable[[], float] | None = None,
     observe: Callable[[], AbstractContextManager[object]] = nullcontext,
+    metrics: "Sequence[EvaluationModule]" = (),
+    same_ends: Curve | None = None,
 ) -> Curve:
     """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
 
@@ -81,12 +87,18 @@ def measure(
         description: stands before the progress bar.
         temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
         observe: gives the context of every evaluation, in the order of the points.
+        metrics: as for `evaluate`.
+        same_ends: a path with the same ends, on the same batches: they are not evaluated again.
     """
-    evaluations = []
+    ends = (same_ends.evaluations[0], same_ends.evaluations[-1]) if same_ends else ()
+    known, evaluations = dict(zip((0.0, 1.0), ends, strict=False)), []
     for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+        if t in known:
+            evaluations.append(known[t])
+            continue
         weights.load(path(t))
         calibrated = temperature() if temperature else None
         with observe():
-            found = evaluate(weights.model, batches, accelerator, calibrated)
+            found = evaluate(weights.model, batches, accelerator, calibrated, metrics)
         evaluations.append(found if t in (0, 1) else replace(found, predictions=NO_PREDICTIONS))
     return Curve(tuple(points), tuple(evaluations))

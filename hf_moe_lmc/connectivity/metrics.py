@@ -7,7 +7,9 @@ from typing import Any
 
 import evaluate
 import numpy as np
-from datasets import Features, Sequence, Value
+from datasets import Features, Value
+
+from hf_moe_lmc.errors import BadInputError
 
 from .barrier import Barrier
 
@@ -24,10 +26,10 @@ class Perplexity(evaluate.Metric):
     """`exp(mean loss)` of cross-entropies in nats, one per token."""
 
     def _info(self) -> evaluate.MetricInfo:
-        return _info("Perplexity", {"predictions": Value("float64")}, "predictions: cross-entropy of every token, nats")
+        return _info("Perplexity", {"losses": Value("float64")}, "losses: cross-entropy of every token, nats")
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return {"perplexity": float(np.exp(np.mean(predictions)))}
+    def _compute(self, *, losses: Any = None, **kwargs: Any) -> dict[str, Any]:
+        return {"perplexity": float(np.exp(np.mean(losses)))}
 
 
 class Accuracy(evaluate.Metric):
@@ -53,16 +55,17 @@ class ExpectedCalibrationError(evaluate.Metric):
     def _info(self) -> evaluate.MetricInfo:
         return _info(
             "Expected calibration error",
-            {"predictions": Sequence(Value("float64")), "references": Value("int64")},
-            "predictions: probabilities of all classes; references: the right class",
+            {"predictions": Value("int64"), "references": Value("int64"), "confidences": Value("float64")},
+            "predictions: classes or tokens; references: the right ones; confidences: probabilities of the predictions",
         )
 
-    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        probabilities, labels = np.asarray(predictions, dtype=np.float64), np.asarray(references)
-        confidence, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    def _compute(
+        self, *, predictions: Any = None, references: Any = None, confidences: Any = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        confidence, right = np.asarray(confidences), np.asarray(predictions) == np.asarray(references)
         bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
         gaps = np.bincount(bins, weights=right.astype(np.float64) - confidence, minlength=ECE_BINS)
-        return {"expected_calibration_error": float(np.abs(gaps).sum() / len(labels))}
+        return {"expected_calibration_error": float(np.abs(gaps).sum() / len(right))}
 
 
 class LossBarrier(evaluate.Metric):
@@ -78,3 +81,25 @@ class LossBarrier(evaluate.Metric):
     def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
         barrier = Barrier(tuple(references), tuple(predictions), (0.0,) * len(references))
         return {"loss_barrier": barrier.loss_barrier}
+
+
+OWN = {
+    "accuracy": Accuracy,
+    "expected_calibration_error": ExpectedCalibrationError,
+    "perplexity": Perplexity,
+}
+
+
+def load_metric(name: str) -> evaluate.EvaluationModule:
+    """The metric of this name for `evaluate_path`: one of `OWN`, or else what `evaluate.load` finds.
+
+    Raises:
+        BadInputError: it finds nothing.
+    """
+    if name in OWN:
+        return OWN[name]()
+    try:
+        return evaluate.load(name)
+    except (OSError, ImportError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise BadInputError(f"metric {name}: {reason}; without the network there are {', '.join(OWN)}") from error

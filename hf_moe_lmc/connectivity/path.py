@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from hf_moe_lmc.merging import Interpolation, interpolate_layers, preserve_norms, widest_dtype
+from hf_moe_lmc.merging import Interpolation
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry
 
@@ -19,26 +19,6 @@ Path = Callable[[float], Mapping[str, Tensor]]
 def linear_path(reference: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> Path:
     """`t -> (1 - t) reference + t other`; see `hf_moe_lmc.merging.Interpolation`."""
     return lambda t: Interpolation(reference, other, t)
-
-
-def norm_preserving_path(
-    reference: Mapping[str, Tensor], other: Mapping[str, Tensor], specs: Sequence[MoeLayerSpec]
-) -> Path:
-    """`linear_path` with the layers of `specs` at their interpolated norms; see `hf_moe_lmc.merging.preserve_norms`.
-
-    Both steps are computed in float32 or better, layer by layer, and round once.
-    """
-
-    def at(t: float) -> Mapping[str, Tensor]:
-        def repaired(spec: MoeLayerSpec) -> MoeLayer:
-            a, b = spec.read(reference), spec.read(other)
-            dtype = widest_dtype(a, b)
-            a, b = a.to(dtype), b.to(dtype)
-            return preserve_norms(interpolate_layers(a, b, t), a, b, t)
-
-        return Layerwise(Interpolation(reference, other, t), specs, repaired)
-
-    return at
 
 
 def moved(

@@ -1,8 +1,9 @@
 """Two models and their alignment -> everything that is reported of the path between them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, Literal
 
 from accelerate import Accelerator
 from accelerate.utils import send_to_device
@@ -10,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.alignment.align import align_opened
 from hf_moe_lmc.alignment.apply import check_layers
@@ -18,15 +19,21 @@ from hf_moe_lmc.alignment.opened_model import OpenedModel
 from hf_moe_lmc.alignment.pair import check_pair
 from hf_moe_lmc.errors import BadInputError
 
-from .arrangements import ARRANGEMENTS, Arrangement, arranged, path_name, repaired_paths
-from .auto_repair import RepairChoice, choose_repair
+from .arrangements import ARRANGEMENTS, Arrangement, arranged
+from .auto_repair import RepairChoice, choose_repairs
 from .bootstrap import bootstrap
+from .calibrate import calibrate
 from .curve import Curve, measure
-from .live_weights import Beside, LiveWeights, borrow
-from .path import points_of
+from .live_weights import Beside, BorrowedWeights, LiveWeights, borrow
+from .path import Path, linear_path, points_of
+from .prediction_metrics import check_metrics
+from .repairs import CALIBRATED, Repair, repaired_name, repaired_path
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
 from .temperature import best_temperature
+
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
 FEWEST_EXAMPLES = 2
 RECORDED = ("naive", "aligned")
@@ -41,17 +48,19 @@ def evaluate_path(
     *,
     calibration: Iterable[Mapping[str, Tensor]] = (),
     arrangements: Sequence[Arrangement] = tuple(ARRANGEMENTS),
+    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "rescale", "auto"),
     routing_tokens: int = 4096,
     resamples: int = 1000,
     seed: int = 0,
+    metrics: "Sequence[EvaluationModule]" = (),
     accelerator: Accelerator | None = None,
 ) -> PathReport:
     """Loss, accuracy and routing along the straight line from `reference` to `other`, aligned and under every control.
 
     All paths see the same batches. `reference` stays where it is, lends its place to every point of every path, and has
-    its own weights again afterwards; a path of T points costs T evaluations. Models may be spread over devices and
-    offloaded (`device_map`). Under `accelerate launch` the data is shared out; the figures do not depend on the number
-    of processes.
+    its own weights again afterwards; a path of T points costs T evaluations, a repaired one T - 2. Models may be spread
+    over devices and offloaded (`device_map`). Under `accelerate launch` the data is shared out; the figures do not
+    depend on the number of processes.
 
     Args:
         reference: t = 0; in evaluation it keeps its dtype and its experts implementation.
@@ -60,24 +69,30 @@ def evaluate_path(
         data: batches of the model's arguments and `labels`, in a fixed order; see `hf_moe_lmc.connectivity.data`.
         t: number of points, equally spaced, or the points themselves.
         calibration: batches that are not among `data`, the same in every process. With at least two, half of them
-            calibrate output sizes, the other half fits temperatures and chooses the repair; without, there are no
-            rescaled paths and no temperatures.
+            calibrate repairs, the other half fits temperatures and chooses repairs; without, there are no temperatures
+            and only the repair that needs no data, "norms".
         arrangements: which of `ARRANGEMENTS` to evaluate; "naive" is always among them.
+        repairs: each is evaluated on every arrangement, so that it stands beside its controls; see
+            `hf_moe_lmc.connectivity.repairs`. "auto": those that lower the loss of the aligned midpoint on held-out
+            calibration data, one after the other.
         routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
         resamples: of the bootstrap.
         seed: of the random element and of the bootstrap.
+        metrics: of Hugging Face `evaluate`, from its `load` or from `hf_moe_lmc.connectivity.metrics`, computed at
+            every point; their features may be named as in `prediction_metrics.COLUMNS`.
         accelerator: the processes and their device; None makes one.
 
     Returns:
         the curves and what follows from them; a point with a NaN loss is reported as failed.
 
     Raises:
-        BadInputError: the data is empty or has a single example, there is one calibration batch only, or `t` is no
-            path.
+        BadInputError: the data is empty or has a single example, there is one calibration batch only, `t` is no
+            path, or a metric asks for what is not there.
         IncompatiblePairError: the models differ in class or size, or the alignment is another pair's.
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
     """
     points, accelerator = points_of(t), accelerator or Accelerator()
+    check_metrics(metrics)
     if not hasattr(reference, "hf_device_map"):
         reference.to(accelerator.device)
     own = LiveWeights(reference)
@@ -98,25 +113,38 @@ def evaluate_path(
     fitted, held_out = batches[::2], batches[1::2]
     specs, loader = first.layers, accelerator.prepare(data)
 
+    single = [repair for repair in repairs if repair != "auto" and (fitted or repair not in CALIBRATED)]
+    chains: list[tuple[Repair, ...]] = [(), *((repair,) for repair in single)]
     curves: dict[str, Curve] = {}
     routing: dict[str, Routing] = {}
     choice: RepairChoice | None = None
     with borrow(reference) as weights:
         temperature = partial(best_temperature, reference, held_out, accelerator) if held_out else None
-        for arrangement, moved in arranged(weights, second.tensors, specs, alignment.symmetries, seed).items():
+        others = arranged(weights, second.tensors, specs, alignment.symmetries, seed)
+        paths = {arrangement: _paths(weights, moved, specs, fitted) for arrangement, moved in others.items()}
+        if "auto" in repairs and held_out and "aligned" in arrangements:
+            choice = choose_repairs(weights, paths["aligned"], held_out, accelerator)
+            chains = list(dict.fromkeys([*chains, choice.repairs]))
+        for arrangement, path_of in paths.items():
             if arrangement not in ("naive", *arrangements):
                 continue
-            paths = repaired_paths(weights, moved, specs, fitted)
-            for repair, path in paths.items():
-                name = path_name(arrangement, repair)
+            for chain in chains:
+                name, path = repaired_name(arrangement, chain), path_of(chain)
                 recorder = RoutingRecorder(reference, specs, accelerator, routing_tokens if name in RECORDED else 0)
                 curves[name] = measure(
-                    weights, path, points, loader, accelerator, name, temperature, observe=recorder.record
+                    weights,
+                    path,
+                    points,
+                    loader,
+                    accelerator,
+                    name,
+                    temperature,
+                    recorder.record,
+                    metrics,
+                    same_ends=curves.get(arrangement),  # a repaired path has the ends of the plain one
                 )
                 if any(recorder.choices):
                     routing[name] = routing_along(points, recorder.choices)
-            if arrangement == "aligned" and held_out:
-                choice = choose_repair(weights, paths, held_out, accelerator)
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
         raise BadInputError("the evaluation data holds one example; give at least two")
     return PathReport(
@@ -127,3 +155,15 @@ def evaluate_path(
         routing=routing,
         repair=choice,
     )
+
+
+def _paths(
+    weights: BorrowedWeights,
+    other: Mapping[str, Tensor],
+    specs: Sequence[MoeLayerSpec],
+    batches: Sequence[Mapping[str, Tensor]],
+) -> Callable[[Sequence[Repair]], Path]:
+    """Repairs -> the path to `other` under them; what reaches its layers is kept for one point at a time."""
+    line = linear_path(weights, other)
+    found = lru_cache(maxsize=1)(lambda t: calibrate(weights, line(t), specs, batches))
+    return lambda repairs: repaired_path(weights, other, specs, repairs, found)

@@ -11,7 +11,8 @@ from .routing import Routing
 
 # Okabe-Ito, readable with colour-blind eyes and in this order.
 COLOURS = ("#000000", "#999999", "#E69F00", "#0072B2", "#56B4E9", "#009E73", "#CC79A7", "#D55E00")
-LINES = ("-", "--")
+LINES = ("-", "--", ":", "-.")
+LEGEND_ROWS = 16
 
 HEAT_MAPS = {
     "agreement_with_reference": "agreement with the reference",
@@ -24,7 +25,7 @@ HEAT_MAPS = {
 def plot_barriers(curves: Mapping[str, Sequence[Barrier]], file: str | Path, title: str = "") -> None:
     """Loss and accuracy along the path, one colour per method; line: mean over pairs, band: lowest to highest.
 
-    From the ninth method on, lines are dashed.
+    From the ninth method on, lines are dashed, then dotted.
 
     Args:
         curves: method -> one path per pair, all over the same points.
@@ -33,7 +34,8 @@ def plot_barriers(curves: Mapping[str, Sequence[Barrier]], file: str | Path, tit
     """
     from matplotlib.figure import Figure  # heavy, and needed nowhere else
 
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
+    columns = -(-len(curves) // LEGEND_ROWS)
+    figure = Figure(figsize=(10 + 3 * columns, 4.2), layout="constrained")
     panels = figure.subplots(1, 2)
     for panel, quantity, unit in zip(panels, ("loss", "accuracy"), (" (nats)", ""), strict=True):
         for (line, colour), (method, barriers) in zip(product(LINES, COLOURS), curves.items(), strict=False):
@@ -43,7 +45,7 @@ def plot_barriers(curves: Mapping[str, Sequence[Barrier]], file: str | Path, tit
             panel.fill_between(t, values.min(axis=0), values.max(axis=0), color=colour, alpha=0.12, linewidth=0)
         panel.set(xlabel="t  (0: reference, 1: other)", ylabel=f"test {quantity}{unit}", xlim=(0, 1))
         panel.grid(alpha=0.3)
-    panels[0].legend(frameon=False)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside right upper", frameon=False, ncols=columns)
     figure.suptitle(title)
     figure.savefig(file, dpi=150)
 

@@ -10,6 +10,7 @@ from .auto_repair import RepairChoice
 from .bootstrap import BarrierIntervals
 from .curve import Curve
 from .plot import plot_barriers, plot_routing
+from .repairs import repaired_name
 from .report_table import render
 from .routing import Routing
 
@@ -27,7 +28,7 @@ class PathReport:
         curves: name of a path ("naive", "aligned + norms", ...) -> what was found on it; "naive" is always there.
         intervals: name of a path -> bootstrap intervals of its barriers.
         routing: name of a path -> its routing.
-        repair: the repair that held-out calibration data asks for on the aligned path, or None without such data.
+        repair: the repairs that held-out calibration data asks for on the aligned path, or None if not asked.
     """
 
     model: str
@@ -45,10 +46,8 @@ class PathReport:
 
     @property
     def chosen(self) -> str | None:
-        """The aligned path with the chosen repair; None without calibration data."""
-        if self.repair is None:
-            return None
-        return "aligned" if self.repair.repair == "none" else f"aligned + {self.repair.repair}"
+        """The aligned path under the repairs that were chosen; None if none could be."""
+        return None if self.repair is None else repaired_name("aligned", self.repair.repairs)
 
     def to_json(self) -> dict[str, object]:
         """The content of `report.json`; NaN is null."""
@@ -84,12 +83,13 @@ class PathReport:
 
 def _path(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
     barrier = curve.barrier
-    calibrated = [point.calibrated_loss for point in curve.evaluations]
+    calibrated, metrics = [point.calibrated_loss for point in curve.evaluations], curve.evaluations[0].metrics
     return {
         "t": barrier.t,
         "loss": [_number(x) for x in barrier.loss],
         "accuracy": barrier.accuracy,
         "calibrated_loss": None if None in calibrated else [_number(x) for x in calibrated if x is not None],
+        "metrics": {name: [_number(point.metrics[name]) for point in curve.evaluations] for name in metrics},
         "failed": barrier.failed,
         "loss_barrier": _number(barrier.loss_barrier),
         "accuracy_barrier": barrier.accuracy_barrier,

@@ -40,9 +40,11 @@ def render(report: "PathReport") -> str:
     for name, curve in report.curves.items():
         shown = f"**{name}** (chosen)" if name == report.chosen else name
         lines.append(_line((shown, *_path(curve, naive, report.intervals[name]))))
+    if first.metrics:
+        lines += ["", *_metrics(report.curves)]
     if report.repair is not None:
         losses = ", ".join(f"{name} {loss:.4f}" for name, loss in report.repair.held_out_loss.items())
-        lines += ["", f"Repair chosen on held-out calibration data: {report.repair.repair} (loss there: {losses})."]
+        lines += ["", f"Chosen on held-out calibration data: {report.chosen} (midpoint's loss there: {losses})."]
     return "\n".join(lines) + "\n"
 
 
@@ -52,6 +54,17 @@ def _ends(curve: Curve, predicts_tokens: bool) -> list[str]:
         rows.append((name, f"{end.loss:.4f}", f"{end.accuracy:.4f}", f"{math.exp(end.loss):.2f}"))
     rows.append(("prediction ensemble", f"{curve.ensemble_loss:.4f}", "", f"{math.exp(curve.ensemble_loss):.2f}"))
     return [_line(row if predicts_tokens else row[:3]) for row in rows]
+
+
+def _metrics(curves: dict[str, Curve]) -> list[str]:
+    """Every metric at both ends, and between them where it is least and where it is most."""
+    names = list(curves["naive"].evaluations[0].metrics)
+    lines = [_line(("path: reference, least, most, other", *names)), _line(("---", *["---:"] * len(names)))]
+    for path, curve in curves.items():
+        values = [[point.metrics[name] for point in curve.evaluations] for name in names]
+        shown = ((found[0], min(found), max(found), found[-1]) for found in values)
+        lines.append(_line((path, *(", ".join(f"{value:.4g}" for value in found) for found in shown))))
+    return lines
 
 
 def _path(curve: Curve, naive: Curve, intervals: BarrierIntervals) -> tuple[str, ...]:

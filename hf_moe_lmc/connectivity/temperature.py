@@ -7,7 +7,7 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .evaluation import answer, score
+from .predictions import answer, score
 
 LOG2_TEMPERATURES = tuple(i / 4 for i in range(-8, 9))
 

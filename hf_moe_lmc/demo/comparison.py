@@ -15,7 +15,7 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.alignment import Alignment, align, apply_symmetries, scramble
-from hf_moe_lmc.connectivity import Barrier, BorrowedWeights, Path, linear_path, measure, rescaled_path
+from hf_moe_lmc.connectivity import Barrier, BorrowedWeights, Path, calibrate, linear_path, measure, repaired_path
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
@@ -76,11 +76,16 @@ def compare_methods(
         return linear_path(tensors, apply_symmetries(other_tensors, [spec], {spec.name: symmetry}))
 
     naive = linear_path(tensors, other_tensors)
+    rescaled = repaired_path(
+        tensors,
+        other_tensors,
+        [spec],
+        ["rescale"],
+        lambda t: calibrate(bench.weights, naive(t), [spec], bench.calibration),
+    )
     results = {
         "naive": MethodResult(bench.measure(naive, "naive")),
-        "rescale_control": MethodResult(
-            bench.measure(rescaled_path(bench.weights, naive, [spec], bench.calibration), "rescale control")
-        ),
+        "rescale_control": MethodResult(bench.measure(rescaled, "rescale control")),
     }
     orders: dict[Order, Barrier] = {}
     every_order = list(permutations(range(layer.experts.num_experts)))

@@ -1,13 +1,20 @@
 """Weights of two models -> weights of their merge."""
 
 from .average import average
+from .calibration import Activation, ExpertCalibration, LayerCalibration, token_weights
+from .down_refit import refit_down_proj, refit_random_units
 from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
 from .layer_interpolation import interpolate_layers, widest_dtype
 from .norm_preserving import interpolate_experts, interpolate_router, preserve_norms
 from .output_rescale import rescale_outputs
+from .preactivations import repair_preactivations
+from .router_solve import solve_router
 
 __all__ = [
+    "Activation",
+    "ExpertCalibration",
     "Interpolation",
+    "LayerCalibration",
     "average",
     "interpolate",
     "interpolate_",
@@ -16,6 +23,11 @@ __all__ = [
     "interpolate_router",
     "interpolate_tensor",
     "preserve_norms",
+    "refit_down_proj",
+    "refit_random_units",
+    "repair_preactivations",
     "rescale_outputs",
+    "solve_router",
+    "token_weights",
     "widest_dtype",
 ]

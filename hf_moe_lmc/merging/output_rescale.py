@@ -1,33 +1,31 @@
-"""Rescaling the outputs of experts: the control for variance collapse."""
+"""Output rescale: experts that answer as much as they do at the ends."""
 
-from dataclasses import replace
-
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
 
+from .calibration import ExpertCalibration, LayerCalibration, on_the_line, repair_banks
+
 
 def rescale_outputs(
-    layer: MoeLayer, experts: Float[Tensor, " E"], shared_experts: Float[Tensor, " S"] | None = None
+    merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: float, calibration: LayerCalibration
 ) -> MoeLayer:
-    """The layer whose expert e answers `experts[e]` times as much, and likewise for shared experts.
+    """`merged` with the answer of every expert times `((1 - t) n_0 + t n_1) / n_t`.
 
-    Averaging unaligned experts shrinks their outputs; scaling them back is a repair that needs no alignment
-    (REPAIR, arXiv:2211.08403), hence a control for any alignment.
+    n is the root mean square of the expert's answers to the calibration tokens, at the ends and in `merged`. Averaging
+    experts that do not agree shrinks their answers; scaling them back needs no alignment, and is therefore the control
+    for any alignment (REPAIR, arXiv:2211.08403).
     """
-    shared = layer.shared_experts
-    return replace(
-        layer,
-        experts=_rescaled(layer.experts, experts),
-        shared_experts=shared if shared is None or shared_experts is None else _rescaled(shared, shared_experts),
-    )
+    return repair_banks(_rescaled, merged, reference, other, t, calibration)
 
 
-def _rescaled(experts: ExpertBank, factor: Float[Tensor, " E"]) -> ExpertBank:
-    down_bias = experts.down_bias
-    return replace(
-        experts,
-        down_proj=experts.down_proj * factor[:, None, None],
-        down_bias=None if down_bias is None else down_bias * factor[:, None],
-    )
+def _rescaled(merged: ExpertBank, a: ExpertBank, b: ExpertBank, t: float, calibration: ExpertCalibration) -> ExpertBank:
+    start, end, found = (_sizes(bank, calibration) for bank in (a, b, merged))
+    return merged.scale_outputs(on_the_line(start, end, found, t))
+
+
+def _sizes(bank: ExpertBank, calibration: ExpertCalibration) -> Float[Tensor, " E"]:
+    squares = (calibration.weights_of(bank, e) * calibration.answers(bank, e).square() for e in range(bank.num_experts))
+    return torch.stack([square.sum() for square in squares]).sqrt()

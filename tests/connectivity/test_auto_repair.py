@@ -4,33 +4,44 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from hf_moe_lmc.connectivity import borrow, linear_path
-from hf_moe_lmc.connectivity.auto_repair import choose_repair
+from hf_moe_lmc.connectivity import borrow
+from hf_moe_lmc.connectivity.auto_repair import choose_repairs
 from tests.models import build, inputs
+
+PLAIN, NORMS, RESCALE, ROUTER = (), ("norms",), ("rescale",), ("router",)
+BOTH = ("rescale", "norms")
 
 
 @pytest.mark.parametrize(
-    ("worse", "best"),
-    [({}, "none"), ({"none": 1.0}, "norms"), ({"none": 1.0, "norms": 1.0}, "rescale"), ({"norms": math.nan}, "none")],
+    ("noise", "expected", "tried"),
+    [
+        ({PLAIN: 0, NORMS: 0.2, RESCALE: 0.3}, PLAIN, 4),
+        ({PLAIN: 0, NORMS: 0, RESCALE: 0}, PLAIN, 4),  # a tie changes nothing
+        ({PLAIN: 1, NORMS: 0}, NORMS, 6),
+        ({PLAIN: 1, NORMS: 0.3, RESCALE: 0.2, BOTH: 0}, BOTH, 7),  # the better one first, then the other on top
+        ({PLAIN: 1, NORMS: math.nan, RESCALE: math.nan}, PLAIN, 4),
+        ({PLAIN: math.nan, NORMS: 0}, PLAIN, 4),
+    ],
 )
-def test_the_lowest_loss_wins_and_ties_change_nothing(worse, best):
-    """Paths to the model itself, some of them with noise added."""
+def test_repairs_are_added_while_the_loss_falls(noise, expected, tried):
+    """Paths to the model itself, with more or less noise."""
     model = build("mixtral", dtype=torch.float32)
     tokens = inputs(model)["input_ids"]
     with torch.no_grad():
         labels = torch.cat([tokens[:, :1], model(input_ids=tokens).logits[:, :-1].argmax(-1)], dim=1)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    directions = {name: torch.randn(tensor.shape) for name, tensor in before.items()}
 
-    def path(repair: str):
-        noise = worse.get(repair, 0.0)
-        return lambda t: {name: tensor + noise * torch.randn(tensor.shape) for name, tensor in before.items()}
+    def path_of(repairs):
+        size = noise.get(tuple(repairs), 1)
+        return lambda t: {name: tensor + size * directions[name] for name, tensor in before.items()}
 
-    torch.manual_seed(0)
     with borrow(model) as weights:
-        paths = {"none": linear_path(weights, weights), "norms": path("norms"), "rescale": path("rescale")}
-        paths["none"] = path("none") if "none" in worse else paths["none"]
         batch = {"input_ids": tokens, "labels": labels}
-        found = choose_repair(weights, paths, [batch], Accelerator(cpu=True))
-    assert found.repair == best
-    assert list(found.held_out_loss) == ["none", "norms", "rescale"]
+        found = choose_repairs(weights, path_of, [batch], Accelerator(cpu=True), ("norms", "rescale", "router"))
+    assert found.repairs == expected
+    assert list(found.held_out_loss)[:4] == [
+        "aligned", "aligned + norms", "aligned + rescale", "aligned + router"
+    ]  # fmt: skip
+    assert len(found.held_out_loss) == tried
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

@@ -7,13 +7,20 @@ import torch
 from accelerate import Accelerator
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.connectivity import LiveWeights, evaluate_path
+from hf_moe_lmc.connectivity.repairs import repaired_name
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from tests.connectivity import finetuned
 from tests.models import build, inputs
+
+
+def size(model) -> int:
+    """Bytes of its weights."""
+    return sum(tensor.nbytes for tensor in model.state_dict().values())
+
 
 ONLY_ALIGNED = {"arrangements": ("aligned",), "resamples": 50}
 
@@ -23,8 +30,8 @@ def accelerator():
     return Accelerator(cpu=True)
 
 
-def evaluate(a, b, accelerator, points=3, alignment=None, **options):
-    data = finetuned.loader(0, 12)
+def evaluate(a, b, accelerator, points=3, alignment=None, family="mixtral", **options):
+    data = finetuned.loader(0, 12, family=family)
     return evaluate_path(a, b, alignment, data, points, accelerator=accelerator, **(ONLY_ALIGNED | options))
 
 
@@ -33,13 +40,13 @@ def test_a_scrambled_sibling(family, accelerator):
     """A large barrier as it is; aligned, that of the sibling before it was scrambled."""
     a, b = finetuned.pair(family)
     scrambled, _ = scramble(deepcopy(b), seed=3)
-    before, after = evaluate(a, b, accelerator), evaluate(a, scrambled, accelerator)
+    before, after = (evaluate(a, other, accelerator, family=family) for other in (b, scrambled))
     for name in ("aligned", "aligned + norms"):
         assert after.curves[name].barrier.loss == pytest.approx(before.curves[name].barrier.loss, abs=1e-5)
     assert after.curves["naive"].barrier.loss_barrier > 0.01
     assert after.curves["naive"].barrier.loss_barrier > 20 * after.curves["aligned"].barrier.loss_barrier
-    assert after.routing["naive"].agreement_with_reference[0][-1] < 0.8
-    assert after.routing["aligned"].agreement_with_reference[0][-1] > 0.8
+    assert after.routing["naive"].agreement_with_reference[0][-1] < 0.7
+    assert after.routing["aligned"].agreement_with_reference[0][-1] > 0.7
 
 
 def test_every_path_and_its_report(accelerator, tmp_path):
@@ -47,10 +54,14 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     scrambled, _ = scramble(deepcopy(b), seed=3)
     own = {name: tensor.clone() for name, tensor in a.state_dict().items()}
     every = ("naive", "random", "units", "aligned")
-    report = evaluate(a, scrambled, accelerator, arrangements=every, calibration=finetuned.loader(12, 16))
-    assert list(report.curves) == [
-        f"{arrangement}{repair}" for arrangement in every for repair in ("", " + norms", " + rescale")
-    ]
+    repairs = ("norms", "rescale", "preactivations", "router", "refit", "random refit")
+    options = {"arrangements": every, "calibration": finetuned.loader(12, 16), "repairs": (*repairs, "auto")}
+    report = evaluate(a, scrambled, accelerator, **options)
+    chains = [(), *((repair,) for repair in repairs)]
+    if report.repair.repairs not in chains:
+        chains.append(report.repair.repairs)
+    assert list(report.curves) == [repaired_name(arrangement, chain) for arrangement in every for chain in chains]
+    assert len(report.curves[report.chosen].evaluations) == 3
     first = [point.evaluations[0].loss for point in report.curves.values()]
     last = [point.evaluations[-1].loss for point in report.curves.values()]
     assert max(first) == min(first)  # the reference itself, whatever the path
@@ -63,7 +74,7 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     report.save(tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["paths"]["aligned"]["loss"] == list(report.curves["aligned"].barrier.loss)
-    assert found["repair"]["repair"] == report.repair.repair
+    assert found["repair"]["repairs"] == list(report.repair.repairs)
     table = (tmp_path / "report.md").read_text()
     assert f"| naive | {barrier['naive']:.4f} [" in table
     assert f"**{report.chosen}** (chosen)" in table
@@ -84,24 +95,33 @@ def test_the_prediction_ensemble(accelerator):
     assert report.curves["naive"].ensemble_loss == pytest.approx(expected.item(), rel=1e-6)
 
 
-@pytest.mark.parametrize("device", ["disk", "mixed"])
-def test_an_offloaded_model_gives_the_same_figures(device, accelerator, tmp_path):
-    a, b = finetuned.pair("qwen2_moe")
-    expected = evaluate(a, b, accelerator, alignment=align(a, b)).curves
-    devices = {"model.embed_tokens": "cpu", "model.norm": "cpu", "model.rotary_emb": "cpu", "lm_head": "cpu"}
-    devices |= {f"model.layers.{i}": "disk" if device == "disk" or i == 1 else "cpu" for i in range(3)}
+@pytest.mark.parametrize(
+    ("family", "device"), [*((name, "disk") for name in finetuned.FAMILIES), ("qwen2_moe", "mixed")]
+)
+def test_an_offloaded_model_gives_the_same_figures(family, device, accelerator, tmp_path):
+    a, b = finetuned.pair(family)
+    options = {"alignment": align(a, b), "family": family, "calibration": finetuned.loader(12, 4, 2, family)}
+    options["repairs"] = ["rescale"]
+    expected = evaluate(a, b, accelerator, **options).curves
+    # "auto" puts what does not fit into memory on the disk.
+    placed = (
+        {"device_map": {"": "disk"}}
+        if device == "disk"
+        else {"device_map": "auto", "max_memory": {"cpu": size(a) // 2}}
+    )
+    auto = AutoModelForImageClassification if family == finetuned.IMAGES else AutoModelForCausalLM
     offloaded = []
     for name, model in (("a", a), ("b", b)):
         model.save_pretrained(tmp_path / name)
-        loaded = AutoModelForCausalLM.from_pretrained(
+        loaded = auto.from_pretrained(
             tmp_path / name,
-            device_map=devices,
+            **placed,
             offload_folder=tmp_path / f"{name}-offload",
             experts_implementation="eager",
         )
         assert any(parameter.is_meta for parameter in loaded.parameters())
         offloaded.append(loaded)
-    found = evaluate(*offloaded, accelerator, alignment=align(a, b)).curves
+    found = evaluate(*offloaded, accelerator, **options).curves
     for name, curve in expected.items():
         assert found[name].barrier.loss == pytest.approx(curve.barrier.loss, rel=1e-6)
 

@@ -1,7 +1,20 @@
+import evaluate
 import numpy as np
 import pytest
+import torch
+from accelerate import Accelerator
+from datasets import Features, Value
 
-from hf_moe_lmc.connectivity.metrics import Accuracy, ExpectedCalibrationError, LossBarrier, Perplexity
+from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc.connectivity.metrics import (
+    Accuracy,
+    ExpectedCalibrationError,
+    LossBarrier,
+    Perplexity,
+    load_metric,
+)
+from hf_moe_lmc.errors import BadInputError
+from tests.connectivity import finetuned
 
 
 @pytest.fixture(autouse=True)
@@ -10,7 +23,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def test_perplexity():
-    assert Perplexity().compute(predictions=[0.5, 1.5])["perplexity"] == pytest.approx(np.e)
+    assert Perplexity().compute(losses=[0.5, 1.5])["perplexity"] == pytest.approx(np.e)
 
 
 def test_accuracy_in_batches():
@@ -29,11 +42,79 @@ def test_calibration_error_equals_the_loop():
         inside = (confidence >= b / 15) & (confidence < (b + 1) / 15)
         if inside.any():
             expected += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    found = ExpectedCalibrationError().compute(predictions=probabilities.tolist(), references=labels.tolist())
+    found = ExpectedCalibrationError().compute(
+        predictions=probabilities.argmax(1), references=labels, confidences=confidence
+    )
     assert found["expected_calibration_error"] == pytest.approx(expected)
-    sure = ExpectedCalibrationError().compute(predictions=[[0.0, 1.0]] * 4, references=[1, 1, 1, 0])
+    sure = ExpectedCalibrationError().compute(predictions=[1] * 4, references=[1, 1, 1, 0], confidences=[1.0] * 4)
     assert sure["expected_calibration_error"] == pytest.approx(0.25)
 
 
 def test_loss_barrier():
     assert LossBarrier().compute(predictions=[1.0, 4.0, 3.0], references=[0.0, 0.5, 1.0])["loss_barrier"] == 2.0
+
+
+class Columns(evaluate.Metric):
+    """A metric as a user would write it, over whatever columns are named."""
+
+    def __init__(self, *columns: str):
+        self._columns = columns
+        super().__init__(keep_in_memory=True)
+
+    def _info(self):
+        features = Features({name: Value("float64") for name in self._columns})
+        return evaluate.MetricInfo(description="", citation="", inputs_description="", features=features)
+
+    def _compute(self, **columns):
+        return {f"mean {name}": np.mean(column) for name, column in columns.items()} | {"number": len(self.data)}
+
+
+def evaluated(*metrics, **options):
+    a, b = finetuned.pair("mixtral")
+    data, accelerator = finetuned.loader(0, 11), Accelerator(cpu=True)
+    options = {"arrangements": ("aligned",), "routing_tokens": 0, "resamples": 10} | options
+    return evaluate_path(a, b, None, data, 3, metrics=metrics, accelerator=accelerator, **options)
+
+
+def test_along_a_path():
+    """At every point of every path, over the predictions that the losses are means of."""
+    report = evaluated(Perplexity(), Accuracy(), ExpectedCalibrationError(), Columns("losses", "confidences"))
+    for curve in report.curves.values():
+        for point in curve.evaluations:
+            assert point.metrics["perplexity"] == pytest.approx(np.exp(point.loss), rel=1e-5)
+            assert point.metrics["accuracy"] == pytest.approx(point.accuracy)
+            assert point.metrics["mean losses"] == pytest.approx(point.loss, rel=1e-5)
+            assert point.metrics["number"] == point.count == 11 * 31
+            gap = abs(point.metrics["mean confidences"] - point.accuracy)
+            assert point.metrics["expected_calibration_error"] >= gap - 1e-6
+    naive = report.curves["naive"].evaluations
+    assert report.to_json()["paths"]["naive"]["metrics"]["perplexity"] == [p.metrics["perplexity"] for p in naive]
+    assert "| path: reference, least, most, other | perplexity | accuracy |" in report.markdown()
+
+
+def test_calibration_error_of_a_model():
+    a, _ = finetuned.pair("mixtral")
+    tokens = torch.stack([item["input_ids"] for item in finetuned.held_out(0, 11)])
+    with torch.no_grad():
+        confidence, predicted = a(input_ids=tokens).logits[:, :-1].softmax(-1).flatten(0, 1).max(dim=-1)
+    expected = ExpectedCalibrationError().compute(
+        predictions=predicted, references=tokens[:, 1:].flatten(), confidences=confidence
+    )
+    found = evaluated(ExpectedCalibrationError()).curves["naive"].evaluations[0]
+    assert found.metrics == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_metric_that_asks_for_more():
+    with pytest.raises(BadInputError, match="metric columns asks for sources; there are predictions, references"):
+        evaluated(Columns("losses", "sources"))
+
+
+def test_metrics_by_name(monkeypatch):
+    assert isinstance(load_metric("perplexity"), Perplexity)
+
+    def missing(name):
+        raise FileNotFoundError(f"Couldn't find a module script for {name}.\nMore.")
+
+    monkeypatch.setattr(evaluate, "load", missing)
+    with pytest.raises(BadInputError, match=r"metric f2: Couldn't find .* without the network there are accuracy, "):
+        load_metric("f2")

@@ -6,18 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from tests.connectivity import finetuned
+
 ROOT = Path(__file__).parents[2]
 
 
-def run_job(processes: int) -> list[list]:
-    """What every process of a real job printed: [processes, report]."""
+def run_job(processes: int, folder: Path) -> dict[str, dict]:
+    """What the main process of a real job printed: family -> report."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.connectivity.path_job", "qwen2_moe"]
+    command = [sys.executable, *(launcher if processes > 1 else []), "-m", "tests.connectivity.path_job", str(folder)]
     done = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=300
+        command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=600
     )
     assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    printed = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
+    assert [found[:2] for found in printed] == [[processes, family] for family in finetuned.FAMILIES]
+    return {family: report for _, family, report in printed}
 
 
 def figures(value: object, name: str = "") -> dict[str, object]:
@@ -29,14 +33,16 @@ def figures(value: object, name: str = "") -> dict[str, object]:
     return {name: value}
 
 
-def test_two_processes_give_the_figures_of_one():
-    """Losses, barriers, intervals, routing and the chosen repair; the mean of means would be off."""
-    (one,), two = run_job(1), run_job(2)
-    assert len(two) == 2
-    assert two[0] == two[1]
-    assert (one[0], two[0][0]) == (1, 2)
-    expected, found = figures(one[1]), figures(two[0][1])
-    assert expected.keys() == found.keys()
-    assert len(expected) > 300
-    for name, value in expected.items():
-        assert found[name] == (pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value), name
+def test_two_processes_give_the_figures_of_one(tmp_path):
+    """Losses, barriers, intervals, routing, metrics and the chosen repair; the mean of means would be off."""
+    for family in finetuned.FAMILIES:
+        for end, model in zip("ab", finetuned.pair(family), strict=True):
+            model.save_pretrained(tmp_path / f"{family}-{end}")
+    one, two = run_job(1, tmp_path), run_job(2, tmp_path)
+    for family in finetuned.FAMILIES:
+        expected, found = figures(one[family]), figures(two[family])
+        assert expected.keys() == found.keys()
+        assert len(expected) > 200
+        for name, value in expected.items():
+            close = pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value
+            assert found[name] == close, (family, name)

@@ -16,7 +16,17 @@ if TYPE_CHECKING:
 LABELS = ("label", "labels", "fine_label")
 
 
-class LabelledImages(Dataset[dict[str, Tensor]]):
+class _Rows(Dataset[dict[str, Tensor]]):
+    """As many items as rows."""
+
+    def __init__(self, rows: "Rows"):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class LabelledImages(_Rows):
     """An item is `{"pixel_values": [C, height, width], "labels": class}`.
 
     Args:
@@ -29,11 +39,9 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, rows: "Rows", processor: BaseImageProcessor, channels: int):
-        self._rows, self._processor, self._mode = rows, processor, {1: "L", 3: "RGB"}[channels]
+        super().__init__(rows)
+        self._processor, self._mode = processor, {1: "L", 3: "RGB"}[channels]
         self._image, self._label = column(rows, ("image", "img")), column(rows, LABELS)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]
@@ -41,7 +49,7 @@ class LabelledImages(Dataset[dict[str, Tensor]]):
         return {"pixel_values": pixels, "labels": torch.tensor(row[self._label])}
 
 
-class LabelledTexts(Dataset[dict[str, Tensor]]):
+class LabelledTexts(_Rows):
     """An item is `{"input_ids": [S], "attention_mask": [S], "labels": class}`, padded to S or cut there.
 
     Args:
@@ -54,18 +62,16 @@ class LabelledTexts(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
-        self._rows, self._tokenizer, self._length = rows, tokenizer, length
+        super().__init__(rows)
+        self._tokenizer, self._length = tokenizer, length
         self._text, self._label = column(rows, ("text", "sentence")), column(rows, LABELS)
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]
         return _tokens(self._tokenizer, row[self._text], self._length) | {"labels": torch.tensor(row[self._label])}
 
 
-class TextPairs(Dataset[dict[str, Tensor]]):
+class TextPairs(_Rows):
     """An item is `{"input_ids": [S], "attention_mask": [S], "labels": [S]}` for an encoder-decoder; padding is -100.
 
     Args:
@@ -78,12 +84,10 @@ class TextPairs(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
-        self._rows, self._tokenizer, self._length = rows, tokenizer, length
+        super().__init__(rows)
+        self._tokenizer, self._length = tokenizer, length
         self._source = column(rows, ("source", "text", "document", "article"))
         self._target = column(rows, ("target", "summary", "highlights"))
-
-    def __len__(self) -> int:
-        return len(self._rows)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]

@@ -1,0 +1,43 @@
+"""What a model predicts for a batch, and how well."""
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+
+IGNORED_LABEL = -100
+
+
+def answer(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Float[Tensor, "B S C"], Int[Tensor, "B S"]]:
+    """The logits of every prediction in `batch`, and its label; -100 where there is nothing to predict.
+
+    Labels without a sequence axis are classes, with S = 1. Those of a causal language model are its own tokens:
+    position s predicts label s + 1. Those of an encoder-decoder or a masked language model stand at their position.
+    """
+    labels, causal = batch["labels"], model.can_generate() and not model.config.is_encoder_decoder
+    # Given labels, a model would compute its loss too; only a decoder needs them, as its input.
+    given = batch if model.config.is_encoder_decoder else {k: v for k, v in batch.items() if k != "labels"}
+    logits = model(**given, **({"use_cache": False} if model.can_generate() else {})).logits
+    labels = labels.to(logits.device)
+    if labels.ndim == 1:
+        return logits[:, None], labels[:, None]
+    return (logits[:, :-1], labels[:, 1:]) if causal else (logits, labels)
+
+
+def score(
+    logits: Float[Tensor, "B S C"], labels: Int[Tensor, "B S"], temperature: float = 1.0
+) -> Float[Tensor, "B S 4"]:
+    """Per prediction: cross-entropy, whether it is right, 1, cross-entropy at `temperature`; 0 where there is none."""
+    rows, flat = logits.flatten(0, 1).float(), labels.flatten()
+    counted = flat != IGNORED_LABEL
+
+    def loss(rows: Tensor) -> Tensor:
+        return F.cross_entropy(rows, flat, reduction="none", ignore_index=IGNORED_LABEL)
+
+    plain = loss(rows)
+    calibrated = plain if temperature == 1 else loss(rows / temperature)
+    correct = (rows.argmax(dim=-1) == flat) & counted
+    return torch.stack([plain, correct.float(), counted.float(), calibrated], dim=-1).unflatten(0, labels.shape)

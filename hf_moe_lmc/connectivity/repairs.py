@@ -1,0 +1,89 @@
+"""Repairs along a path: functions of the merged layer, the layers at both ends, and calibration statistics."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+from torch import Tensor
+
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.merging import (
+    Interpolation,
+    LayerCalibration,
+    interpolate_layers,
+    preserve_norms,
+    refit_down_proj,
+    refit_random_units,
+    repair_preactivations,
+    rescale_outputs,
+    solve_router,
+    widest_dtype,
+)
+from hf_moe_lmc.moe import MoeLayer
+
+from .path import Layerwise, Path
+
+Repair = Literal["norms", "rescale", "preactivations", "router", "refit", "random refit"]
+LayerRepair = Callable[[MoeLayer, MoeLayer, MoeLayer, float, LayerCalibration], MoeLayer]
+"""(merged, reference, other, t, calibration) -> the repaired layer."""
+Calibrate = Callable[[float], Mapping[str, LayerCalibration]]
+"""t -> what reaches the layers of the merge at t, by layer name."""
+
+CALIBRATED: dict[Repair, LayerRepair] = {
+    "rescale": rescale_outputs,
+    "preactivations": repair_preactivations,
+    "router": solve_router,
+    "refit": refit_down_proj,
+    "random refit": refit_random_units,
+}
+"""Repairs that need calibration data; "norms" is the one that needs none."""
+
+AUTOMATIC: tuple[Repair, ...] = ("norms", "rescale", "preactivations", "router")
+"""What `choose_repairs` chooses from. A refit is distillation, not connectivity: its control fits random units."""
+
+
+def repaired_name(path: str, repairs: Sequence[Repair]) -> str:
+    """`aligned + norms + rescale` and the like."""
+    return " + ".join((path, *repairs))
+
+
+def repaired_path(
+    reference: Mapping[str, Tensor],
+    other: Mapping[str, Tensor],
+    specs: Sequence[MoeLayerSpec],
+    repairs: Sequence[Repair],
+    calibrate: Calibrate = lambda t: {},
+) -> Path:
+    """The straight line with every layer of `specs` under `repairs`, one after the other; the ends are themselves.
+
+    All is computed in float32 or better, layer by layer, and rounds once. A layer that is not calibrated gets the
+    data-free repairs only.
+
+    Args:
+        reference, other: weights under module names.
+        specs: the layers to repair.
+        repairs: in their order.
+        calibrate: asked only if one of them needs it.
+    """
+    needs_data = any(repair in CALIBRATED for repair in repairs)
+
+    def at(t: float) -> Mapping[str, Tensor]:
+        line = Interpolation(reference, other, t)
+        if t in (0, 1) or not repairs:
+            return line
+        found = calibrate(t) if needs_data else {}
+
+        def repaired(spec: MoeLayerSpec) -> MoeLayer:
+            a, b = spec.read(reference), spec.read(other)
+            dtype = widest_dtype(a, b)
+            a, b = a.to(dtype), b.to(dtype)
+            layer, calibration = interpolate_layers(a, b, t), found.get(spec.name)
+            for repair in repairs:
+                if repair == "norms":
+                    layer = preserve_norms(layer, a, b, t)
+                elif calibration is not None:
+                    layer = CALIBRATED[repair](layer, a, b, t, calibration)
+            return layer
+
+        return Layerwise(line, specs, repaired)
+
+    return at

@@ -1,0 +1,199 @@
+"""Repairs with calibration data, on layers of every kind."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from hf_moe_lmc.merging import (
+    ExpertCalibration,
+    LayerCalibration,
+    interpolate_layers,
+    refit_down_proj,
+    refit_random_units,
+    repair_preactivations,
+    rescale_outputs,
+    solve_router,
+    token_weights,
+)
+from hf_moe_lmc.merging.conjugate_gradient import solve
+from hf_moe_lmc.moe import act
+from tests.layers import LAYER_KINDS, derangement, naive_expert, naive_routing, same_weights
+
+REPAIRS = [rescale_outputs, repair_preactivations, solve_router, refit_down_proj, refit_random_units]
+T = 0.4
+
+
+def activation(gate, up):
+    return F.relu(up) if gate is None else F.silu(gate) * up
+
+
+def calibration(layer, number: int = 200) -> LayerCalibration:
+    tokens = torch.randn(number, layer.router.weight.shape[1], generator=torch.Generator().manual_seed(9)).double()
+    routed = torch.zeros(number, layer.experts.num_experts, dtype=torch.bool)
+    for row, token in zip(routed, tokens, strict=True):
+        row[naive_routing(layer, token)[1]] = True
+    shared = ExpertCalibration(tokens, torch.full((number, 1), 1 / number), activation)
+    return LayerCalibration(
+        ExpertCalibration(tokens, token_weights(routed), activation), shared if layer.shared_experts else None, True
+    )
+
+
+def three(kind: str):
+    """Both ends, the point 0.4 between them, and what reaches it."""
+    a, b = (LAYER_KINDS[kind](seed=seed) for seed in (0, 1))
+    merged = interpolate_layers(a, b, T)
+    return merged, a, b, calibration(merged)
+
+
+def with_calibration(repaired, a, b, calibrated):
+    yield repaired.experts, a.experts, b.experts, calibrated.experts
+    if repaired.shared_experts:
+        yield repaired.shared_experts, a.shared_experts, b.shared_experts, calibrated.shared_experts
+
+
+def test_weights_of_tokens():
+    routed = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 0]]).bool()
+    found = token_weights(routed)
+    assert found.sum(dim=0).tolist() == pytest.approx([1, 1])
+    assert found[:, 1].tolist() == pytest.approx([0.25] * 4)  # a dead expert sees the layer's tokens
+    assert found[:, 0].tolist() == pytest.approx([17 / 67] * 3 + [16 / 67])
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_answers_equal_the_loop(kind):
+    layer = LAYER_KINDS[kind]()
+    found = calibration(layer, 7).experts
+    expected = torch.stack([naive_expert(layer.experts, 3, token) for token in found.tokens])
+    torch.testing.assert_close(found.answers(layer.experts, 3), expected)
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_rescaled_answers_have_the_size_between_the_ends(kind):
+    merged, a, b, calibrated = three(kind)
+    repaired = rescale_outputs(merged, a, b, T, calibrated)
+    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
+        for e in range(bank.num_experts):
+            sizes = [
+                (known.weights[:, e, None] * known.answers(end_bank, e).square()).sum().sqrt()
+                for end_bank in (bank, start, end)
+            ]
+            torch.testing.assert_close(sizes[0], (1 - T) * sizes[1] + T * sizes[2])
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_preactivations_have_the_statistics_between_the_ends(kind):
+    merged, a, b, calibrated = three(kind)
+    repaired = repair_preactivations(merged, a, b, T, calibrated)
+    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
+        for e in range(bank.num_experts):
+            weights = known.weights[:, e, None].double()
+            for found, first, last in zip(*(known.before_units(x, e) for x in (bank, start, end)), strict=True):
+                if found is None:
+                    continue
+                mean, size = ([(weights * x**p).sum(0) for x in (found, first, last)] for p in (1, 2))
+                if bank.up_bias is not None:
+                    torch.testing.assert_close(mean[0], (1 - T) * mean[1] + T * mean[2])
+                    size = [s - m**2 for s, m in zip(size, mean, strict=True)]
+                found, first, last = (s.sqrt() for s in size)
+                torch.testing.assert_close(found, (1 - T) * first + T * last)
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_the_router_equals_the_dense_solution(kind):
+    """Against the normal equations, written out with Kronecker products token by token."""
+    merged, a, b, calibrated = three(kind)
+    repaired = solve_router(merged, a, b, T, calibrated)
+    tokens, softmax = calibrated.experts.tokens, merged.group.router_translation
+
+    def rows(layer):
+        bias = layer.router.bias
+        return layer.router.weight if bias is None else torch.cat([layer.router.weight, bias[:, None]], dim=1)
+
+    if merged.router.bias is not None:
+        tokens = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1)
+    matrix, right = 0, 0
+    for share, end in ((1 - T, a), (T, b)):
+        one = 0
+        for x in tokens:
+            r = (rows(end) @ x).softmax(0) if softmax else (rows(end) @ x).sigmoid()
+            fisher = torch.diag(r) - torch.outer(r, r) if softmax else torch.diag(r * (1 - r))
+            one = one + share * torch.kron(fisher, torch.outer(x, x)) / len(tokens)
+        matrix, right = matrix + one, right + one @ (rows(end) - rows(merged)).flatten()
+    matrix = matrix + 0.1 * matrix.diagonal().mean() * torch.eye(len(matrix))
+    expected = rows(merged) + torch.linalg.solve(matrix, right).reshape(rows(merged).shape)
+    torch.testing.assert_close(rows(repaired), expected, rtol=1e-3, atol=1e-3)
+    assert (rows(repaired) - rows(merged)).norm() > 0.1 * rows(merged).norm()
+    blind = replace(calibrated, router_sees_tokens=False)
+    assert same_weights(solve_router(merged, a, b, T, blind), merged)
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_the_refit_equals_the_dense_solution(kind):
+    merged, a, b, calibrated = three(kind)
+    repaired = refit_down_proj(merged, a, b, T, calibrated)
+    known, e = calibrated.experts, 2
+    units, weights = known.units(merged.experts, e), known.weights[:, e, None].double()
+    if merged.experts.down_bias is not None:
+        units = torch.cat([units, torch.ones(len(units), 1)], dim=1)
+    missing = (1 - T) * known.answers(a.experts, e) + T * known.answers(b.experts, e) - known.answers(merged.experts, e)
+    gram = units.T @ (weights * units)
+    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
+    change = torch.linalg.solve(gram, units.T @ (weights * missing))
+    expected = merged.experts.down_proj[e] + change[:7].T
+    torch.testing.assert_close(repaired.experts.down_proj[e], expected, rtol=1e-3, atol=1e-3)
+    if merged.experts.down_bias is not None:
+        bias = merged.experts.down_bias[e] + change[7]
+        torch.testing.assert_close(repaired.experts.down_bias[e], bias, rtol=1e-3, atol=1e-3)
+
+
+def test_random_units_keep_their_norms_and_nothing_else():
+    merged, a, b, calibrated = three("swiglu, shared experts")
+    found = refit_random_units(merged, a, b, T, calibrated)
+    for before, after in ((merged.experts, found.experts), (merged.shared_experts, found.shared_experts)):
+        for name in ("gate_proj", "up_proj"):
+            x, y = before.tensors()[name], after.tensors()[name]
+            torch.testing.assert_close(x.norm(dim=-1), y.norm(dim=-1))
+            assert torch.cosine_similarity(x, y, dim=-1).abs().mean() < 0.5
+    assert found.router is merged.router
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+@pytest.mark.parametrize("repair", REPAIRS[:4], ids=lambda repair: repair.__name__)
+def test_repairs_commute_with_symmetries(repair, kind):
+    merged, a, b, calibrated = three(kind)
+    symmetry = derangement(merged)
+    moved = [act(symmetry, layer) for layer in (merged, a, b)]
+    order = symmetry.experts.index
+    experts = replace(calibrated.experts, weights=calibrated.experts.weights[:, order])
+    found = repair(*moved, T, replace(calibrated, experts=experts)).tensors()
+    for name, tensor in act(symmetry, repair(merged, a, b, T, calibrated)).tensors().items():
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("repair", REPAIRS[:4], ids=lambda repair: repair.__name__)
+def test_two_equal_ends_need_no_repair(repair):
+    layer = LAYER_KINDS["mlp, shared experts"]()
+    repaired = repair(layer, layer, layer, T, calibration(layer)).tensors()
+    for name, tensor in layer.tensors().items():
+        torch.testing.assert_close(repaired[name], tensor)
+
+
+def test_an_expert_that_answers_nothing_stays_as_it_is():
+    merged, a, b, _ = three("swiglu")
+    merged, a, b = (
+        replace(layer, experts=layer.experts.map(lambda tensor: tensor.index_fill(0, torch.tensor([1]), 0)))
+        for layer in (merged, a, b)
+    )
+    for repair in REPAIRS:
+        repaired = repair(merged, a, b, T, calibration(merged))
+        assert all(torch.isfinite(tensor).all() for tensor in repaired.tensors().values())
+
+
+def test_conjugate_gradients():
+    root = torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix, right = root @ root.T + torch.eye(9), torch.arange(18.0, dtype=torch.float64).reshape(9, 2)
+    expected = torch.linalg.solve(matrix, right)
+    torch.testing.assert_close(solve(lambda x: matrix @ x, right), expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(solve(lambda x: matrix @ x, torch.zeros_like(right)), torch.zeros_like(right))
