@@ -17,7 +17,7 @@ from hf_moe_lmc.demo.digits import CLASSES, IMAGE_SIZE, digits_file, load_digits
 from .texts import Texts, load_texts
 
 BLOCK, VOCABULARY = 64, 1024
-TEST_BLOCKS, TEST_IMAGES = 192, 1000
+TEST_BLOCKS, TEST_IMAGES = 128, 1000
 CALIBRATION = 256  # images, or a quarter as many blocks
 CIFAR = {"cifar10": ("uoft-cs/cifar10", 10), "cifar100": ("uoft-cs/cifar100", 100)}
 
