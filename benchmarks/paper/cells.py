@@ -167,7 +167,9 @@ def _table(name: str, table: dict, grid: dict) -> Table:
 def _axes(table: dict) -> Iterator[tuple[str, dict]]:
     axes = {key: values for key, values in table.items() if isinstance(values, list) and key != "seeds"}
     for values in product(*axes.values()):
-        labels = [value if isinstance(value, str) else f"{key}={value}" for key, value in zip(axes, values, strict=True)]
+        labels = [
+            value if isinstance(value, str) else f"{key}={value}" for key, value in zip(axes, values, strict=True)
+        ]
         yield "-".join(labels) or "base", table | dict(zip(axes, values, strict=True))
 
 

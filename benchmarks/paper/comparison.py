@@ -1,7 +1,7 @@
 """One pair of endpoints under every method and every control."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from copy import deepcopy
 from functools import partial
 from itertools import permutations
@@ -127,7 +127,8 @@ def compare(pair: Pair, seed: int) -> dict[str, dict]:
 def rank_orders(pair: Pair, naive: float) -> dict[str, object]:
     """All expert orders with matched units: the loss barrier of each; rank and L^ of every method.
 
-    `L^ = 100 (L - L_best) / (L_naive - L_best)` (arXiv:2509.11348, section 6); rank 1 is the best of n!.
+    `L^ = 100 (L - L_best) / (L_naive - L_best)` (arXiv:2509.11348, section 6), None where nothing beats naive; rank 1
+    is the best of n!.
     """
     (spec,), (source,) = pair.moe, pair.test
     a, b = (spec.read(end) for end in pair.ends)
@@ -141,7 +142,7 @@ def rank_orders(pair: Pair, naive: float) -> dict[str, object]:
     for method in METHODS:
         own = barriers[pair.order_of(method)]
         rank = 1 + sum(barrier < own for barrier in barriers.values())
-        ranked[method] = {"rank": rank, "l_hat": 100 * (own - best) / (naive - best)}
+        ranked[method] = {"rank": rank, "l_hat": 100 * (own - best) / (naive - best) if naive > best else None}
     return {"methods": ranked, "best": best, "worst": max(barriers.values()), "orders": len(barriers)}
 
 

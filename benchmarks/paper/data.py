@@ -8,7 +8,7 @@ import torch
 from tokenizers import ByteLevelBPETokenizer
 from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
-from transformers import PreTrainedTokenizerFast, ViTImageProcessor
+from transformers import PreTrainedTokenizerFast
 
 from hf_moe_lmc.connectivity.data import load_rows, packed_blocks
 from hf_moe_lmc.connectivity.data.classification import LabelledImages
@@ -49,8 +49,10 @@ def load(source: str) -> dict[str, Data]:
         train, test = load_digits(digits_file())
         return {source: _images(train, test, image_size=IMAGE_SIZE, num_channels=1, num_labels=CLASSES)}
     if source in CIFAR:
+        from transformers import ViTImageProcessorPil  # 5.17 asks for torchvision when it is imported
+
         name, classes = CIFAR[source]
-        processor = ViTImageProcessor(size={"height": 32, "width": 32})
+        processor = ViTImageProcessorPil(size={"height": 32, "width": 32})
         train, test = (LabelledImages(load_rows(name, split=split), processor, 3) for split in ("train", "test"))
         return {source: _images(train, test, image_size=32, num_channels=3, num_labels=classes)}
     texts = {name: load_texts(name) for name in source.split("+")}

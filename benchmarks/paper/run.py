@@ -69,12 +69,12 @@ def run_cell(cell: Cell, folder: Path = RUNS) -> dict[str, object]:
     return row
 
 
-def holds(row: dict, cell: Cell) -> bool:
-    """Whether `row` is of the same settings as `cell`, with at least its points and seeds."""
+def holds(row: dict, cell: Cell, reduced: bool = False) -> bool:
+    """Whether `row` is of the settings of `cell`, with at least its points and seeds, or, if `reduced`, with any."""
     found, wanted = row["cell"], json.loads(json.dumps(asdict(cell)))
     reducible = {"points": wanted["points"], "seeds": wanted["seeds"]}
     enough = found["points"] >= cell.points and set(found["seeds"]) >= set(cell.seeds)
-    return enough and found | reducible == wanted
+    return (enough or reduced) and found | reducible == wanted
 
 
 def write_whole(file: Path, text: str) -> None:

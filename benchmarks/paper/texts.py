@@ -98,5 +98,5 @@ def _split(texts: list[str]) -> Texts:
 def _archive(pattern: str) -> Path:
     found = sorted(DOWNLOADS.glob(pattern))
     if not found:
-        raise FileNotFoundError(f"{DOWNLOADS / pattern} is missing; run `make paper-data`")
+        raise FileNotFoundError(f"{DOWNLOADS / pattern} is missing; run `make paper-quick`")
     return found[-1]
