@@ -78,6 +78,11 @@ class Cell:
     all_orders: bool
     temperature: bool
 
+    def __post_init__(self) -> None:
+        paper = self.model in ("vit", "gpt2")
+        if (paper and self.start != "fresh") or (not paper and self.variant != "sparse"):
+            raise ValueError(f"{self.name}: no {self.model} is {self.variant} and starts {self.start}")
+
     @property
     def table(self) -> str:
         """The table that the cell belongs to."""

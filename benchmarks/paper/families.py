@@ -77,15 +77,7 @@ def make_copy(cell: Cell, backbone: PreTrainedModel) -> PreTrainedModel:
             router_aux_loss_coef=cell.balance,
         )
     else:
-        sizes = {"vocab_size": backbone.config.vocab_size}
-        copy = deepcopy(backbone) if cell.pretrains_experts else _swiglu(cell, sizes, cell.experts)
-        drawn = _swiglu(cell, sizes, cell.experts).state_dict()
-        tensors = backbone.state_dict()
-        copy.load_state_dict(
-            {name: drawn[name] if _is_replaced(name, cell) else tensor for name, tensor in tensors.items()}
-            if cell.start == "fresh"
-            else {name: _upcycled(tensors[name], drawn[name]) for name in drawn}
-        )
+        copy = _swiglu_copy(cell, backbone)
     copy.set_experts_implementation("eager")  # at this size the fastest on a CPU
     if cell.init_scale != 1:
         with torch.no_grad():
@@ -105,6 +97,16 @@ def replaced_parameters(cell: Cell, model: PreTrainedModel) -> list[torch.nn.Par
 def _is_replaced(name: str, cell: Cell) -> bool:
     block = BLOCK_NAMES.get(cell.model, "model.layers.{}.mlp")
     return any(name.startswith(f"{block.format(layer)}.") for layer in cell.layers)
+
+
+def _swiglu_copy(cell: Cell, backbone: PreTrainedModel) -> PreTrainedModel:
+    copy = _swiglu(cell, {"vocab_size": backbone.config.vocab_size}, cell.experts)
+    drawn, tensors = copy.state_dict(), backbone.state_dict()
+    if cell.start == "upcycled":
+        copy.load_state_dict({name: _upcycled(tensors[name], drawn[name]) for name in drawn})
+    else:
+        copy.load_state_dict({name: drawn[name] if _is_replaced(name, cell) else tensors[name] for name in drawn})
+    return copy
 
 
 def _upcycled(dense: Tensor, drawn: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The study as pictures: naive and aligned barriers against every setting."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
@@ -14,16 +14,17 @@ def plot_study(table: Table, rows: Mapping[str, dict], file: Path) -> None:
 
     Args:
         table: of the shape "study".
-        rows: by name of their cell; settings with fewer than two rows are left out.
+        rows: by name of their cell; settings of which only the base was run are left out.
         file: where the picture goes.
     """
     from matplotlib.figure import Figure  # heavy, and needed nowhere else
 
+    base, *others = ((cell.name, rows.get(cell.name)) for cell in table.cells)
     found: dict[str, list[dict]] = {}
-    for cell in table.cells:
-        if cell.name in rows:
-            found.setdefault(cell.name.partition("/")[2].partition("=")[0], []).append(rows[cell.name])
-    panels = {key: _ascending(key, values) for key, values in found.items() if len(values) > 1}
+    for name, row in others:
+        if row and base[1]:
+            found.setdefault(name.partition("/")[2].partition("=")[0], [base[1]]).append(row)
+    panels = {key: sorted(values, key=lambda row: row["cell"][key]) for key, values in found.items()}
     if not panels:
         return
     figure = Figure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
@@ -39,10 +40,6 @@ def plot_study(table: Table, rows: Mapping[str, dict], file: Path) -> None:
     figure.axes[0].legend(frameon=False, fontsize="small")
     figure.suptitle(table.title)
     figure.savefig(file, dpi=110)
-
-
-def _ascending(key: str, rows: Sequence[dict]) -> list[dict]:
-    return sorted(rows, key=lambda row: (isinstance(row["cell"][key], str), row["cell"][key]))
 
 
 def _mean(row: dict, path: str) -> float:

@@ -14,6 +14,7 @@ import torch
 from benchmarks.paper import data, texts
 from benchmarks.paper.cells import Cell, chosen, load_grid, quick_cells
 from benchmarks.paper.comparison import METHODS
+from benchmarks.paper.plots import plot_study
 from benchmarks.paper.report import render
 from benchmarks.paper.run import run_cell, share_of
 
@@ -176,3 +177,14 @@ def test_report(runs):
     naive = rows["beyond/mixtral-first"]["pairs"][0]["results"]["wikipedia"]["naive"]["loss_barrier"]
     assert f"| {naive:.3f} |" in found
     assert "Seeds" in found
+
+
+def test_plot(runs, tmp_path):
+    names = ("study-vit/base", "study-vit/expert_width=64")
+    rows = {
+        name: run_cell(tiny(name, **{"expert_width": width}), runs) for name, width in zip(names, (4, 6), strict=True)
+    }
+    (table,) = (table for table in load_grid() if table.name == "study-vit")
+    plot_study(table, {}, tmp_path / "empty.png")
+    plot_study(table, rows, tmp_path / "study.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["study.png"]
