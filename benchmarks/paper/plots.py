@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from statistics import fmean
 
-from .cells import Table
+from .grid import Table
 
 DRAWN = ("naive", "naive + norms", "units", "auto", "auto + norms")
 

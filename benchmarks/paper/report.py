@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from .cells import Table, load_grid
+from .grid import Table, load_grid
 from .plots import plot_study
 from .run import RUNS, holds
 from .tables import SHAPES, merging

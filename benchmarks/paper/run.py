@@ -20,10 +20,13 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import disable_progress_bars
 
-from .cells import Cell, chosen, load_grid, quick_cells
-from .comparison import Pair, compare, rank_orders
+from .cells import Cell
+from .comparison import compare
 from .data import load
 from .endpoints import trained_backbone, trained_copy
+from .grid import chosen, load_grid, quick_cells
+from .orders import rank_orders
+from .pair import Pair
 
 RUNS = Path("runs/paper")
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate", "scipy", "lapx", "tokenizers")

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, stdev
 
-from .comparison import METHODS
+from .pair import METHODS
 
 CONTROLS = ("naive + rescale", "naive + norms", "random")
 REPAIRED = ("auto + norms", "auto + rescale")

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from benchmarks.paper import data, texts
-from benchmarks.paper.cells import Cell, chosen, load_grid, quick_cells
-from benchmarks.paper.comparison import METHODS
+from benchmarks.paper.cells import Cell
+from benchmarks.paper.grid import chosen, load_grid, quick_cells
+from benchmarks.paper.pair import METHODS
 from benchmarks.paper.plots import plot_study
 from benchmarks.paper.report import render
 from benchmarks.paper.run import run_cell, share_of
