@@ -12,6 +12,8 @@ from hf_moe_lmc.connectivity.evaluation import answer
 
 from .pair import Pair
 
+DIGITS = 6
+
 
 def compare(pair: Pair, seed: int) -> dict[str, dict]:
     """Source -> path -> its figures."""
@@ -29,16 +31,14 @@ def compare(pair: Pair, seed: int) -> dict[str, dict]:
 
 def figures(curve: Curve) -> dict[str, object]:
     """What is kept of a curve."""
-    barrier, middle = curve.barrier, curve.evaluations[curve.t.index(0.5)]
+    barrier, middle, calibrated = curve.barrier, curve.evaluations[curve.t.index(0.5)], curve.calibrated_barrier
+    quantities = ("loss_barrier", "loss_auc", "accuracy_barrier", "accuracy_auc")
     return {
-        "loss_barrier": barrier.loss_barrier,
-        "loss_auc": barrier.loss_auc,
-        "accuracy_barrier": barrier.accuracy_barrier,
-        "accuracy_auc": barrier.accuracy_auc,
-        "calibrated_barrier": curve.calibrated_barrier,
-        "midpoint": {"loss": middle.loss, "accuracy": middle.accuracy},
-        "loss": [round(loss, 6) for loss in barrier.loss],
-        "accuracy": [round(accuracy, 6) for accuracy in barrier.accuracy],
+        **{quantity: round(getattr(barrier, quantity), DIGITS) for quantity in quantities},
+        "calibrated_barrier": None if calibrated is None else round(calibrated, DIGITS),
+        "midpoint": {"loss": round(middle.loss, DIGITS), "accuracy": round(middle.accuracy, DIGITS)},
+        "loss": [round(loss, DIGITS) for loss in barrier.loss],
+        "accuracy": [round(accuracy, DIGITS) for accuracy in barrier.accuracy],
     }
 
 

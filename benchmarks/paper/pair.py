@@ -94,7 +94,8 @@ class Pair:
         return Curve(self.points, (start, *run(path, points=self.points[1:-1], **options).evaluations, end))
 
     def _temperature(self) -> float:
-        return best_temperature(self.weights.model, self.calibration, self.accelerator)
+        # One number is fitted, and the fit costs more than an evaluation: one batch suffices.
+        return best_temperature(self.weights.model, self.calibration[:1], self.accelerator)
 
 
 def _same(first: Symmetries, second: Symmetries) -> bool:
