@@ -10,7 +10,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import HubOptions
+from hf_moe_lmc.checkpoints import HubOptions, largest_magnitude
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 
@@ -113,8 +113,7 @@ def _align_layer(
 
 def _check_values(side: OpenedModel, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        # The extremes carry any NaN, and finding them is an order faster than isfinite.
-        largest = max(abs(extreme.item()) for extreme in tensor.aminmax()) if tensor.numel() else 0
+        largest = largest_magnitude(tensor)
         if not math.isfinite(largest):
             side.check_finite(spec.tensor_names)
             raise BadInputError(f"{name} holds NaN or infinite values in {side.name}")

@@ -5,6 +5,7 @@ from .config_file import read_config
 from .conversion import tied_names
 from .json_file import read_json
 from .layout import Layout, place
+from .magnitude import largest_magnitude
 from .output_folder import MANIFEST_NAME, StagedFolder, check_output, output_folder
 from .quantisation import quantisation
 from .reused_memory import ReusedMemory
@@ -26,6 +27,7 @@ __all__ = [
     "StagedFolder",
     "check_output",
     "find_source",
+    "largest_magnitude",
     "meta_model",
     "output_folder",
     "place",

@@ -1,5 +1,6 @@
 """A checkpoint written as a stream: any part of the model in any order, every tensor straight to its place."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hf_moe_lmc.errors import BadInputError, OutputError
 
 from .conversion import tensor_groups
 from .layout import Placement, header, index
+from .magnitude import largest_magnitude
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, read_header, tensor_bytes
 from .sync import sync
@@ -102,14 +104,8 @@ def _prepare(file: Path, tensors: list[StoredTensor]) -> None:
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
-    # Codes of 8 bits are never computed.
-    if dtype.is_floating_point and dtype.itemsize > 1 and tensor.numel():
-        # The extremes carry any NaN, and one pass over them is an order faster than isfinite.
-        low, high = tensor.aminmax()
-        if not (torch.isfinite(low) and torch.isfinite(high)):
-            raise BadInputError(
-                f"{key} holds NaN, infinite values, or values too large for {dtype}; try another --dtype"
-            )
+    if not math.isfinite(largest_magnitude(tensor)):
+        raise BadInputError(f"{key} holds NaN, infinite values, or values too large for {dtype}; try another --dtype")
     return tensor.contiguous()
 
 
