@@ -45,8 +45,6 @@ def take_settings(command: argparse.ArgumentParser, actions: list[argparse.Actio
         action = known[name]
         action.default = _converted(command, action, value, file)
         action.required = False
-        if not action.option_strings:
-            action.nargs = "?"
 
 
 def _converted(command: argparse.ArgumentParser, action: argparse.Action, value: Any, file: Path) -> Any:
