@@ -48,6 +48,7 @@ def test_folders_live_models_and_streams_give_the_same(pair, tmp_path):
     in_memory = aligner.merge(alignment, t=0.25)
     streamed = aligner.merge(alignment, t=0.25, output=tmp_path / "merged")
     assert type(in_memory) is type(streamed) is type(model)
+    assert "aligned and merged" in (tmp_path / "merged/README.md").read_text()
     assert same_weights(in_memory, model)
     assert same_weights(streamed, model)
 
