@@ -18,9 +18,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         run,
         "train, align, merge and measure small MoE ViTs on real digits, in minutes",
         "Train one small Mixture-of-Experts ViT per seed on real MNIST digits, align and merge every pair, "
-        "and measure the loss along all paths. Run again with the same --out, it does not train again.",
+        "and measure the loss along all paths. Run again with the same --output, it does not train again.",
     )
-    demo.add_argument("--out", type=Path, help="output folder (default: demo-VARIANT)")
+    demo.add_argument("-o", "--output", metavar="FOLDER", type=Path, help="output folder (default: demo-VARIANT)")
     demo.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)")
     demo.add_argument(
         "--variant", choices=VARIANTS, default="sparse", help="how experts are combined (default: sparse)"
@@ -31,7 +31,7 @@ def run(options: argparse.Namespace) -> Answer:
     """Run the demo, and print its table."""
     from hf_moe_lmc.demo import Recipe, run_demo
 
-    out = options.out or Path(f"demo-{options.variant}")
+    out = options.output or Path(f"demo-{options.variant}")
     report = run_demo(out, options.seeds, Recipe(variant=options.variant))
     scramble = report.scramble
     recovered = "recovered" if scramble.recovered_bit_for_bit else "NOT recovered"

@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line, which takes `COMMON` before and after the command."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(allow_abbrev=False, **options)  # what is short today may have two meanings tomorrow
         common = self.add_argument_group("common")
         for flag, meaning in COMMON.items():
             common.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=meaning)

@@ -105,7 +105,7 @@ def _claim(out: Path, recipe: Recipe) -> None:
     """Make `out` this recipe's folder, or refuse it untouched."""
     wanted, marker = json.loads(json.dumps(asdict(recipe))), out / RECIPE_NAME
     if out.exists() and not out.is_dir():
-        raise OutputError(f"the output folder {out} is a file; name a folder with --out")
+        raise OutputError(f"the output folder {out} is a file; name a folder with --output")
     if marker.exists():
         try:
             found = json.loads(marker.read_text(encoding="utf-8"))
@@ -114,13 +114,13 @@ def _claim(out: Path, recipe: Recipe) -> None:
         if different := [name for name in wanted if found.get(name) != wanted[name]]:
             name = different[0]
             raise OutputError(
-                f"{out} holds a demo run with {name} = {found.get(name)}, not {wanted[name]}; choose another --out"
+                f"{out} holds a demo run with {name} = {found.get(name)}, not {wanted[name]}; choose another --output"
             )
         return
     if out.exists() and any(out.iterdir()):
-        raise OutputError(f"{out} is not empty and no demo run; choose another --out")
+        raise OutputError(f"{out} is not empty and no demo run; choose another --output")
     try:
         out.mkdir(parents=True, exist_ok=True)
         marker.write_text(json.dumps(wanted, indent=1) + "\n", encoding="utf-8")
     except OSError as error:
-        raise OutputError(f"{out} cannot be written: {error.strerror}; choose another --out") from error
+        raise OutputError(f"{out} cannot be written: {error.strerror}; choose another --output") from error

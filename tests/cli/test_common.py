@@ -87,9 +87,13 @@ def test_a_file_that_is_wrong(content, line, tmp_path, capsys):
     assert shown.count("\n") == 1
 
 
-def test_a_file_belongs_to_a_command(capsys):
+@pytest.mark.parametrize(
+    "arguments",
+    [["--config", "x.yml", "align", "a", "b", "-o", "o"], ["align", "--conf", "x.yml", "a", "b", "-o", "o"]],
+)
+def test_a_file_is_never_passed_over(arguments, capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main(["--config", "x.yml", "align", "a", "b", "-o", "out"])
+        cli.main(arguments)
 
 
 def test_a_run_out_of_a_file(pair, tmp_path, capsys):

@@ -67,7 +67,10 @@ def test_no_command():
 def test_terminated_is_interrupted(tmp_path):
     """SIGTERM in the middle of a real run."""
     process = subprocess.Popen(
-        [*COMMAND, "demo", "--out", str(tmp_path / "out")], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True
+        [*COMMAND, "demo", "--output", str(tmp_path / "out")],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
     )
     deadline = time.monotonic() + 60
     while not (tmp_path / "out").exists() and time.monotonic() < deadline:
