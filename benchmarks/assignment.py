@@ -8,12 +8,8 @@ torch-linear-assignment is left out: on a CPU it calls scipy in a loop (its `bat
 """
 
 import argparse
-import json
-import platform
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from statistics import median
 
@@ -25,7 +21,9 @@ from torch import Tensor
 
 from hf_moe_lmc.matching import certify, solve_assignment
 
-SIZES = (768, 1024, 1408, 2048, 4096)
+from .report import FOLDER, report
+
+SIZES = (64, 128, 256, 768, 1024, 1408, 2048, 4096)
 FULL_SIZES = (*SIZES, 8192, 14336)
 CASES = (
     "independent",
@@ -35,6 +33,19 @@ CASES = (
     "siblings, noise 50 %",
     "heavy columns",
 )
+FORMATS = {
+    "n": "",
+    "case": "",
+    "scipy": ".4f",
+    "lapx": ".4f",
+    "ours": ".4f",
+    "certify": ".4f",
+    "scipy / ours": ".1f",
+    "scipy / lapx": ".1f",
+    "lacking": ".0e",
+    "gap": ".0e",
+    "solver": "",
+}
 
 
 def similarity(case: str, n: int, seed: int) -> Tensor:
@@ -70,7 +81,7 @@ def cpu_seconds(function: Callable[[], object], repeats: int) -> float:
 
 def measure(case: str, n: int, seeds: int) -> dict[str, object]:
     """One row of the table: medians over `seeds` instances, the worst of objective and gap."""
-    repeats = 5 if n <= 1408 else 1
+    repeats = 50 if n <= 256 else 5 if n <= 1408 else 1
     rows = []
     for seed in range(seeds):
         matrix = similarity(case, n, seed)
@@ -82,28 +93,16 @@ def measure(case: str, n: int, seeds: int) -> dict[str, object]:
                 "scipy": cpu_seconds(lambda m=matrix: linear_sum_assignment(m.numpy(), maximize=True), repeats),
                 "lapx": cpu_seconds(lambda m=matrix: lapjvh((-m).numpy()), repeats),
                 "ours": cpu_seconds(lambda m=matrix: solve_assignment(m), repeats),
+                "certify": cpu_seconds(lambda m=matrix, f=found: certify(f, m), repeats),
                 "lacking": (optimum - found.objective) / abs(optimum),
                 "gap": certify(found, matrix) / abs(optimum),
                 "solver": found.solver,
             }
         )
-    medians = {name: median(row[name] for row in rows) for name in ("scipy", "lapx", "ours")}
-    ratios = {"speedup": medians["scipy"] / medians["ours"], "lapx_speedup": medians["scipy"] / medians["lapx"]}
+    medians = {name: median(row[name] for row in rows) for name in ("scipy", "lapx", "ours", "certify")}
+    ratios = {"scipy / ours": medians["scipy"] / medians["ours"], "scipy / lapx": medians["scipy"] / medians["lapx"]}
     worst = {name: max(row[name] for row in rows) for name in ("lacking", "gap")}
     return {"n": n, "case": case, **medians, **ratios, **worst, "solver": rows[0]["solver"]}
-
-
-def table(rows: list[dict[str, object]], machine: str) -> str:
-    """The results in Markdown."""
-    head = (
-        "| n | case | scipy s | lapx s | ours s | scipy / ours | scipy / lapx | lacking | gap | route |\n" + "|---" * 10
-    )
-    lines = [
-        "| {n} | {case} | {scipy:.4f} | {lapx:.4f} | {ours:.4f} | {speedup:.1f} | {lapx_speedup:.1f} "
-        "| {lacking:.0e} | {gap:.0e} | {solver} |".format_map(row)
-        for row in rows
-    ]
-    return "\n".join([machine, "", head + "|", *lines]) + "\n"
 
 
 def main() -> None:
@@ -111,17 +110,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--full", action="store_true", help="up to n = 14336: about an hour")
     parser.add_argument("--seeds", type=int, default=3, help="instances per row")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/results"))
+    parser.add_argument("--output", type=Path, default=FOLDER)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     cases = [(case, n) for n in (FULL_SIZES if arguments.full else SIZES) for case in CASES]
     rows = [measure(case, n, arguments.seeds) for case, n in tqdm(cases, desc="assignments")]
-    versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "numpy", "scipy", "lapx"))
-    machine = f"{platform.machine()}, one thread, Python {platform.python_version()}, {versions}; CPU seconds"
-    arguments.output.mkdir(parents=True, exist_ok=True)
-    (arguments.output / "assignment.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
-    (arguments.output / "assignment.md").write_text(table(rows, machine))
-    sys.stdout.write(table(rows, machine))
+    report("assignment", rows, FORMATS, arguments.output)
 
 
 if __name__ == "__main__":

@@ -69,10 +69,10 @@ def add_matching(command: argparse.ArgumentParser) -> None:
     """How experts and units are matched."""
     command.add_argument(
         "--expert-order",
-        choices=("auto", "units", "gate", "gram", "joint"),
+        choices=("auto", "units", "gate", "gram", "sketch", "joint"),
         default="auto",
-        help="match experts not at all (units), by router rows, by Gram matrices, exactly (joint); auto takes router "
-        "rows where they decide clearly, and else joint within a budget (default: auto)",
+        help="match experts not at all (units), by router rows, by Gram matrices or a random sketch of them, exactly "
+        "(joint); auto takes router rows where they decide clearly, and else joint within a budget (default: auto)",
     )
     command.add_argument(
         "--balance-scales", action="store_true", help="match as if units, routers and experts that may be rescaled were"

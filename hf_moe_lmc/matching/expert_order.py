@@ -11,16 +11,17 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.moe import MoeLayer, Router
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_grouped_assignment
 from .distance import gauged, working_dtype
 from .gram import gram_cost
 from .joint import JointTable, best_known_order, fill_until_certified
+from .sketch import is_sure, sketched_squares
 from .unit_matching import UnitMatching
 
-ExpertOrder = Literal["units", "gate", "gram", "joint", "auto"]
+ExpertOrder = Literal["units", "gate", "gram", "sketch", "joint", "auto"]
 
 _AUTO_BUDGET = 4  # unit assignments per expert
 _CLEAR = 2.0
@@ -32,7 +33,7 @@ class ExpertMatching:
 
     Args:
         order: `[E]`.
-        method: the route that decided: "units", "gate", "gram", "joint" or "given".
+        method: the route that decided: "units", "gate", "gram", "sketch", "joint" or "given".
         certified: whether it is proven to be the optimum of the squared distance over all orders and units.
         margin: how much worse the second best order is on the method's table, as a fraction of what exchanging two
             experts costs on average; 1 is clear, 0 a tie. At least so much where the table holds bounds.
@@ -59,10 +60,11 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
         reference, other: comparable layers.
         method: "units" keeps the order as it is (only units will be matched), as do all where experts are fixed;
             "gate" compares router rows; "gram" compares the experts' Gram matrices, which do not depend on the order
-            of units; "joint" is the exact optimum of the squared distance over experts and units, and matches the
-            units of as many of the E^2 pairs as its proof needs; "auto" is "gate" where every router row is at least
-            twice as near to its partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order
-            that they show.
+            of units; "sketch" estimates that from a random projection, and is "gram" where its error could matter;
+            "joint" is the exact optimum of the squared distance over experts and units, and matches the units of as
+            many of the E^2 pairs as its proof needs; "auto" is "gate" where every router row is at least twice as near
+            to its partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order that they show,
+            beginning with that of "sketch".
 
     Product keys: "gate" is exact for the keys; "gram" compares all experts of one first key; the optimum over keys and
     experts is a quadratic assignment, so "auto" is "gate". Experts without units: all is "gate", but for "gram".
@@ -86,7 +88,11 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
         case "units":
             found = ExpertMatching(Permutation.identity(num_experts), "units")
         case "gram":
-            found = _on_table(-gram_cost(reference.experts, other.experts, dtype), groups, "gram")
+            found = _by_gram(reference.experts, other.experts, dtype, groups)
+        case "sketch":
+            found, sure = _sketched(reference.experts, other.experts, dtype, groups)
+            if not sure:
+                found = _by_gram(reference.experts, other.experts, dtype, groups)
         case "joint" if reference.group.product_keys:
             raise UnsupportedArchitectureError(
                 'the "joint" order of product keys is a quadratic assignment; choose "gate" or "gram"'
@@ -97,7 +103,10 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             found = _on_table(-cost, groups, "gate")
         case "joint" | "auto":
             budget = num_experts**2 if method == "joint" else _AUTO_BUDGET * num_experts
-            found = _jointly(JointTable.bounded(reference, other), gate, groups, budget)
+            first = (
+                gate if _is_clear(cost, gate) else _sketched(reference.experts, other.experts, dtype, groups)[0].order
+            )
+            found = _jointly(JointTable.bounded(reference, other), first, groups, budget)
         case _:
             assert_never(method)
     return replace(found, gate_agreement=(found.order.index == gate.index).double().mean().item())
@@ -138,6 +147,17 @@ def order_margin(table: Float[Tensor, "E E"], order: Permutation, groups: int) -
 def _on_table(table: Float[Tensor, "E E"], groups: int, method: str) -> ExpertMatching:
     order = solve_grouped_assignment(table, groups).permutation
     return ExpertMatching(order, method, margin=order_margin(table, order, groups), table=table)
+
+
+def _by_gram(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype, groups: int) -> ExpertMatching:
+    return _on_table(-gram_cost(reference, other, dtype), groups, "gram")
+
+
+def _sketched(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype, groups: int) -> tuple[ExpertMatching, bool]:
+    """The order by sketches, and whether it is that by Gram matrices for sure."""
+    squares = sketched_squares(reference, other, dtype)
+    found = _on_table(-squares.mean(dim=0).sqrt(), groups, "sketch")
+    return found, is_sure(squares, found.order)
 
 
 def _jointly(table: JointTable, gate: Permutation, groups: int, budget: int) -> ExpertMatching:

@@ -20,7 +20,7 @@ def gram_cost(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype) -> F
         dtype: computed in it.
     """
     total = torch.zeros(reference.num_experts, other.num_experts, dtype=dtype, device=reference.up_proj.device)
-    for a, b in zip(_matrices(reference), _matrices(other), strict=True):
+    for a, b in zip(matrices(reference), matrices(other), strict=True):
         width = a.shape[2]
         rows = max(1, _TILE_BYTES // (a.shape[0] * width * dtype.itemsize))
         for start in range(0, width, rows):
@@ -30,7 +30,7 @@ def gram_cost(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype) -> F
     return total.sqrt()
 
 
-def _matrices(experts: ExpertBank) -> list[Float[Tensor, "E F d"]]:
+def matrices(experts: ExpertBank) -> list[Float[Tensor, "E F d"]]:
     """Per kind one matrix of all experts, units as rows, its bias as last column."""
     matrices = [(experts.up_proj, experts.up_bias), (experts.gate_proj, experts.gate_bias)]
     with_bias = [m if b is None else torch.cat([m, b[..., None]], dim=2) for m, b in matrices if m is not None]

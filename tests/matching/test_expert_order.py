@@ -3,10 +3,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_moe_lmc.matching import match_experts
+from hf_moe_lmc.matching import match_experts, solve_assignment
 from hf_moe_lmc.matching.expert_order import gate_cost
 from hf_moe_lmc.matching.gram import gram_cost
 from hf_moe_lmc.matching.joint import JointTable
+from hf_moe_lmc.matching.sketch import is_sure, sketched_squares
 from hf_moe_lmc.matching.unit_matching import match_units
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement
@@ -59,6 +60,53 @@ def test_gram_cost_ignores_the_order_and_signs_of_units(layers):
     torch.testing.assert_close(gram_cost(a, b.permute_units(units), torch.float64), gram_cost(a, b, torch.float64))
 
 
+def test_sketches_estimate_the_gram_cost(layers):
+    """Without bias, and as exactly as their differences say; copies at zero cost are sure, strangers are not."""
+    a, b = (layer.experts for layer in layers)
+    exact = gram_cost(a, b, torch.float64).square()
+    squares = sketched_squares(a, b, torch.float64)
+    error = squares.std(dim=0) / len(squares) ** 0.5
+    assert ((squares.mean(dim=0) - exact).abs() < 6 * error).all()
+    assert (error < 0.5 * exact).all()
+    planted = derangement(layers[0])
+    copies = sketched_squares(a, a.permute_experts(planted.experts).permute_units(planted.units), torch.float64)
+    assert is_sure(copies, planted.experts.inverse())
+    assert not is_sure(copies, planted.experts)
+    order = solve_assignment(-squares.mean(dim=0)).permutation
+    assert not is_sure(squares, order)
+    assert match_experts(*layers, "sketch").method == "gram"
+
+
+@pytest.mark.parametrize("noise", [0.1, 0.5, 2.0, 4.0])
+def test_where_a_sketch_is_sure_it_is_the_order_of_gram(noise):
+    """And it is sure where experts are siblings, whatever the router rows say."""
+    layer = LAYER_KINDS["swiglu"](8, 48, 40)
+    generator = torch.Generator().manual_seed(5)
+    tensors = layer.tensors().items()
+    near = {n: x + noise * torch.randn(x.shape, generator=generator, dtype=x.dtype) for n, x in tensors}
+    near["router.weight"] = torch.randn(8, 40, generator=generator, dtype=torch.float64)
+    other = act(derangement(layer), layer.with_tensors(near))
+    found = match_experts(layer, other, "sketch")
+    assert found.order == match_experts(layer, other, "gram").order
+    assert (found.method == "sketch") == (noise < 1)
+    assert found.gate_agreement < 1
+
+
+def test_router_rows_that_mislead_do_not_mislead_auto():
+    """Its budget goes to pairs near the order by sketches, so it finds experts that bounds tell nothing about."""
+    layer = LAYER_KINDS["swiglu"](16, 24, 48)
+    generator = torch.Generator().manual_seed(5)
+    tensors = layer.tensors().items()
+    near = {n: x + 1.5 * torch.randn(x.shape, generator=generator, dtype=x.dtype) for n, x in tensors}
+    near["router.weight"] = torch.randn(16, 48, generator=generator, dtype=torch.float64)
+    planted = derangement(layer)
+    found = match_experts(layer, act(planted, layer.with_tensors(near)), "auto")
+    assert found.method == "joint"
+    assert not found.certified
+    assert found.order == planted.experts.inverse()
+    assert len(found.pairs) <= 64
+
+
 def test_joint_similarity_is_the_best_inner_product(layers):
     a, b = (layer.in_gauge() for layer in layers)
     joint = JointTable.bounded(a, b)
@@ -76,7 +124,7 @@ def test_joint_similarity_is_the_best_inner_product(layers):
             torch.testing.assert_close(table[i, j], expected + rows[i, j])
 
 
-@pytest.mark.parametrize("method", ["gate", "gram", "joint", "auto"])
+@pytest.mark.parametrize("method", ["gate", "gram", "sketch", "joint", "auto"])
 def test_planted_order_is_found(layers, method):
     layer = layers[0]
     planted = derangement(layer)
@@ -87,7 +135,7 @@ def test_units_keeps_the_order(layers):
     assert match_experts(*layers, "units").order.is_identity
 
 
-@pytest.mark.parametrize("method", ["units", "gate", "gram", "joint"])
+@pytest.mark.parametrize("method", ["units", "gate", "gram", "sketch", "joint"])
 def test_agreement_with_router_rows(layers, method):
     """Of a scrambled copy all of them agree; with another's router, the orders differ as they say."""
     layer, other = layers
