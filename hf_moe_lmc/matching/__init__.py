@@ -7,7 +7,7 @@ from .evidence import LayerEvidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .layer_alignment import LayerAlignment, align_layers
 from .mutual import MutualMatching, match_mutually
-from .unit_matching import UnitMatching, match_units, unit_similarity
+from .unit_matching import UnitMatching
 from .verdict import Verdict, judge, judge_layer
 
 __all__ = [
@@ -26,7 +26,5 @@ __all__ = [
     "layer_distance",
     "match_experts",
     "match_mutually",
-    "match_units",
     "solve_assignment",
-    "unit_similarity",
 ]

@@ -29,7 +29,7 @@ class Assignment:
         objective: `sum_i similarity[i, p[i]]`.
         solver: what found it: "row maxima", "candidates", "lapx" or "scipy".
         prices: v, `[n]`, a dual solution: `sum_i max_j (S_ij - v_j) + sum_j v_j` bounds every assignment from above.
-            None where the solver returns none (small n); `certify` then finds some.
+            None for small n; `certify` then finds some.
     """
 
     permutation: Permutation

@@ -22,15 +22,15 @@ def gains(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"]) -> Iter
         yield torch.sub(rows, prices, out=block[: len(rows)])
 
 
-def starting_prices(similarity: Float[Tensor, "n n"], rounds: int = 2) -> Float[Tensor, " n"]:
+def starting_prices(similarity: Float[Tensor, "n n"]) -> Float[Tensor, " n"]:
     """Prices that spread the demand of the rows over the columns, near the optimal ones; n >= 64.
 
-    Each round: row i may keep the second best `u_i = max2_j (S_ij - v_j)`, and column j costs what its second best
+    Two rounds: row i may keep the second best `u_i = max2_j (S_ij - v_j)`, and column j costs what its second best
     row would pay, `v_j = max2_i (S_ij - u_i)`. The second best, since the best is the partner that shall win. It is
     taken over the maxima of groups of 32, which are cheap and all but never join the two.
     """
     prices = similarity.new_zeros(len(similarity))
-    for _ in range(rounds):
+    for _ in range(2):
         raises = [rows.sub_(_second_best(rows)).amax(dim=0) for rows in gains(similarity, prices)]
         prices = prices + torch.stack(raises).topk(2, dim=0).values[1]
     return prices

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.moe import ExpertBank, MoeLayer
+from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .assignment import solve_assignment
@@ -43,36 +43,11 @@ class UnitMatching:
     margins: Float[Tensor, " F"]
 
 
-def unit_similarity(reference: ExpertBank, other: ExpertBank, signs: bool) -> Float[Tensor, "E F F"]:
-    """`S[e, i, j] = <unit i of reference expert e, unit j of other expert e>`, the better of both signs if `signs`.
-
-    One hidden layer between a fixed input and output basis makes matching a single exact assignment on
-    A A'^T + B^T B' + u u'^T in the paper's letters. A sign changes only the part of up_proj and down_proj, so the best
-    sign gives `<gate, gate'> + |<up, up'> + <down, down'>|`; see `Units.similarity`.
-    """
-    slots = range(reference.num_experts)
-    a, b = ([Units.of(bank, e, signs, bank.up_proj.dtype) for e in slots] for bank in (reference, other))
-    return torch.stack([x.similarity(y) for x, y in zip(a, b, strict=True)])
-
-
-def match_units(reference: ExpertBank, other: ExpertBank, signs: bool) -> SignedPermutation:
-    """For every slot the move of units that brings `other`'s expert closest to `reference`'s, exactly; `[E, F]`.
-
-    Args:
-        reference, other: banks of equal sizes.
-        signs: whether the sign of a unit is free.
-    """
-    dtype = torch.promote_types(reference.up_proj.dtype, torch.float32)
-    return stacked(
-        [
-            match_pair(Units.of(reference, e, signs, dtype), Units.of(other, e, signs, dtype))
-            for e in range(reference.num_experts)
-        ]
-    )
-
-
 def match_pair(reference: Units, other: Units) -> UnitMatching:
     """The exact matching of one expert's units to another's, with its evidence.
+
+    One hidden layer between a fixed input and output basis makes it a single assignment on `Units.similarity`, in the
+    paper's letters A A'^T + B^T B' + u u'^T.
 
     Near siblings are proven from a few coordinates (`match_sibling_units`); else the full product is solved.
     """

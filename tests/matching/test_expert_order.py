@@ -8,9 +8,9 @@ from hf_moe_lmc.matching.expert_order import gate_cost
 from hf_moe_lmc.matching.gram import gram_cost
 from hf_moe_lmc.matching.joint import JointTable
 from hf_moe_lmc.matching.sketch import is_sure, sketched_squares
-from hf_moe_lmc.matching.unit_matching import match_units
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement
+from tests.matching.matched import match_units
 
 
 @pytest.fixture(params=LAYER_KINDS)

@@ -1,9 +1,10 @@
 import pytest
 import torch
 
-from hf_moe_lmc.matching import match_units, unit_similarity
+from hf_moe_lmc.matching.units import Units
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 from tests.layers import LAYER_KINDS
+from tests.matching.matched import match_units
 
 
 @pytest.fixture(params=LAYER_KINDS)
@@ -34,7 +35,9 @@ def test_similarity_equals_the_loop(banks, signs):
         return torch.maximum(torch.cat(x) @ torch.cat(y), flipped) if signs else torch.cat(x) @ torch.cat(y)
 
     expected = torch.stack([best(e, i, j) for e in range(a.num_experts) for i in range(7) for j in range(7)])
-    torch.testing.assert_close(unit_similarity(a, b, signs).flatten(), expected)
+    units = [[Units.of(bank, e, signs, torch.float64) for bank in banks] for e in range(a.num_experts)]
+    found = torch.stack([own.similarity(other) for own, other in units])
+    torch.testing.assert_close(found.flatten(), expected)
 
 
 def test_matching_minimises_the_distance(banks):
