@@ -1,6 +1,7 @@
 """Results of a benchmark: JSON and a Markdown table, with machine and versions."""
 
 import json
+import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,6 +23,7 @@ def report(name: str, rows: Sequence[Mapping[str, object]], formats: Mapping[str
     """
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     machine = f"{platform.machine()}, one thread, Python {platform.python_version()}, {versions}; CPU seconds"
+    machine += f" on {os.cpu_count()} cores, of which {os.getloadavg()[0]:.0f} were wanted"
     lines = ["| " + " | ".join(format(row[field], form) for field, form in formats.items()) + " |" for row in rows]
     table = "\n".join([machine, "", f"| {' | '.join(formats)} |", "|---" * len(formats) + "|", *lines]) + "\n"
     folder.mkdir(parents=True, exist_ok=True)

@@ -39,8 +39,9 @@ def solve_by_candidates(
         return None
     n, device = len(similarity), similarity.device
     prices = starting_prices(similarity)
-    keys = promising(similarity, prices, _CANDIDATES).cpu().numpy()
-    if len(keys) > _TIED * n * _CANDIDATES or not _Candidates.at(keys, similarity).admit_an_assignment():
+    limit = _TIED * n * _CANDIDATES
+    keys = promising(similarity, prices, _CANDIDATES, limit).cpu().numpy()
+    if len(keys) > limit or not _Candidates.at(keys, similarity).admit_an_assignment():
         return None
     exact = prices.double().cpu().numpy()
     rounding = 4 * torch.finfo(similarity.dtype).eps
@@ -52,7 +53,9 @@ def solve_by_candidates(
         own = similarity.gather(1, chosen[:, None])[:, 0]
         excess = row_maxima(similarity, prices) - (own - prices[chosen])
         tempted = torch.nonzero(excess > rounding * (own.abs() + prices[chosen].abs()))[:, 0]
-        found = promising(similarity[tempted], prices, _CANDIDATES)
+        found = promising(similarity[tempted], prices, _CANDIDATES, limit)
+        if len(found) > limit:
+            return None
         more = _union(keys, (tempted[found // n] * n + found % n).cpu().numpy())
         if len(more) == len(keys):
             return chosen.cpu(), prices.cpu()

@@ -46,10 +46,11 @@ def best_columns(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"]) 
     return torch.cat([_argmax(rows) for rows in gains(similarity, prices)])
 
 
-def promising(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"], k: int) -> Int[Tensor, " c"]:
+def promising(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"], k: int, limit: int) -> Int[Tensor, " c"]:
     """Where `S_ij - v_j` is largest in its row: `i * n + j` of k or somewhat more columns per row, ascending.
 
-    Those that reach the k-th largest maximum of some 4 k groups: no row is sorted. Of equal ones, all.
+    Those that reach the k-th largest maximum of some 4 k groups: no row is sorted. Of equal ones,
+    all; it stops where there are more than `limit`.
     """
     n, found = similarity.shape[1], []
     size = max(1, n // (4 * k))
@@ -58,6 +59,8 @@ def promising(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"], k: 
         maxima = rows[:, : groups * size].reshape(len(rows), size, groups).amax(dim=1)
         least = maxima.topk(min(k, groups), dim=1, sorted=False).values.amin(dim=1, keepdim=True)
         found.append(_at_least(rows, least) + number * _ROWS * n)
+        if (limit := limit - len(found[-1])) < 0:
+            break
     return torch.cat(found)
 
 
