@@ -82,12 +82,12 @@ def check(model: PreTrainedModel, folder: Path, outputs: Outputs) -> None:
     check_reading(model, folder / "fused")
 
 
-@pytest.mark.parametrize("family", families.available())
+@pytest.mark.parametrize("family", families.supported())
 def test_a_family(family, tmp_path):
     check(families.build(family), tmp_path, lambda model: families.outputs(model, family))
 
 
-@pytest.mark.parametrize("family", sorted({*HOLDERS} & {*families.available()}))
+@pytest.mark.parametrize("family", sorted({*HOLDERS} & {*families.supported()}))
 def test_bfloat16_under_module_names_is_rewritten(family, tmp_path):
     model = families.build(family, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "fused", **FUSED)
@@ -95,6 +95,6 @@ def test_bfloat16_under_module_names_is_rewritten(family, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:Casting complex values:UserWarning")  # Llama 4's rotary embedding in bfloat16
-@pytest.mark.parametrize("name", multimodal.available())
+@pytest.mark.parametrize("name", multimodal.supported())
 def test_a_whole_multimodal_model(name, tmp_path):
     check(multimodal.build(name), tmp_path, multimodal.outputs)
