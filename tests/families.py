@@ -293,6 +293,16 @@ NOT_COVERED: dict[str, str] = {
     "vitpose": "the head on vitpose_backbone; it mentions experts in a docstring only",
 }
 
+# Refused by name; each entry is what the refusal must say.
+REFUSED: dict[str, str] = {}
+if Version(transformers.__version__) < Version("5.23"):
+    REFUSED |= {"aria": "AriaExperts is not known", "jamba": "JambaSparseMoeBlock, whose symmetries"}
+
+
+def supported() -> list[str]:
+    """Names of the rows that are not refused here."""
+    return [name for name in available() if name not in REFUSED]
+
 
 def available() -> list[str]:
     """Names of the rows whose model class the installed Transformers has and runs."""

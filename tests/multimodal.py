@@ -84,9 +84,9 @@ SIZES |= dict.fromkeys(
 FIELDS = {"dots3_note": {"vision_config": {"pyramid_num_routed": [-1, EXPERTS]}}}
 
 
-def available() -> list[str]:
-    """Those of `CLASSES` whose text model the installed Transformers has."""
-    return [name for name in CLASSES if name in families.available()]
+def supported() -> list[str]:
+    """Those of `CLASSES` whose text model the installed Transformers has, and is not refused."""
+    return [name for name in CLASSES if name in families.supported()]
 
 
 def build(name: str) -> PreTrainedModel:

@@ -1,21 +1,13 @@
 """The battery over every Mixture-of-Experts family of the installed Transformers."""
 
 import pytest
-import transformers
-from packaging.version import Version
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from tests import families
 from tests.battery import CHANGED, PRESERVED, check
 
-# Refused by name; each entry is what the refusal must say.
-REFUSED: dict[str, str] = {}
-if Version(transformers.__version__) < Version("5.23"):
-    REFUSED |= {"aria": "AriaExperts is not known", "jamba": "JambaSparseMoeBlock, whose symmetries"}
-SUPPORTED = [family for family in families.available() if family not in REFUSED]
 
-
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", families.supported())
 def test_symmetries_hold_and_controls_break(family):
     result = check(family)
     assert not result.failures
@@ -24,7 +16,7 @@ def test_symmetries_hold_and_controls_break(family):
     assert result.recovered
 
 
-@pytest.mark.parametrize("family", SUPPORTED)
+@pytest.mark.parametrize("family", families.supported())
 def test_as_many_experts_as_hidden_units(family):
     """The axis of experts is never told by its length."""
     assert not check(family, experts=families.HIDDEN, expert_orders=("gate",)).failures
@@ -34,7 +26,7 @@ ONE_EXPERT = ["aria", "gpt_oss", "granitemoe", "hunyuan_v1_moe", "jetmoe", "mini
 ONE_EXPERT += ["openai_privacy_filter", "qwen3_omni_moe.thinker", "qwen3_vl_moe"]
 
 
-@pytest.mark.parametrize("family", sorted(set(SUPPORTED) & {*ONE_EXPERT, "olmoe", "jamba"}))
+@pytest.mark.parametrize("family", sorted(set(families.supported()) & {*ONE_EXPERT, "olmoe", "jamba"}))
 def test_the_router_of_one_expert(family, monkeypatch):
     """Its scale is free where the one weight is normalised to 1, and only there."""
     for field in families.EXPERTS_PER_TOKEN:
@@ -47,8 +39,8 @@ def test_the_router_of_one_expert(family, monkeypatch):
 
 
 def test_what_is_refused_is_refused_by_name():
-    for family in REFUSED.keys() & set(families.available()):
-        with pytest.raises(UnsupportedArchitectureError, match=REFUSED[family]):
+    for family in families.REFUSED.keys() & set(families.available()):
+        with pytest.raises(UnsupportedArchitectureError, match=families.REFUSED[family]):
             check(family)
 
 

@@ -54,7 +54,7 @@ def gauged(layer: MoeLayer, dtype: torch.dtype) -> MoeLayer:
 def _squared_distance(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
     """In blocks of rows that stay in the cache from one operation to the next."""
     a, b = (torch.atleast_1d(tensor) for tensor in (a, b))
-    rows = max(1, _BLOCK // max(1, a[0].numel()))
+    rows = max(1, _BLOCK // max(1, a.shape[1:].numel()))
     blocks = zip(a.split(rows), b.split(rows), strict=True)
     return math.fsum(((x.to(dtype) - y.to(dtype)).square_().sum(dim=-1)).double().sum().item() for x, y in blocks)
 

@@ -67,7 +67,7 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             beginning with that of "sketch".
 
     Product keys: "gate" is exact for the keys; "gram" compares all experts of one first key; the optimum over keys and
-    experts is a quadratic assignment, so "auto" is "gate". Experts without units: all is "gate", but for "gram".
+    experts is a quadratic assignment, so "auto" is "gate". Of experts without units, "auto" and "joint" are "gate".
 
     Raises:
         UnsupportedArchitectureError: "joint" for product keys; "gram" without units.
@@ -78,7 +78,7 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
     router, other_router = reference.router, other.router
     if reference.group.fixed_experts or router is None or other_router is None:
         return ExpertMatching(Permutation.identity(num_experts), "units")
-    if not reference.experts.num_units:  # as of quantised experts, which nobody looks into
+    if not reference.experts.num_units and method != "units":  # as of quantised experts, which nobody looks into
         if method == "gram":
             raise UnsupportedArchitectureError('the "gram" order needs units, which are quantised; choose "gate"')
         method = "gate"

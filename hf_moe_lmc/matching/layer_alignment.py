@@ -69,7 +69,7 @@ def align_layers(
         symmetry,
         layer_distance(reference, other),
         math.sqrt(fixed + math.fsum(found.squared_distance for found in (*units, *shared))),
-        gather_evidence(reference, other, experts, units, shared, fixed) if reference.experts.num_units else None,
+        gather_evidence(reference, other, experts, units, shared, fixed) if units else None,
         None if experts.table is None else experts.table.float().cpu(),
     )
 
@@ -82,6 +82,8 @@ def match_layers(
         experts = ExpertMatching(expert_order, "given")
     else:
         experts = match_experts(reference, other, expert_order)
+    if not reference.experts.num_units:
+        return replace(MoeSymmetry.identity(*reference.symmetry_shape), experts=experts.order), experts, [], []
     keys = experts.order if reference.group.product_keys else None
     units = [
         experts.pairs.get(pair) or match_experts_units(reference, other, *pair, keys)

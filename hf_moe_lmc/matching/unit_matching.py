@@ -78,7 +78,7 @@ def match_experts_units(
     a, b = (Units.of(x.experts, e, group.unit_signs, dtype) for x, e in ((reference, i), (other, j)))
     if group.unit_order:
         return match_pair(a, b)
-    margins = a.kept.new_zeros(len(a.kept))
+    margins = torch.zeros_like(a.kept[:, 0])
     order = torch.arange(len(margins)) if keys is None else keys.index
     return _matching(a, Partners.of(a, b, order.to(margins.device)), 0.0, "fixed", margins)
 
