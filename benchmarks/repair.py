@@ -57,7 +57,7 @@ CELLS = ("vit dense", "vit sparse", "vit shared", "mixtral", "qwen2_moe")
 
 HIDDEN, EXPERTS, BLOCK, BATCH = 32, 4, 64, 16
 STEPS, LR, MOE_LR, DECAY = 300, 1e-3, 1e-2, 1.0
-HELD_OUT, CALIBRATION = 128, 32
+HELD_OUT, CALIBRATION = 128, 64
 
 Endpoints = tuple[dict[int, PreTrainedModel], DataLoader, DataLoader]
 """Seed -> copy; the data to evaluate on; the data to calibrate on."""
@@ -84,8 +84,10 @@ def vits(variant: str) -> Endpoints:
 def language_models(family: str) -> Endpoints:
     """Mixtral, or Qwen2-MoE with its shared expert: width 32, 2 layers, top-2 of 4 experts of 256 units."""
     blocks = manual(BLOCK)
-    apart = HELD_OUT + CALIBRATION
-    training = Blocks(blocks[:-apart])
+    # One page is about one thing; repairs that fit it do not fit the rest.
+    spread = torch.linspace(0, len(blocks) - HELD_OUT - 1, CALIBRATION).long()
+    trained = torch.ones(len(blocks) - HELD_OUT, dtype=torch.bool).index_fill(0, spread, False)
+    training = Blocks(blocks[:-HELD_OUT][trained])
     set_seed(0)
     backbone = _train(_language_model(family), training, seed=0)
     copies = {}
@@ -94,7 +96,7 @@ def language_models(family: str) -> Endpoints:
         copy, fresh = deepcopy(backbone), _language_model(family)
         copy.model.layers[0].mlp.load_state_dict(fresh.model.layers[0].mlp.state_dict())
         copies[seed] = _train(copy, training, seed=seed)
-    calibration, test = Blocks(blocks[-apart:-HELD_OUT]), Blocks(blocks[-HELD_OUT:])
+    calibration, test = Blocks(blocks[spread]), Blocks(blocks[-HELD_OUT:])
     return copies, DataLoader(test, batch_size=32), DataLoader(calibration, batch_size=8)
 
 
