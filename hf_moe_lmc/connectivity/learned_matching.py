@@ -26,7 +26,7 @@ from .predictions import IGNORED_LABEL, answer
 from .repairs import repaired_path
 
 ROUND = 10  # steps between two looks at held-out data
-LEARNING_RATE = 0.05
+LEARNING_RATE = 0.01
 NEAR_MIDPOINT = (0.4, 0.6)
 
 
