@@ -6,8 +6,10 @@
 ViTs on MNIST are those of the demo. Language models: a backbone is pretrained on the manual that ships with Python,
 one character per token; in every copy the first Mixture of Experts starts anew, and everything is trained.
 Beside every repair stands the same repair without alignment and on a random symmetric rewrite; beside the refit of down
-projections, which is distillation, the same on random units; beside learned matching, learning from shuffled weights. "auto" is chosen on held-out calibration data.
-No setting was chosen on the reported seeds: the demo's were on 1 to 4, the language models' are an untuned guess.
+projections, which is distillation, the same on random units; beside learned matching, learning from shuffled weights.
+"auto" is chosen on held-out calibration data.
+No setting was chosen on the reported seeds: the demo's were on 1 to 4, those of learning and calibration on 1 to 3, the
+rest is an untuned guess.
 Barriers are those of t = 0, 1/2 and 1.
 Rows go to `results/repair.jsonl`, one per pair; the table to `results/repair.md`.
 """

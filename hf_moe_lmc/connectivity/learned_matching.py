@@ -55,16 +55,16 @@ def learn_matching(
 ) -> LearnedMatching:
     """Lowers the loss near the midpoint over the order (and signs) of units; no weight is trained.
 
-    Every expert has latent scores Z `[F, F]`, at first the similarities of weight matching. The assignment of Z moves
-    the other model's units; its gradient is taken for that of Z (straight-through). t is uniform in [0.4, 0.6], layers
-    keep their norms as in `preserve_norms`, Adam. One side is enough: both span the same moves. Experts stay in their
-    order. To go on, start from the alignment that was found.
+    Every expert has latent scores Z `[F, F]`, at first the similarities of weight matching, whatever the order of units
+    in `alignment`. The assignment of Z moves the other model's units; its gradient is taken for that of Z
+    (straight-through). t is uniform in [0.4, 0.6], layers keep their norms as in `preserve_norms`, Adam. One side is
+    enough: both span the same moves. Experts stay in the order of `alignment`.
     Source: Git Re-Basin, arXiv:2209.04836, section 3.3; started as in arXiv:2506.22712.
 
     Args:
         reference: t = 0; lends its place, and has its own weights again afterwards.
         other: weights under module names, t = 1.
-        alignment: where to start.
+        alignment: the order of experts, and what has to be improved.
         batches: to learn from, one after the other.
         held_out: other batches, and none that are evaluated on; an alignment is only taken if its midpoint is better
             here.
@@ -84,7 +84,8 @@ def learn_matching(
             return evaluate(reference, held_out, accelerator).loss
 
         best = {spec.name: MoeSymmetry.identity(*spec.read(start).symmetry_shape) for spec in specs}
-        losses = [midpoint_loss(best)]
+        lowest = midpoint_loss(best)
+        losses = [lowest]
         for step in tqdm(range(steps), desc="learned matching", unit="step", leave=False):
             t = float(torch.empty(1).uniform_(*NEAR_MIDPOINT, generator=generator))
             merged = _merge(weights, start, layers, t)
@@ -94,7 +95,8 @@ def learn_matching(
             if (step + 1) % ROUND == 0 or step + 1 == steps:
                 found = {layer.spec.name: layer.symmetry() for layer in layers}
                 losses.append(midpoint_loss(found))
-                best = found if losses[-1] < min(losses[:-1]) else best
+                if losses[-1] < lowest:  # NaN is not
+                    best, lowest = found, losses[-1]
         records = {spec.name: _record(spec, alignment, best[spec.name], weights, other) for spec in specs}
     return LearnedMatching(replace(alignment, layers=records, config=None), tuple(losses))
 
