@@ -4,6 +4,7 @@ from .barrier import Barrier
 from .calibrate import calibrate
 from .curve import Curve, measure
 from .evaluation import Evaluation, evaluate
+from .learned_matching import LearnedMatching, learn_matching
 from .live_weights import BorrowedWeights, LiveWeights, borrow
 from .path import Path, linear_path
 from .path_evaluation import evaluate_path
@@ -16,6 +17,7 @@ __all__ = [
     "BorrowedWeights",
     "Curve",
     "Evaluation",
+    "LearnedMatching",
     "LiveWeights",
     "Path",
     "PathReport",
@@ -23,6 +25,7 @@ __all__ = [
     "calibrate",
     "evaluate",
     "evaluate_path",
+    "learn_matching",
     "linear_path",
     "measure",
     "plot_barriers",
