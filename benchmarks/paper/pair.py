@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from functools import partial
 from typing import get_args
 
 import numpy as np
@@ -14,15 +13,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc import align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
-from hf_moe_lmc.connectivity import (
-    BorrowedWeights,
-    Curve,
-    Path,
-    linear_path,
-    measure,
-    norm_preserving_path,
-    rescaled_path,
-)
+from hf_moe_lmc.connectivity import BorrowedWeights, Curve, Path, calibrate, linear_path, measure, repaired_path
 from hf_moe_lmc.connectivity.temperature import best_temperature
 from hf_moe_lmc.matching import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry
@@ -54,7 +45,7 @@ class Pair:
         self.points = tuple(np.linspace(0, 1, cell.points).tolist())
         self.accelerator = Accelerator(cpu=True)
         self.found = {method: align(reference, other, method).symmetries for method in METHODS}
-        self._ends: dict[str, Curve] = {}
+        self._first: dict[str, Curve] = {}
 
     def paths(self, seed: int) -> dict[str, Path]:
         """All methods and controls by name; `seed` draws the random element."""
@@ -64,11 +55,10 @@ class Pair:
             spec.name: spec.group.random_derangement(*spec.read(b).symmetry_shape, generator=generator)
             for spec in self.moe
         }
-        naive = linear_path(a, b)
         paths = {
-            "naive": naive,
-            "naive + rescale": rescaled_path(self.weights, naive, self.moe, self.calibration),
-            "naive + norms": norm_preserving_path(a, b, self.specs),
+            "naive": linear_path(a, b),
+            "naive + rescale": self.rescaled(b),
+            "naive + norms": repaired_path(a, b, self.specs, ["norms"]),
             "random": linear_path(a, self.moved(drawn)),
         }
         for method, symmetries in self.found.items():
@@ -76,9 +66,20 @@ class Pair:
             twin = next((name for name in METHODS if name in paths and _same(self.found[name], symmetries)), None)
             paths[method] = paths[twin] if twin else linear_path(a, self.moved(symmetries))
         aligned = self.moved(self.found["auto"])
-        paths["auto + norms"] = norm_preserving_path(a, aligned, self.specs)
-        paths["auto + rescale"] = rescaled_path(self.weights, linear_path(a, aligned), self.moe, self.calibration)
+        paths["auto + norms"] = repaired_path(a, aligned, self.specs, ["norms"])
+        paths["auto + rescale"] = self.rescaled(aligned)
         return paths
+
+    def rescaled(self, other: Mapping[str, Tensor]) -> Path:
+        """The line to `other` with the outputs of all experts rescaled on calibration data."""
+        line = linear_path(self.ends[0], other)
+        return repaired_path(
+            self.ends[0],
+            other,
+            self.moe,
+            ["rescale"],
+            lambda t: calibrate(self.weights, line(t), self.moe, self.calibration),
+        )
 
     def moved(self, symmetries: Symmetries) -> dict[str, Tensor]:
         """The other endpoint with the layers of `symmetries` rewritten."""
@@ -86,12 +87,18 @@ class Pair:
 
     def curve(self, path: Path, source: str) -> Curve:
         """Loss and accuracy along `path` on the test set of `source`; the ends, the same of all paths, are kept."""
-        run = partial(measure, self.weights, batches=self.test[source], accelerator=self.accelerator)
-        options = {"temperature": self._temperature if self.cell.temperature else None, "description": self.cell.name}
-        if source not in self._ends:
-            self._ends[source] = run(linear_path(*self.ends), points=(0.0, 1.0), **options)
-        start, end = self._ends[source].evaluations
-        return Curve(self.points, (start, *run(path, points=self.points[1:-1], **options).evaluations, end))
+        found = measure(
+            self.weights,
+            path,
+            self.points,
+            self.test[source],
+            self.accelerator,
+            self.cell.name,
+            temperature=self._temperature if self.cell.temperature else None,
+            same_ends=self._first.get(source),
+        )
+        self._first.setdefault(source, found)
+        return found
 
     def _temperature(self) -> float:
         # One number is fitted, and the fit costs more than an evaluation: one batch suffices.
