@@ -27,7 +27,7 @@ def verification(rows: Sequence[Row]) -> str:
 
 
 def orders(rows: Sequence[Row]) -> str:
-    """Rank among all n! orders, and L^ in per cent, of every method."""
+    """Rank among all n! orders, and L^ in per cent, of every method; "-" where the naive barrier is small."""
     head = ["cell", "pairs", "points", "naive, nats", "naive + rescale", "random", "best order", "worst order"]
     head += [f"{method}: rank, L^" for method in METHODS]
     lines = []
@@ -36,7 +36,8 @@ def orders(rows: Sequence[Row]) -> str:
         shares = [_share(_values(row, path, "loss_barrier"), naive) for path in ("naive + rescale", "random")]
         ends = [_share([pair["orders"][end] for pair in row["pairs"]], naive) for end in ("best", "worst")]
         ranked = [[pair["orders"]["methods"][method] for pair in row["pairs"]] for method in METHODS]
-        found = [f"{_spread([p['rank'] for p in m], 1)}, {_l_hat(m)}" for m in ranked]
+        # Where there is no barrier, all orders are alike.
+        found = [f"{_spread([p['rank'] for p in m], 1)}, {_l_hat(m)}" if fmean(naive) > SMALL else "-" for m in ranked]
         lines.append([*_start(row), _spread(naive, 3), *shares, *ends, *found])
     return markdown(head, lines)
 
