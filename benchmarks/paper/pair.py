@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from copy import deepcopy
-from typing import get_args
 
 import numpy as np
 import torch
@@ -21,7 +20,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry
 from .cells import Cell
 from .data import Data
 
-METHODS: tuple[ExpertOrder, ...] = get_args(ExpertOrder)
+METHODS: tuple[ExpertOrder, ...] = ("units", "gate", "gram", "joint", "auto")
 Symmetries = Mapping[str, MoeSymmetry]
 
 
