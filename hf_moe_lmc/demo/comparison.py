@@ -99,8 +99,8 @@ def compare_methods(
         loss = orders[order].loss_barrier
         return MethodResult(orders[order], 1 + int((losses < loss).sum()), float(100 * (loss - best) / span))
 
-    # "auto" is one of the others.
-    methods = [method for method in get_args(ExpertOrder) if method != "auto"]
+    # "auto" is one of the others, and "sketch" estimates "gram".
+    methods = [method for method in get_args(ExpertOrder) if method not in ("auto", "sketch")]
     alignments = {method: align(reference, other, method) for method in methods}
     for method, alignment in alignments.items():
         results[method] = ranked(tuple(alignment.layers[spec.name].symmetry.experts.index.tolist()))

@@ -11,10 +11,9 @@ from hf_moe_lmc.checkpoints import meta_model, read_config
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import SymmetryGroup
 from tests import families, models
-from tests.test_families import SUPPORTED
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", families.supported())
 def test_a_skeleton_from_config_json_looks_like_the_live_model(name, tmp_path):
     model = families.build(name)
     model.config.architectures = [type(model).__name__]
@@ -46,7 +45,7 @@ def chosen_experts(model, name: str) -> dict[str, int]:
 OTHER_CALLS = {"dbrx": 3, "doge": 3, "jetmoe": 3, "llama4": 3, "nllb_moe": 2, "switch_transformers": 1}
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
+@pytest.mark.parametrize("name", families.supported())
 def test_experts_per_token_are_as_many_as_answer(name):
     model = families.build(name)
     said = {spec.experts.name: experts_per_token(model, spec) for spec in moe_layers(model)}

@@ -29,6 +29,7 @@ if __name__ == "__main__":
             3,
             calibration=finetuned.loader(13, 4, batch_size=2, family=family),
             arrangements=("aligned",),
+            repairs=("auto",) if family == "mixtral" else ("rescale",),
             routing_tokens=200,
             resamples=100,
             metrics=[ExpectedCalibrationError()],

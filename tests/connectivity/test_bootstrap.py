@@ -14,7 +14,7 @@ def curve(losses: torch.Tensor, right: torch.Tensor | None = None) -> Curve:
     points = []
     for loss, correct in zip(losses.T, right.T, strict=True):
         examples = torch.stack([loss, correct, torch.ones_like(loss), loss], dim=-1)
-        points.append(Evaluation(loss.mean().item(), correct.mean().item(), len(loss), None, examples))
+        points.append(Evaluation(loss.mean().item(), correct.mean().item(), len(loss), examples=examples))
     return Curve(T, tuple(points))
 
 

@@ -42,7 +42,7 @@ def test_two_processes_give_the_figures_of_one(tmp_path):
     for family in finetuned.FAMILIES:
         expected, found = figures(one[family]), figures(two[family])
         assert expected.keys() == found.keys()
-        assert len(expected) > 200
+        assert len(expected) > 100
         for name, value in expected.items():
             close = pytest.approx(value, rel=1e-6, abs=1e-6) if isinstance(value, float) else value
             assert found[name] == close, (family, name)
