@@ -14,7 +14,7 @@ from tests.connectivity import finetuned
 
 if __name__ == "__main__":
     accelerator = Accelerator(cpu=True)
-    for family in finetuned.FAMILIES:
+    for family in sys.argv[2:]:
         auto = AutoModelForImageClassification if family == finetuned.IMAGES else AutoModelForCausalLM
         a, b = (
             auto.from_pretrained(Path(sys.argv[1]) / f"{family}-{end}", experts_implementation="eager") for end in "ab"
