@@ -1,10 +1,11 @@
 """One pair of endpoints under every method and every control."""
 
 import math
+from collections.abc import Iterable, Mapping
 
 import torch
+from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.connectivity import Curve
@@ -43,7 +44,9 @@ def figures(curve: Curve) -> dict[str, object]:
 
 
 @torch.no_grad()
-def ensemble(first: PreTrainedModel, second: PreTrainedModel, batches: DataLoader) -> dict[str, float]:
+def ensemble(
+    first: PreTrainedModel, second: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+) -> dict[str, float]:
     """Loss and accuracy of the mean of both models' predicted probabilities."""
     loss, right, count = 0.0, 0, 0
     for batch in batches:

@@ -35,7 +35,7 @@ class Data:
 
     train: Dataset
     calibration: tuple[Mapping[str, Tensor], ...]
-    test: DataLoader
+    test: tuple[Mapping[str, Tensor], ...]
     sizes: Mapping[str, int]
 
 
@@ -75,12 +75,16 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def _images(train: Dataset, test: Dataset, **sizes: int) -> Data:
     size = min(TEST_IMAGES, len(test))
     calibration = tuple(DataLoader(Subset(train, range(CALIBRATION)), batch_size=CALIBRATION // 4))
-    return Data(train, calibration, DataLoader(Subset(test, range(size)), batch_size=500), sizes)
+    return Data(train, calibration, tuple(DataLoader(Subset(test, range(size)), batch_size=500)), sizes)
 
 
 def _blocks(texts: Texts, tokenizer: PreTrainedTokenizerFast) -> Data:
     train, test = (packed_blocks(part, tokenizer, BLOCK) for part in (texts.train, texts.test))
-    calibration = tuple(DataLoader(Subset(train, range(min(len(train), CALIBRATION // 4))), batch_size=16))
-    # Spread over all held-out texts, not the beginning of the first.
-    spread = torch.linspace(0, len(test) - 1, min(len(test), TEST_BLOCKS)).long().tolist()
-    return Data(train, calibration, DataLoader(Subset(test, spread), batch_size=64), {"vocab_size": len(tokenizer)})
+    # Spread over all texts, not the beginning of the first: one article is about one thing.
+    calibration = tuple(DataLoader(_spread(train, CALIBRATION // 4), batch_size=16))
+    held_out = tuple(DataLoader(_spread(test, TEST_BLOCKS), batch_size=64))
+    return Data(train, calibration, held_out, {"vocab_size": len(tokenizer)})
+
+
+def _spread(blocks: Dataset, number: int) -> Subset:
+    return Subset(blocks, torch.linspace(0, len(blocks) - 1, min(len(blocks), number)).long().tolist())

@@ -1,7 +1,8 @@
 """One pair of endpoints, its alignments, and the paths between them."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -9,10 +10,13 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc import align
+from hf_moe_lmc import Alignment, align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import BorrowedWeights, Curve, Path, calibrate, linear_path, measure, repaired_path
+from hf_moe_lmc.connectivity.auto_repair import choose_repairs
+from hf_moe_lmc.connectivity.learned_matching import learn_matching
+from hf_moe_lmc.connectivity.repairs import Repair
 from hf_moe_lmc.connectivity.temperature import best_temperature
 from hf_moe_lmc.matching import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry
@@ -43,11 +47,12 @@ class Pair:
         self.test = {name: data.test for name, data in sources.items()}
         self.points = tuple(np.linspace(0, 1, cell.points).tolist())
         self.accelerator = Accelerator(cpu=True)
-        self.found = {method: align(reference, other, method).symmetries for method in METHODS}
+        self.found = {method: align(reference, other, method) for method in METHODS}
+        self.repairs: tuple[Repair, ...] = ()
         self._first: dict[str, Curve] = {}
 
     def paths(self, seed: int) -> dict[str, Path]:
-        """All methods and controls by name; `seed` draws the random element."""
+        """All methods and controls by name; `seed` draws the random element. Notes what "auto + repair" keeps."""
         a, b = self.ends
         generator = torch.Generator().manual_seed(seed)
         drawn = {
@@ -56,29 +61,43 @@ class Pair:
         }
         paths = {
             "naive": linear_path(a, b),
-            "naive + rescale": self.rescaled(b),
-            "naive + norms": repaired_path(a, b, self.specs, ["norms"]),
+            "naive + rescale": self.repaired(b, ["rescale"]),
+            "naive + norms": self.repaired(b, ["norms"]),
             "random": linear_path(a, self.moved(drawn)),
         }
-        for method, symmetries in self.found.items():
+        for method, alignment in self.found.items():
             # Methods that agree share a path, which is evaluated once.
-            twin = next((name for name in METHODS if name in paths and _same(self.found[name], symmetries)), None)
-            paths[method] = paths[twin] if twin else linear_path(a, self.moved(symmetries))
-        aligned = self.moved(self.found["auto"])
-        paths["auto + norms"] = repaired_path(a, aligned, self.specs, ["norms"])
-        paths["auto + rescale"] = self.rescaled(aligned)
+            twin = next((name for name in METHODS if name in paths and _same(self.found[name], alignment)), None)
+            paths[method] = paths[twin] if twin else linear_path(a, self.moved(alignment.symmetries))
+        aligned = self.moved(self.found["auto"].symmetries)
+        paths["auto + norms"] = self.repaired(aligned, ["norms"])
+        paths["auto + rescale"] = self.repaired(aligned, ["rescale"])
+        self.repairs, paths["auto + repair"] = self.chosen(aligned)
+        if self.cell.further:
+            paths["learned + norms"] = self.repaired(self.learned(), ["norms"])
         return paths
 
-    def rescaled(self, other: Mapping[str, Tensor]) -> Path:
-        """The line to `other` with the outputs of all experts rescaled on calibration data."""
-        line = linear_path(self.ends[0], other)
-        return repaired_path(
-            self.ends[0],
-            other,
-            self.moe,
-            ["rescale"],
-            lambda t: calibrate(self.weights, line(t), self.moe, self.calibration),
+    def repaired(
+        self, other: Mapping[str, Tensor], repairs: Sequence[Repair], batches: Sequence[Mapping[str, Tensor]] = ()
+    ) -> Path:
+        """The line to `other` under `repairs`, calibrated on `batches`, by default on all calibration data."""
+        line, batches = linear_path(self.ends[0], other), batches or self.calibration
+        found = lru_cache(maxsize=1)(lambda t: calibrate(self.weights, line(t), self.moe, batches))
+        return repaired_path(self.ends[0], other, self.specs, repairs, found)
+
+    def chosen(self, other: Mapping[str, Tensor]) -> tuple[tuple[Repair, ...], Path]:
+        """The repairs that held-out calibration data asks for, and the line to `other` under them."""
+        repaired = partial(self.repaired, other, batches=self.calibration[::2])
+        choice = choose_repairs(self.weights, repaired, self.calibration[1::2], self.accelerator)
+        return choice.repairs, repaired(choice.repairs)
+
+    def learned(self) -> dict[str, Tensor]:
+        """The other endpoint under units that the loss of the merge arranged, starting from "auto"."""
+        batches, held_out = self.calibration[::2], self.calibration[1::2]
+        found = learn_matching(
+            self.reference, self.ends[1], self.found["auto"], batches, held_out, accelerator=self.accelerator
         )
+        return self.moved(found.alignment.symmetries)
 
     def moved(self, symmetries: Symmetries) -> dict[str, Tensor]:
         """The other endpoint with the layers of `symmetries` rewritten."""
@@ -93,7 +112,7 @@ class Pair:
             self.test[source],
             self.accelerator,
             self.cell.name,
-            temperature=self._temperature if self.cell.temperature else None,
+            temperature=self._temperature if self.cell.further else None,
             same_ends=self._first.get(source),
         )
         self._first.setdefault(source, found)
@@ -104,5 +123,7 @@ class Pair:
         return best_temperature(self.weights.model, self.calibration[:1], self.accelerator)
 
 
-def _same(first: Symmetries, second: Symmetries) -> bool:
-    return all((first[name] @ second[name].inverse()).is_identity for name in first)
+def _same(first: Alignment, second: Alignment) -> bool:
+    return all(
+        (symmetry @ second.symmetries[name].inverse()).is_identity for name, symmetry in first.symmetries.items()
+    )

@@ -31,8 +31,9 @@ Figures are loss barriers in per cent of the naive one, in nats where that is be
 rescale* scales the experts' outputs on calibration data, *naive + norms* restores the norms of units and router rows,
 *random* applies a drawn element of the symmetry group: none of them aligns anything. *units* matches units and leaves
 the experts in their order; *gate*, *gram*, *joint* and *auto* match experts, then units; *auto + norms* and *auto +
-rescale* add the repair. With two experts, top-2 routing is dense routing. Rows of 2026-11-22 took the sizes of
-the experts' outputs in both endpoints and in the merge; later ones take all three on the inputs of the merge.
+rescale* add one repair, *auto + repair* those that held-out calibration data asks for (half of the calibration data
+calibrates, half chooses). *learned + norms* starts from *auto* and lets the loss of the merge rearrange units. With two
+experts, top-2 routing is dense routing.
 """
 
 

@@ -27,6 +27,7 @@ from .endpoints import trained_backbone, trained_copy
 from .grid import chosen, load_grid, quick_cells
 from .orders import rank_orders
 from .pair import Pair
+from .tables import SMALL
 
 RUNS = Path("runs/paper")
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate", "scipy", "lapx", "tokenizers")
@@ -48,9 +49,9 @@ def run_cell(cell: Cell, folder: Path = RUNS) -> dict[str, object]:
     pairs = []
     for number, (a, b) in enumerate(cell.pairs):
         pair = Pair(cell, copies[a].model, copies[b].model, sources)
-        found = {"pair": [str(a), str(b)], "results": compare(pair, number)}
-        if cell.all_orders:
-            naive = found["results"][cell.data]["naive"]["loss_barrier"]
+        results = compare(pair, number)
+        found = {"pair": [str(a), str(b)], "results": results, "repairs": list(pair.repairs)}
+        if cell.all_orders and (naive := results[cell.data]["naive"]["loss_barrier"]) > SMALL:
             found["orders"] = rank_orders(pair, naive)
         pairs.append(found)
     row = {

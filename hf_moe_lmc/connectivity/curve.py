@@ -1,6 +1,6 @@
 """A path, evaluated."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from huggingface_hub.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
@@ -69,7 +68,7 @@ def measure(
     weights: BorrowedWeights,
     path: Path,
     points: Sequence[float],
-    batches: DataLoader,
+    batches: Iterable[Mapping[str, Tensor]],
     accelerator: Accelerator,
     description: str = "path",
     temperature: Callable[[], float] | None = None,

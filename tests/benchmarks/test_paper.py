@@ -3,6 +3,7 @@
 import bz2
 import io
 import json
+import math
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -18,15 +19,17 @@ from benchmarks.paper.pair import METHODS
 from benchmarks.paper.plots import plot_study
 from benchmarks.paper.report import render
 from benchmarks.paper.run import run_cell, share_of
+from benchmarks.paper.tables import REPAIRED, orders
 
 pytestmark = pytest.mark.xdist_group("paper")
-CONTROLS = {"naive", "naive + rescale", "naive + norms", "random", *METHODS, "auto + norms", "auto + rescale"}
+CONTROLS = {"naive", "naive + rescale", "naive + norms", "random", *METHODS, *REPAIRED}
 TINY = {"hidden": 8, "heads": 2, "ffn": 8, "expert_width": 4, "experts": 3, "pretrain_steps": 2, "steps": 2, "batch": 4}
 TINY |= {"seeds": (1, 2), "points": 3, "depth": 2}
 PAGES = [
     "{{Infobox|{{nested}}}}'''Anarchism''' is a [[political philosophy|philosophy]].<ref>x</ref> "
     + "It is old. " * 250,
-    "[[File:a.png|thumb|a [[linked]] caption]]Autism is a disorder. " + "It is studied by many people. " * 100,
+    "[[File:a.png|thumb|a [[linked]] caption]]Autism is a disorder. "
+    + " ".join(f"Person {i} studied it." for i in range(300)),
     "#REDIRECT [[Anarchism]]",
 ]
 
@@ -97,7 +100,8 @@ CELLS = (
 
 
 @pytest.mark.parametrize("name", CELLS)
-def test_cell(name, runs):
+def test_cell(name, runs, monkeypatch):
+    monkeypatch.setattr("benchmarks.paper.run.SMALL", -math.inf)
     cell = tiny(name)
     row = run_cell(cell, runs)
     assert row["versions"]["transformers"].startswith("5.")
@@ -105,14 +109,21 @@ def test_cell(name, runs):
     for pair in row["pairs"]:
         assert pair["results"].keys() == set(cell.data.split("+"))
         for found in pair["results"].values():
-            assert found.keys() == CONTROLS | {"ensemble"}
+            assert found.keys() == CONTROLS | {"ensemble"} | ({"learned + norms"} if cell.further else set())
             ends = {(found[path]["loss"][0], found[path]["loss"][-1]) for path in CONTROLS}
             assert len(ends) == 1
             assert found["naive"]["midpoint"]["loss"] == pytest.approx(found["naive"]["loss"][1], abs=1e-6)
-            assert (found["naive"]["calibrated_barrier"] is not None) == cell.temperature
+            assert (found["naive"]["calibrated_barrier"] is not None) == cell.further
         if cell.all_orders:
             assert pair["orders"]["orders"] == 6
             assert all(1 <= found["rank"] <= 6 for found in pair["orders"]["methods"].values())
+
+
+def test_where_there_is_no_barrier_no_order_is_better(runs, monkeypatch):
+    monkeypatch.setattr("benchmarks.paper.run.SMALL", math.inf)
+    rows = [run_cell(tiny("order-vit/sparse-place=1", seeds=(1, 3)), runs)]
+    assert "orders" not in rows[0]["pairs"][0]
+    assert "| - | - | - | - | - | - | - |" in orders(rows)
 
 
 def test_copies_differ_where_they_must_and_only_there(runs):
