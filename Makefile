@@ -16,7 +16,7 @@ cards: $(READY)  ## run the demo of every variant, and renew model_cards/ with w
 	  cp demo-$$variant/README.md demo-$$variant/barrier.png model_cards/moe-vit-mnist-$$variant/ || exit 1; \
 	done
 
-families: $(READY)  ## check every MoE family of the installed Transformers, and renew the README's table
+families: $(READY)  ## check every MoE family of the installed Transformers, and renew docs/families.md
 	$(BIN)/python -m tests.battery
 
 bench: $(READY)  ## assignments and layers into benchmarks/results; FULL=1 up to the largest sizes (about an hour)

@@ -1,4 +1,4 @@
-"""What is checked of every family; `python -m tests.battery` writes the result into the README's table."""
+"""What is checked of every family; `python -m tests.battery` writes the result into docs/families.md."""
 
 import re
 import sys
@@ -21,7 +21,7 @@ from tests import families
 from tests.facts import FACTS, Move
 from tests.layers import derangement
 
-README = Path(__file__).parents[1] / "README.md"
+PAGE = Path(__file__).parents[1] / "docs" / "families.md"
 Tensors = dict[str, Tensor]
 
 # Transformers computes routers in float32 even for a float64 model.
@@ -177,7 +177,7 @@ def _recovered(family: str, experts: int, expert_orders: tuple[ExpertOrder, ...]
 
 
 def row(family: str) -> str:
-    """One row of the README's table."""
+    """One row of the table."""
     try:
         result = check(family)
     except UnsupportedArchitectureError as refusal:
@@ -217,7 +217,7 @@ def _figure(x: float) -> str:
 
 
 def main() -> None:
-    """Check every family, and renew the table between the README's markers."""
+    """Check every family, and renew the table between the page's markers."""
     rows = [row(family) for family in families.available()]
     held = sum("| holds" in line for line in rows)
     head = [
@@ -230,9 +230,9 @@ def main() -> None:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     table = "\n".join([*head, *rows])
-    text = README.read_text(encoding="utf-8")
+    text = PAGE.read_text(encoding="utf-8")
     text = re.sub(r"(?<=<!-- families -->\n).*(?=\n<!-- /families -->)", lambda _: table, text, flags=re.DOTALL)
-    README.write_text(text, encoding="utf-8")
+    PAGE.write_text(text, encoding="utf-8")
     sys.stdout.write(table + "\n")
 
 
