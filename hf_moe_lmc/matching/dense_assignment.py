@@ -9,7 +9,7 @@ try:
 except ImportError:  # lapx has no wheel for every platform
     lapjvh = None
 
-_SCIPY_BELOW = 64  # measured: there it is fastest
+_SCIPY_BELOW = 80  # measured: there it is fastest
 _ROWS = 32
 _UNEVEN = 1.5  # measured: 1.04 at most where norms are alike, 2.5 at least where those of columns spread
 

@@ -14,7 +14,7 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
-from .assignment import solve_grouped_assignment
+from .assignment import solve_assignment
 from .distance import gauged, working_dtype
 from .gram import gram_cost
 from .joint import JointTable, best_known_order, fill_until_certified
@@ -83,7 +83,7 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             raise UnsupportedArchitectureError('the "gram" order needs units, which are quantised; choose "gate"')
         method = "gate"
     cost = gate_cost(router, other_router)
-    gate = solve_grouped_assignment(-cost, groups).permutation
+    gate = solve_assignment(-cost, groups).permutation
     match method:
         case "units":
             found = ExpertMatching(Permutation.identity(num_experts), "units")
@@ -138,14 +138,14 @@ def order_margin(table: Float[Tensor, "E E"], order: Permutation, groups: int) -
     for i in range(size):
         without = values.clone()
         without[i, order.index[i]] = forbidden
-        second = solve_grouped_assignment(without, groups).permutation.index
+        second = solve_assignment(without, groups).permutation.index
         if second[i] != order.index[i]:
             others.append(values[rows, second].sum().item())
     return max(best - max(others), 0.0) / exchange if others and exchange > 0 else 0.0
 
 
 def _on_table(table: Float[Tensor, "E E"], groups: int, method: str) -> ExpertMatching:
-    order = solve_grouped_assignment(table, groups).permutation
+    order = solve_assignment(table, groups).permutation
     return ExpertMatching(order, method, margin=order_margin(table, order, groups), table=table)
 
 
