@@ -130,7 +130,7 @@ def run(row: Row) -> dict[str, object]:
 
     def timed(name: str, function: Callable[[], object]) -> object:
         results: list[object] = []
-        seconds[name] = cpu_seconds(lambda: results.append(function()), 1)
+        seconds[name] = cpu_seconds(lambda: results.append(function()))
         return results[0]
 
     found = timed("ours", lambda: align_layers(reference, other))

@@ -73,7 +73,7 @@ def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assig
 
 
 def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
-    """`[solve_assignment(one) for one in similarities]`; checked together, and moved to the CPU together, where small."""
+    """`[solve_assignment(one) for one in similarities]`; small ones are checked, and moved to the CPU, together."""
     if similarities.shape[1] < _PRICED_FROM:
         return [_solve_whole(one) for one in _finite(_comparable(similarities).numpy(force=True))]
     return [solve_assignment(one) for one in similarities]
@@ -91,7 +91,8 @@ def _comparable(similarity: Tensor) -> Tensor:
 
 
 def _finite(similarity: Float[np.ndarray, "*b n n"]) -> Float[np.ndarray, "*b n n"]:
-    if not np.isfinite(similarity).all():
+    # The product is NaN or infinite if an entry is, at a third of the cost of looking at each; it may also overflow.
+    if not math.isfinite(np.vdot(similarity, similarity)) and not np.isfinite(similarity).all():
         raise BadInputError(f"a similarity of {' x '.join(map(str, similarity.shape))} holds NaN or infinite values")
     return similarity
 

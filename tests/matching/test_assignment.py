@@ -11,7 +11,14 @@ from lap import lapjvh
 from scipy.optimize import linear_sum_assignment
 
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.matching import Assignment, candidate_assignment, certify, dense_assignment, solve_assignment, solve_assignments
+from hf_moe_lmc.matching import (
+    Assignment,
+    candidate_assignment,
+    certify,
+    dense_assignment,
+    solve_assignment,
+    solve_assignments,
+)
 from hf_moe_lmc.matching import assignment as routes
 from hf_moe_lmc.matching.candidate_assignment import solve_by_candidates
 from hf_moe_lmc.symmetry import Permutation
@@ -75,6 +82,7 @@ def test_whole_matrices_equal_scipy_and_are_certified(n, seed, kind, dtype):
     matrix = similarity(kind, n, seed, dtype)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(dense_assignment, "_SCIPY_BELOW", 0)
+        patch.setattr(dense_assignment, "_SHIFTED_FROM", 60 * (seed % 2))
         columns, solver = dense_assignment.solve_dense(matrix.numpy())
     assert solver == "lapx"
     prices = dense_assignment.proving_prices(matrix.numpy(), columns)
