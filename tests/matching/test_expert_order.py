@@ -187,3 +187,16 @@ def test_agreement_with_router_rows(layers, method):
     found, gate = (match_experts(layer, swapped, which) for which in (method, "gate"))
     alike = found.order.index == gate.order.index
     assert found.gate_agreement == pytest.approx(alike.double().mean().item())
+
+
+@pytest.mark.parametrize("method", ["units", "gate", "gram", "sketch", "joint"])
+def test_agreement_with_gram_matrices(layers, method, monkeypatch):
+    """Of a scrambled copy all agree, even at a glimpse; where routers mislead, they do not."""
+    layer, other = layers
+    copy = act(derangement(layer), layer)
+    monkeypatch.setattr(gram, "_GLIMPSE", 4)
+    assert match_experts(layer, copy, method).gram_agreement == (0 if method == "units" else 1)
+    monkeypatch.undo()
+    found = match_experts(layer, replace(copy, experts=other.experts), method)
+    exact = match_experts(layer, replace(copy, experts=other.experts), "gram").order
+    assert found.gram_agreement == pytest.approx((found.order.index == exact.index).double().mean().item())
