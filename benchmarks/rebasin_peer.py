@@ -24,5 +24,5 @@ for state in (a, b):
     models.append(model)
 start = time.process_time()
 PermutationCoordinateDescent(*models, torch.zeros(1, hidden)).rebasin()
-print(time.process_time() - start)
+sys.stdout.write(f"{time.process_time() - start}\n")
 torch.save(models[1].state_dict(), folder / "matched.pt")

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -106,7 +107,7 @@ def row(grows: str, shape: dict[str, int], processes: int, seconds: float) -> di
 
 def compare(rows: list[dict[str, object]]) -> None:
     """Fill in how much each row grew from the one before, where the same grows."""
-    for before, after in zip(rows, rows[1:], strict=False):
+    for before, after in pairwise(rows):
         if before["grows"] == after["grows"]:
             after["growth"] = after["CPU s"] / before["CPU s"]
             share = before["processes"] / after["processes"]
