@@ -73,10 +73,15 @@ def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assig
 
 
 def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
-    """`[solve_assignment(one) for one in similarities]`; small ones are checked, and moved to the CPU, together."""
-    if similarities.shape[1] < _PRICED_FROM:
-        return [_solve_whole(one) for one in _finite(_comparable(similarities).numpy(force=True))]
-    return [solve_assignment(one) for one in similarities]
+    """`[solve_assignment(one) for one in similarities]`; of small ones, all but the solver works on the whole batch."""
+    if similarities.shape[1] >= _PRICED_FROM:
+        return [solve_assignment(one) for one in similarities]
+    matrices = _finite(_comparable(similarities).numpy(force=True))
+    found = [solve_dense(matrix) for matrix in matrices]
+    columns = np.array([columns for columns, _ in found], np.int64).reshape(matrices.shape[:2])
+    objectives = np.take_along_axis(matrices, columns[..., None], axis=2).sum(axis=(1, 2), dtype=np.float64)
+    results = zip(torch.from_numpy(columns), objectives.tolist(), (solver for _, solver in found), strict=True)
+    return [Assignment(*result) for result in results]
 
 
 def blocks_of_groups(similarity: Float[Tensor, "n n"], groups: int) -> Float[Tensor, "b m m"]:

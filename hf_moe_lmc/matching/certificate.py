@@ -44,7 +44,7 @@ def _certify_grouped(assignment: Assignment, similarity: Tensor, groups: int) ->
     size = len(similarity) // groups
     outside = Assignment(assignment.columns[::size] // size, 0.0, assignment.solver)
     lacking = _own(outside, bounds).sum() - _own(assignment, similarity).sum()
-    return certify(outside, bounds) + lacking.item()
+    return max(certify(outside, bounds) + lacking.item(), 0.0)  # below zero by rounding
 
 
 def _own(assignment: Assignment, similarity: Tensor) -> Tensor:

@@ -216,7 +216,8 @@ def test_a_batch_is_solved_as_one_after_the_other(size, n, seed, kind):
     for found, one in zip(solve_assignments(batch), batch, strict=True):
         alone = solve_assignment(one)
         assert torch.equal(found.columns, alone.columns)
-        assert (found.objective, found.solver) == (alone.objective, alone.solver)
+        assert found.objective == pytest.approx(alone.objective, rel=1e-12, abs=1e-12 * one.abs().sum().item())
+        assert found.solver == alone.solver
 
 
 @pytest.mark.parametrize("n", [3, 400])
