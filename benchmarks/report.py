@@ -17,16 +17,23 @@ def report(name: str, rows: Sequence[Mapping[str, object]], formats: Mapping[str
 
     Args:
         name: of the files.
-        rows: the results, alike in their fields.
+        rows: the results, alike in their fields; None is an empty cell.
         formats: field -> its format in the table, such as ".1f"; fields that are missing in it are only in the JSON.
         folder: is made if need be.
     """
     versions = ", ".join(f"{package} {version(package)}" for package in PACKAGES)
     machine = f"{platform.machine()}, one thread, Python {platform.python_version()}, {versions}; CPU seconds"
     machine += f" on {os.cpu_count()} cores, of which {os.getloadavg()[0]:.0f} were wanted"
-    lines = ["| " + " | ".join(format(row[field], form) for field, form in formats.items()) + " |" for row in rows]
+    cells = [
+        ["" if row[field] is None else format(row[field], form) for field, form in formats.items()] for row in rows
+    ]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
     table = "\n".join([machine, "", f"| {' | '.join(formats)} |", "|---" * len(formats) + "|", *lines]) + "\n"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     (folder / f"{name}.md").write_text(table)
     sys.stdout.write(table)
+
+
+def _cell(value: object, form: str) -> str:
+    return "" if value is None else format(value, form)

@@ -1,6 +1,6 @@
 """Two MoeLayers -> the MoeSymmetry that brings the second closest to the first."""
 
-from .assignment import Assignment, solve_assignment
+from .assignment import Assignment, solve_assignment, solve_assignments
 from .certificate import certify
 from .distance import layer_distance
 from .evidence import LayerEvidence
@@ -27,4 +27,5 @@ __all__ = [
     "match_experts",
     "match_mutually",
     "solve_assignment",
+    "solve_assignments",
 ]

@@ -2,21 +2,23 @@
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.symmetry import Permutation
 
 from .candidate_assignment import solve_by_candidates
-from .dense_assignment import proving_prices, solve_dense
+from .dense_assignment import solve_dense
 from .price_passes import best_columns
 
-# Measured crossovers: from the first on, prices are cheap beside the solution; from the second on, candidates beat the
-# whole matrix.
-_PRICED_FROM = 256
+# Measured crossovers: from the first on, passes over the matrix are cheap beside its solution; from the second on,
+# candidates and the prices that come with them beat the whole matrix and a search for prices.
+_PRICED_FROM = 384
 _CANDIDATES_FROM = 1280
 
 
@@ -25,21 +27,26 @@ class Assignment:
     """An optimal assignment.
 
     Args:
-        permutation: p, `[n]`; row i is assigned column p[i].
-        objective: `sum_i similarity[i, p[i]]`.
+        columns: `[n]`; row i is assigned column `columns[i]`.
+        objective: `sum_i similarity[i, columns[i]]`.
         solver: what found it: "row maxima", "candidates", "lapx" or "scipy".
         prices: v, `[n]`, a dual solution: `sum_i max_j (S_ij - v_j) + sum_j v_j` bounds every assignment from above.
-            None for small n; `certify` then finds some.
+            None where the solver gives none; `certify` then finds some.
     """
 
-    permutation: Permutation
+    columns: Int64[Tensor, " n"]
     objective: float
     solver: str
     prices: Float[Tensor, " n"] | None = None
 
+    @cached_property
+    def permutation(self) -> Permutation:
+        """`columns` as a permutation; made where it is asked for, since it takes longer than a small assignment."""
+        return Permutation(self.columns)
 
-def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
-    """The permutation p that maximises `sum_i similarity[i, p[i]]`, with prices that prove it; see `certify`.
+
+def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assignment:
+    """The permutation p that maximises `sum_i similarity[i, p[i]]`; `certify` proves it.
 
     Routes, each exact up to the rounding of `similarity`'s dtype: where the best columns of the rows at some prices
     are all different, they are the optimum, since no row could gain more; large n by candidates; else
@@ -47,53 +54,85 @@ def solve_assignment(similarity: Float[Tensor, "n n"]) -> Assignment:
 
     Args:
         similarity: S, on any device; half precision is computed in float32.
+        groups: of all permutations, those that map groups of n / `groups` neighbours to groups. On two levels: the
+            best assignment between every pair of groups fills a table, and one assignment on it pairs the groups
+            (the wreath product `S_{n/g} wr S_g`).
 
     Raises:
         BadInputError: an entry is NaN or infinite.
     """
-    n = len(similarity)
-    similarity = similarity.detach().to(torch.promote_types(similarity.dtype, torch.float32))
+    if groups > 1:
+        return _solve_grouped(similarity, groups)
+    similarity = _comparable(similarity)
+    if len(similarity) < _PRICED_FROM:
+        return _solve_whole(_finite(similarity.numpy(force=True)))
     # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
-    if not math.isfinite(similarity.sum()) and not similarity.isfinite().all():
-        raise BadInputError(f"a similarity of {n} x {n} holds NaN or infinite values")
-    if n < _PRICED_FROM:
-        solution, solver = solve_dense(similarity.cpu().numpy())
-        return _assignment(similarity, torch.from_numpy(solution), solver, None)
-    prices = similarity.amax(dim=0) / 2
+    if not math.isfinite(similarity.detach().sum()):
+        _finite(similarity.numpy(force=True))
+    return _solve_large(similarity.detach())
+
+
+def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
+    """`[solve_assignment(one) for one in similarities]`; of small ones, all but the solver works on the whole batch."""
+    if similarities.shape[1] >= _PRICED_FROM:
+        return [solve_assignment(one) for one in similarities]
+    matrices = _finite(_comparable(similarities).numpy(force=True))
+    found = [solve_dense(matrix) for matrix in matrices]
+    columns = np.array([columns for columns, _ in found], np.int64).reshape(matrices.shape[:2])
+    objectives = np.take_along_axis(matrices, columns[..., None], axis=2).sum(axis=(1, 2), dtype=np.float64)
+    results = zip(torch.from_numpy(columns), objectives.tolist(), (solver for _, solver in found), strict=True)
+    return [Assignment(*result) for result in results]
+
+
+def blocks_of_groups(similarity: Float[Tensor, "n n"], groups: int) -> Float[Tensor, "b m m"]:
+    """The blocks between groups of neighbours: block `g * groups + h` has the rows of group g, the columns of h."""
+    size = len(similarity) // groups
+    return similarity.reshape(groups, size, groups, size).transpose(1, 2).flatten(0, 1)
+
+
+def _comparable(similarity: Tensor) -> Tensor:
+    """In float32 or better."""
+    return similarity.float() if similarity.dtype.itemsize < 4 else similarity
+
+
+def _finite(similarity: Float[np.ndarray, "*b n n"]) -> Float[np.ndarray, "*b n n"]:
+    # The product is NaN or infinite if an entry is, at a third of the cost of looking at each; it may also overflow.
+    if not math.isfinite(np.vdot(similarity, similarity)) and not np.isfinite(similarity).all():
+        raise BadInputError(f"a similarity of {' x '.join(map(str, similarity.shape))} holds NaN or infinite values")
+    return similarity
+
+
+def _solve_whole(similarity: Float[np.ndarray, "n n"]) -> Assignment:
+    columns, solver = solve_dense(similarity)
+    objective = math.fsum(similarity[np.arange(len(columns)), columns].tolist())  # for few, faster than numpy's sum
+    return Assignment(torch.from_numpy(columns), objective, solver)
+
+
+def _solve_large(similarity: Float[Tensor, "n n"]) -> Assignment:
+    n, prices = len(similarity), similarity.amax(dim=0) / 2
     # A few rows mostly show whether two want one column.
     for rows in (similarity[: n // 8], similarity):
         columns = best_columns(rows, prices)
         if len(columns.unique()) < len(columns):
             break
     else:
-        return _assignment(similarity, columns, "row maxima", prices)
+        return _priced(similarity, columns, "row maxima", prices)
     if n >= _CANDIDATES_FROM and (found := solve_by_candidates(similarity)) is not None:
-        return _assignment(similarity, found[0], "candidates", found[1])
-    matrix = similarity.cpu().numpy()
-    solution, solver = solve_dense(matrix)
-    prices = torch.from_numpy(proving_prices(matrix, solution))
-    return _assignment(similarity, torch.from_numpy(solution), solver, prices)
+        return _priced(similarity, found[0], "candidates", found[1])
+    return _solve_whole(similarity.numpy(force=True))
 
 
-def solve_grouped_assignment(similarity: Float[Tensor, "n n"], groups: int) -> Assignment:
-    """As `solve_assignment`, over the permutations that map groups of n / `groups` neighbours to groups; exactly.
-
-    Two levels: the best assignment between every pair of groups fills a table, and one assignment on it pairs the
-    groups (the wreath product `S_{n/g} wr S_g`).
-    """
-    if groups == 1:
-        return solve_assignment(similarity)
-    size = similarity.shape[0] // groups
-    blocks = similarity.reshape(groups, size, groups, size).transpose(1, 2)
-    inside = [[solve_assignment(block) for block in row] for row in blocks]
-    table = torch.tensor([[found.objective for found in row] for row in inside], dtype=torch.float64)
-    outside = solve_assignment(table)
-    pairs = enumerate(outside.permutation.index.tolist())
-    order = torch.cat([inside[group][other].permutation.index + other * size for group, other in pairs])
-    return Assignment(Permutation(order), outside.objective, outside.solver)
-
-
-def _assignment(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor | None) -> Assignment:
+def _priced(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor) -> Assignment:
     columns = columns.long().to(similarity.device)
     objective = similarity.gather(1, columns[:, None]).sum(dtype=torch.float64).item()
-    return Assignment(Permutation(columns.cpu()), objective, solver, None if prices is None else prices.cpu())
+    return Assignment(columns.cpu(), objective, solver, prices.cpu())
+
+
+def _solve_grouped(similarity: Float[Tensor, "n n"], groups: int) -> Assignment:
+    size = len(similarity) // groups
+    inside = solve_assignments(blocks_of_groups(similarity, groups))
+    table = torch.tensor([found.objective for found in inside], dtype=torch.float64).view(groups, groups)
+    outside = solve_assignment(table)
+    pairs = enumerate(outside.columns.tolist())
+    columns = torch.cat([inside[group * groups + other].columns + other * size for group, other in pairs])
+    return Assignment(columns, outside.objective, outside.solver)

@@ -27,7 +27,7 @@ class LayerEvidence:
     Args:
         expert_method: the route that decided the expert order.
         certified: whether the order is proven optimal over all orders and units.
-        expert_margin, gate_agreement: see `ExpertMatching`.
+        expert_margin, gate_agreement, gram_agreement: see `ExpertMatching`.
         solved_pairs: pairs of experts whose units were matched for the order, of E^2.
         unit_solvers: solver -> how many of the layer's unit assignments it solved.
         similarity: sum over all matched units, shared experts included.
@@ -59,6 +59,7 @@ class LayerEvidence:
     reduction: float
     null_reduction: float
     order_gain: float
+    gram_agreement: float | None = None
 
 
 def gather_evidence(
@@ -105,6 +106,7 @@ def gather_evidence(
         reduction=reduction,
         null_reduction=null,
         order_gain=gain,
+        gram_agreement=experts.gram_agreement,
     )
 
 

@@ -14,9 +14,9 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
-from .assignment import solve_grouped_assignment
+from .assignment import solve_assignment
 from .distance import gauged, working_dtype
-from .gram import gram_cost
+from .gram import glimpsed_gram_cost, gram_cost
 from .joint import JointTable, best_known_order, fill_until_certified
 from .sketch import is_sure, sketched_squares
 from .unit_matching import UnitMatching
@@ -39,6 +39,7 @@ class ExpertMatching:
             experts costs on average; 1 is clear, 0 a tie. At least so much where the table holds bounds.
         gate_agreement: the share of the experts whose partners are also those of the best order by router rows; None
             without routers.
+        gram_agreement: the same by Gram matrices, of which 64 hidden coordinates are looked at; None without units.
         table: `[E, E]`, what the method compared, the greater the better; upper bounds where "joint" needed no more.
             None where experts were not compared.
         pairs: the pairs of experts whose units were matched on the way.
@@ -49,6 +50,7 @@ class ExpertMatching:
     certified: bool = False
     margin: float = 0.0
     gate_agreement: float | None = None
+    gram_agreement: float | None = None
     table: Float[Tensor, "E E"] | None = None
     pairs: dict[tuple[int, int], UnitMatching] = field(default_factory=dict)
 
@@ -83,7 +85,7 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             raise UnsupportedArchitectureError('the "gram" order needs units, which are quantised; choose "gate"')
         method = "gate"
     cost = gate_cost(router, other_router)
-    gate = solve_grouped_assignment(-cost, groups).permutation
+    gate = solve_assignment(-cost, groups).permutation
     match method:
         case "units":
             found = ExpertMatching(Permutation.identity(num_experts), "units")
@@ -109,7 +111,14 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             found = _jointly(JointTable.bounded(reference, other), first, groups, budget)
         case _:
             assert_never(method)
-    return replace(found, gate_agreement=(found.order.index == gate.index).double().mean().item())
+    gram = None
+    if reference.experts.num_units:
+        gram = solve_assignment(-glimpsed_gram_cost(reference.experts, other.experts, dtype), groups).permutation
+    return replace(
+        found,
+        gate_agreement=_agreement(found.order, gate),
+        gram_agreement=None if gram is None else _agreement(found.order, gram),
+    )
 
 
 def gate_cost(reference: Router, other: Router) -> Float[Tensor, "E E"]:
@@ -138,14 +147,14 @@ def order_margin(table: Float[Tensor, "E E"], order: Permutation, groups: int) -
     for i in range(size):
         without = values.clone()
         without[i, order.index[i]] = forbidden
-        second = solve_grouped_assignment(without, groups).permutation.index
+        second = solve_assignment(without, groups).permutation.index
         if second[i] != order.index[i]:
             others.append(values[rows, second].sum().item())
     return max(best - max(others), 0.0) / exchange if others and exchange > 0 else 0.0
 
 
 def _on_table(table: Float[Tensor, "E E"], groups: int, method: str) -> ExpertMatching:
-    order = solve_grouped_assignment(table, groups).permutation
+    order = solve_assignment(table, groups).permutation
     return ExpertMatching(order, method, margin=order_margin(table, order, groups), table=table)
 
 
@@ -165,6 +174,10 @@ def _jointly(table: JointTable, gate: Permutation, groups: int, budget: int) -> 
     order = best_known_order(table, groups)
     margin = order_margin(table.values, order, groups)
     return ExpertMatching(order, "joint", certified, margin, table=table.values, pairs=table.pairs)
+
+
+def _agreement(order: Permutation, other: Permutation) -> float:
+    return (order.index == other.index).double().mean().item()
 
 
 def _is_clear(cost: Float[Tensor, "E E"], order: Permutation) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation
 
-from .assignment import solve_grouped_assignment
+from .assignment import solve_assignment
 from .bounds import bounding_rows, total_similarity_bound
 from .distance import working_dtype
 from .unit_matching import UnitMatching, match_experts_units
@@ -74,7 +74,7 @@ def fill_until_certified(table: JointTable, first: Permutation, groups: int, bud
             return False
         for pair in wanted:
             table.solve(*pair)
-        order = solve_grouped_assignment(table.values, groups).permutation
+        order = solve_assignment(table.values, groups).permutation
     return True
 
 
@@ -85,7 +85,7 @@ def best_known_order(table: JointTable, groups: int) -> Permutation:
     for pair in table.pairs:
         unsolved[pair] = False
     worst = values.min() - len(values) * (values.max() - values.min()) - 1
-    return solve_grouped_assignment(values.masked_fill(unsolved, worst), groups).permutation
+    return solve_assignment(values.masked_fill(unsolved, worst), groups).permutation
 
 
 def _unit_bounds(reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> Float64[Tensor, "E E"]:

@@ -57,7 +57,7 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
     else:
         similarity = reference.similarity(other)
         found = solve_assignment(similarity)
-        columns, prices = found.permutation.index, found.prices
+        columns, prices = found.columns, found.prices
         if prices is None:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.numpy()))
         gap, solver = certify(replace(found, prices=prices), similarity), found.solver

@@ -1,6 +1,6 @@
 """How much an alignment is worth: the verdict of a pair, from the evidence of its layers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import median, median_high
 from typing import Literal, get_args
@@ -25,7 +25,7 @@ class Verdict:
     Args:
         label: that of the median layer, counted from "already aligned" to "not alignable".
         layers: label -> number of layers.
-        reduction, null_reduction, order_gain, fixed_units, gate_agreement: see `LayerEvidence`.
+        reduction, null_reduction, order_gain, fixed_units, gate_agreement, gram_agreement: see `LayerEvidence`.
     """
 
     label: Label
@@ -35,16 +35,16 @@ class Verdict:
     order_gain: float
     fixed_units: float
     gate_agreement: float | None
+    gram_agreement: float | None
 
     def text(self) -> str:
         """One line: the label, and the figures that it rests on."""
-        agreement = (
-            "" if self.gate_agreement is None else f"; router rows agree on {self.gate_agreement:.0%} of the order"
-        )
+        agreements = (("router rows", self.gate_agreement), ("Gram matrices", self.gram_agreement))
+        agree = "".join(f"; {what} agree on {x:.0%} of the order" for what, x in agreements if x is not None)
         return (
             f"verdict: {self.label} (brought closer by {self.reduction:.0%}, unrelated weights by "
             f"{self.null_reduction:.0%}; a wrong expert order is {self.order_gain:.0%} farther; "
-            f"{self.fixed_units:.0%} of the units stay{agreement})"
+            f"{self.fixed_units:.0%} of the units stay{agree})"
         )
 
 
@@ -67,7 +67,6 @@ def judge_layer(evidence: LayerEvidence) -> Label:
 def judge(layers: Sequence[LayerEvidence]) -> Verdict:
     """The verdict of a pair of models; `layers` holds the evidence of one layer at least."""
     labels = [judge_layer(evidence) for evidence in layers]
-    agreements = [evidence.gate_agreement for evidence in layers if evidence.gate_agreement is not None]
     return Verdict(
         label=_LABELS[median_high(_LABELS.index(label) for label in labels)],
         layers={label: labels.count(label) for label in _LABELS if label in labels},
@@ -75,5 +74,11 @@ def judge(layers: Sequence[LayerEvidence]) -> Verdict:
         null_reduction=median(evidence.null_reduction for evidence in layers),
         order_gain=median(evidence.order_gain for evidence in layers),
         fixed_units=median(evidence.fixed_units for evidence in layers),
-        gate_agreement=median(agreements) if agreements else None,
+        gate_agreement=_median(evidence.gate_agreement for evidence in layers),
+        gram_agreement=_median(evidence.gram_agreement for evidence in layers),
     )
+
+
+def _median(figures: Iterable[float | None]) -> float | None:
+    known = [figure for figure in figures if figure is not None]
+    return median(known) if known else None

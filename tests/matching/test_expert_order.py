@@ -2,10 +2,11 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
 
-from hf_moe_lmc.matching import expert_order, match_experts, solve_assignment
+from hf_moe_lmc.matching import expert_order, gram, match_experts, solve_assignment
 from hf_moe_lmc.matching.expert_order import gate_cost
-from hf_moe_lmc.matching.gram import gram_cost
+from hf_moe_lmc.matching.gram import gram_cost, matrices, products_are_cheaper, squares_by_grams, squares_by_products
 from hf_moe_lmc.matching.joint import JointTable
 from hf_moe_lmc.matching.sketch import is_sure, sketched_squares
 from hf_moe_lmc.moe import act
@@ -58,6 +59,41 @@ def test_gram_cost_ignores_the_order_and_signs_of_units(layers):
     a, b = layers[0].experts, layers[1].experts
     units = derangement(layers[1]).units
     torch.testing.assert_close(gram_cost(a, b.permute_units(units), torch.float64), gram_cost(a, b, torch.float64))
+
+
+@pytest.mark.parametrize("tile", [8 * 5, 8 * 5 * 4, 2**26])
+def test_both_forms_of_the_gram_cost_agree_in_tiles_of_any_size(layers, tile, monkeypatch):
+    monkeypatch.setattr(gram, "_TILE_BYTES", tile)
+    tiles, cdist = [], torch.cdist
+    monkeypatch.setattr(torch, "cdist", lambda a, b, **how: tiles.append(a) or cdist(a, b, **how))
+    a, b = (matrices(layer.experts) for layer in layers)
+    for x, y in zip(a, b, strict=True):
+        near = x + 1e-4 * y
+        for other in (x, y, near):
+            torch.testing.assert_close(squares_by_products(x, other), squares_by_grams(x, other, torch.float64))
+        # Control: differences as small as these are seen.
+        assert (squares_by_products(x, near).diagonal() > 0).all()
+    assert max(one.nbytes for one in tiles) <= max(tile, 8 * len(a[0]))
+
+
+@pytest.mark.parametrize(("experts", "units", "width"), [(3, 2, 40), (40, 1, 6), (4, 40, 3), (2, 6, 6)])
+def test_the_form_with_fewer_operations_is_taken(experts, units, width, monkeypatch):
+    """Operations are those that torch counts, and three for each entry that a distance compares."""
+    a, b = torch.randn(2, experts, units, width, dtype=torch.float64)
+    with FlopCounterMode(display=False) as products:
+        squares_by_products(a, b)
+    monkeypatch.setattr(gram, "_TILE_BYTES", 8 * experts)  # tiles of one entry: no part of the lower triangle
+    with FlopCounterMode(display=False) as grams:
+        squares_by_grams(a, b, torch.float64)
+    entries = experts**2 * width * (width + 1) / 2
+    cheaper = products_are_cheaper(experts, units, width)
+    assert cheaper == (2 * products.get_total_flops() < grams.get_total_flops() + 3 * entries)
+    bank = LAYER_KINDS["mlp, router without bias"](experts, units, width).experts
+    bank = replace(bank, up_bias=None, down_bias=None)
+    taken = []
+    monkeypatch.setattr(gram, "squares_by_products", lambda a, b: taken.append(True) or squares_by_products(a, b))
+    gram_cost(bank, bank, torch.float32)
+    assert taken == [True] * 2 * cheaper
 
 
 def test_sketches_estimate_the_gram_cost(layers):
@@ -151,3 +187,16 @@ def test_agreement_with_router_rows(layers, method):
     found, gate = (match_experts(layer, swapped, which) for which in (method, "gate"))
     alike = found.order.index == gate.order.index
     assert found.gate_agreement == pytest.approx(alike.double().mean().item())
+
+
+@pytest.mark.parametrize("method", ["units", "gate", "gram", "sketch", "joint"])
+def test_agreement_with_gram_matrices(layers, method, monkeypatch):
+    """Of a scrambled copy all agree, even at a glimpse; where routers mislead, they do not."""
+    layer, other = layers
+    copy = act(derangement(layer), layer)
+    monkeypatch.setattr(gram, "_GLIMPSE", 4)
+    assert match_experts(layer, copy, method).gram_agreement == (0 if method == "units" else 1)
+    monkeypatch.undo()
+    found = match_experts(layer, replace(copy, experts=other.experts), method)
+    exact = match_experts(layer, replace(copy, experts=other.experts), "gram").order
+    assert found.gram_agreement == pytest.approx((found.order.index == exact.index).double().mean().item())
