@@ -151,13 +151,19 @@ def test_the_token_is_never_told(parents, hub, tmp_path, capsys, caplog):
 
 
 def test_a_wrong_body_of_the_right_length(parents, hub, tmp_path, capsys):
-    """It is no checkpoint, and is not taken for one."""
-    name = next(name for name in hub.repositories["org/b"].files if name.endswith("00003-of-00005.safetensors"))
-    files = hub.repositories["org/b"].commits[0]
-    files[name] = b"<html>".ljust(len(files[name]))
-    assert cli.main(["merge", *parents, "-o", str(tmp_path / "merged")]) == 3
+    """The Hub's fault where it sends something else than it lists; the repository's where that is what it holds."""
+    command = ["merge", *parents, "-o", str(tmp_path / "merged")]
+    repository = hub.repositories["org/b"]
+    name = next(name for name in repository.files if name.endswith("00003-of-00005.safetensors"))
+    content, repository.sent[name] = repository.files[name], b"<html>".ljust(len(repository.files[name]))
+    assert cli.main(command) == 6
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: what the Hub sent as {name} of org/b@main is not what it lists")
+    repository.commits[0][name] = repository.sent.pop(name)
+    assert cli.main(command) == 3
     assert name in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "merged").exists()
+    repository.commits[0][name] = content
 
 
 @pytest.mark.parametrize(
