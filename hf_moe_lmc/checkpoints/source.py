@@ -178,8 +178,8 @@ def _download(
         raise _BusyError(f"{repository}@{revision} changed while it was opened; try again")
     if damaged := drop_damaged(Path(folder), new):
         raise _BusyError(
-            f"what the Hub sent as {damaged[0]} of {repository}@{revision} is not what it lists; it was thrown away, try "
-            "again later"
+            f"what the Hub sent as {damaged[0]} of {repository}@{revision} is not what it lists; it was thrown away, "
+            "try again later"
         )
     return Path(folder), found
 
