@@ -55,7 +55,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = ExampleParser(PathArguments, TextArguments, MoeTrainingArguments, description=__doc__)
     parser.set_defaults(
         output_dir="path",
-        max_eval_samples=256,
+        max_eval_samples=192,
         max_steps=300,
         per_device_train_batch_size=16,
         learning_rate=3e-3,
@@ -82,14 +82,14 @@ def main(arguments: list[str] | None = None) -> None:
 
     reference, other = (MixtralForCausalLM.from_pretrained(copy) for copy in copies)
     scramble(other, seed=3)
-    accelerator, half = Accelerator(), len(test) // 2
+    accelerator, apart = Accelerator(), len(test) // 3  # blocks that calibrate
     report = evaluate_path(
         reference,
         other,
         align(reference, other),
-        DataLoader(Subset(test, range(half, len(test))), training.per_device_eval_batch_size),
+        DataLoader(Subset(test, range(apart, len(test))), training.per_device_eval_batch_size),
         options.points,
-        calibration=DataLoader(Subset(test, range(half)), batch_size=16),
+        calibration=DataLoader(Subset(test, range(apart)), batch_size=16),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
