@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from hf_moe_lmc.alignment import Alignment, MutualAlignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
-from hf_moe_lmc.errors import BadInputError, MoeLmcError
+from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError
 from hf_moe_lmc.verification import Verification
 
 from .layer_figures import layer_figures
@@ -124,7 +124,12 @@ def parents_licence(made: MadeFolder, token: str | bool | None = None) -> Licenc
 
     Raises:
         BadInputError, IncompatiblePairError: there is none; see `merged_licence`.
+        HubError: the Hub does not give a card.
     """
     if not made.parents:
         raise BadInputError(f"{made.path} does not say what it was made of; name a licence with --license")
-    return merged_licence({parent.label: read_parent_card(parent, token).licence for parent in made.parents.values()})
+    cards = {parent.label: read_parent_card(parent, token) for parent in made.parents.values()}
+    for label, card in cards.items():
+        if card.failure:
+            raise HubError(f"the card of {label} cannot be had: {card.failure}; or name a licence with --license")
+    return merged_licence({label: card.licence for label, card in cards.items()})

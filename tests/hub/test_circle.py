@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from hf_moe_lmc import Alignment, AlignmentConfig, MoeAligner, apply, cli, merge
+from hf_moe_lmc import Alignment, AlignmentConfig, MoeAligner, apply, cli, from_aligned_pretrained, merge
 from hf_moe_lmc.alignment import open_checkpoint
 from hf_moe_lmc.errors import BadInputError, HubError, OutputError
 from tests.hub.server import TOKEN, Failure, Repository
@@ -56,6 +57,15 @@ def test_the_whole_circle(parents, made, hub, tmp_path):
     assert manifest["reference"]["commit"] == hub.repositories["org/a"].shas[1]
     for repository in hub.repositories.values():
         assert not any(TOKEN.encode() in content for content in repository.files.values())
+
+
+def test_a_model_aligned_to_another_by_revision(parents, made, hub):
+    name, _, commit = parents[0].partition("@")
+    found = from_aligned_pretrained("org/b", align_to=name, align_to_options={"revision": commit})
+    expected = from_aligned_pretrained(made / "b", align_to=made / "a").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+    with pytest.raises(HubError, match="org/b has no revision v9"):
+        from_aligned_pretrained("org/b", align_to=name, options={"revision": "v9"})
 
 
 def test_an_alignment_is_applied_by_others(parents, made, hub, tmp_path, capsys):
@@ -164,6 +174,20 @@ def test_a_wrong_body_of_the_right_length(parents, hub, tmp_path, capsys):
     assert name in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "merged").exists()
     repository.commits[0][name] = content
+
+
+def test_the_card_of_a_parent_that_the_hub_does_not_give(parents, hub, tmp_path, capsys):
+    """Its licence is not known then, which is not the same as not stated."""
+    merged = tmp_path / "merged"
+    assert cli.main(["merge", *parents, "-o", str(merged)]) == 0
+    (merged / "README.md").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    hub.failures.append(Failure("README.md", 500))
+    assert cli.main(["push", str(merged), "me/merged"]) == 6
+    assert "error: the card of org/a cannot be had: the Hub failed (500)" in capsys.readouterr().err
+    assert "me/merged" not in hub.repositories
+    hub.failures.clear()
+    assert cli.main(["push", str(merged), "me/merged"]) == 0
 
 
 @pytest.mark.parametrize(
