@@ -1,9 +1,9 @@
 """The loss along the path between two fine-tunes of one Mixture-of-Experts language model, under every control.
 
-Without arguments, everything is made on the spot, in about two minutes on one CPU core: a byte-level tokenizer and a small
-Mixtral are trained on the manual that ships with Python, two copies are fine-tuned apart, and one of them is scrambled
-(it computes the same, but its experts and units have other places). The report shows what averaging does to the pair as
-it is, aligned, repaired and under controls.
+Without arguments, everything is made on the spot, in about two minutes on one CPU core: a byte-level tokenizer and a
+small Mixtral are trained on the manual that ships with Python, two copies are fine-tuned apart, and one of them is
+scrambled (it computes the same, but its experts and units have other places). The report shows what averaging does to
+the pair as it is, aligned, repaired and under controls.
 
     python examples/evaluate_path.py --output_dir path
     python examples/evaluate_path.py --dataset Salesforce/wikitext --dataset_config wikitext-2-raw-v1 --block_size 256 \
