@@ -13,13 +13,15 @@ Language models are evaluated on blocks of text, image classifiers on images; wi
 fine-tuning examples kept for it.
 """
 
-import argparse
 import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from accelerate import PartialState
 from example_data import TextArguments
+from example_parser import ExampleParser
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel
 
@@ -27,7 +29,37 @@ from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
 from hf_moe_lmc.connectivity import PathReport, evaluate_path
 from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 from hf_moe_lmc.demo.digits import digits_file, load_digits
+from hf_moe_lmc.matching import ExpertOrder
 from hf_moe_lmc.verification import load_plainly
+
+PAIR = {
+    "reference": "a folder, or repo or repo@revision on the Hub: t = 0",
+    "other": "the same: t = 1, once aligned",
+}
+
+
+@dataclass
+class EvaluationArguments:
+    """What the path is measured on, and where."""
+
+    dataset: str | None = field(
+        default=None, metadata={"help": "a local file or folder, or a dataset on the Hub; default: bundled data"}
+    )
+    dataset_config: str | None = field(default=None, metadata={"help": "of a dataset on the Hub"})
+    dataset_split: str = field(default="test", metadata={"help": "of a dataset on the Hub"})
+    block_size: int = field(default=64, metadata={"help": "tokens per block"})
+    max_eval_samples: int = field(default=256, metadata={"help": "blocks or images; a quarter calibrates"})
+    points: int = field(default=11, metadata={"help": "of the evaluated path"})
+    batch_size: int = field(default=64, metadata={"help": "blocks or images, per process"})
+
+
+@dataclass
+class MergeArguments:
+    """The merges."""
+
+    output: str = field(default="merged", metadata={"help": "a new folder"})
+    expert_order: ExpertOrder = field(default="auto", metadata={"help": "how experts are matched"})
+    t: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75], metadata={"help": "points to write a merge of"})
 
 
 def layer_table(alignment: Alignment) -> str:
@@ -40,42 +72,31 @@ def layer_table(alignment: Alignment) -> str:
     return "\n".join(lines) + "\n"
 
 
-def evaluation_data(model: PreTrainedModel, checkpoint: str, options: argparse.Namespace) -> Dataset:
+def evaluation_data(model: PreTrainedModel, checkpoint: str, evaluation: EvaluationArguments) -> Dataset:
     """What `model` is evaluated on, and what the output sizes are calibrated on before that."""
-    number = options.max_eval_samples
-    if options.dataset:
-        rows = load_rows(options.dataset, options.dataset_config, options.dataset_split)
+    number = evaluation.max_eval_samples
+    if evaluation.dataset:
+        rows = load_rows(evaluation.dataset, evaluation.dataset_config, evaluation.dataset_split)
         processor = processor_of(model, checkpoint)
-        return examples_for(model, rows, processor, length=options.block_size, max_examples=number)
+        return examples_for(model, rows, processor, length=evaluation.block_size, max_examples=number)
     if model.main_input_name == "pixel_values":
         test = load_digits(digits_file())[1]
         return Subset(test, range(min(number, len(test))))
-    text = TextArguments(block_size=options.block_size, max_eval_samples=number)
+    text = TextArguments(block_size=evaluation.block_size, max_eval_samples=number)
     return text.blocks(processor_of(model, checkpoint))[1]
 
 
-def add_data_arguments(parser: argparse.ArgumentParser) -> None:
-    """What the path is measured on."""
-    parser.add_argument("--dataset", help="a local file or folder, or a dataset on the Hub (default: bundled data)")
-    parser.add_argument("--dataset_config")
-    parser.add_argument("--dataset_split", default="test")
-    parser.add_argument("--block_size", type=int, default=64, help="tokens per block")
-    parser.add_argument("--max_eval_samples", type=int, default=256, help="blocks or images; a quarter calibrates")
-    parser.add_argument("--points", type=int, default=11, help="of the evaluated path")
-    parser.add_argument("--batch_size", type=int, default=64)
-
-
-def measure_path(alignment: Alignment, options: argparse.Namespace) -> PathReport:
+def measure_path(alignment: Alignment, pair: Sequence[str], evaluation: EvaluationArguments) -> PathReport:
     """Loss and accuracy on the line between the two models, as they are and aligned."""
-    reference, other = (load_plainly(name, torch.float32) for name in (options.reference, options.other))
-    data = evaluation_data(reference, reference.name_or_path, options)
+    reference, other = (load_plainly(name, torch.float32) for name in pair)
+    data = evaluation_data(reference, reference.name_or_path, evaluation)
     apart = len(data) // 4
     return evaluate_path(
         reference,
         other,
         alignment,
-        DataLoader(Subset(data, range(apart, len(data))), options.batch_size),
-        options.points,
+        DataLoader(Subset(data, range(apart, len(data))), evaluation.batch_size),
+        evaluation.points,
         calibration=DataLoader(Subset(data, range(apart)), (apart + 1) // 2),
         arrangements=("naive", "units", "aligned"),
     )
@@ -83,25 +104,20 @@ def measure_path(alignment: Alignment, options: argparse.Namespace) -> PathRepor
 
 def main(arguments: list[str] | None = None) -> None:
     """Align, merge, evaluate, and write everything."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference", help="a folder, or repo or repo@revision on the Hub: t = 0")
-    parser.add_argument("other", help="the same: t = 1, once aligned")
-    parser.add_argument("--output", type=Path, default=Path("merged"))
-    parser.add_argument("--expert_order", choices=("units", "gate", "gram", "joint"), default=None)
-    parser.add_argument("--t", type=float, nargs="+", default=[0.25, 0.5, 0.75], help="points to write a merge of")
-    add_data_arguments(parser)
-    options = parser.parse_args(arguments)
+    parser = ExampleParser(MergeArguments, EvaluationArguments, description=__doc__, positional=PAIR)
+    options, evaluation, given = parser.parse_args_into_dataclasses(arguments)
+    pair, output = (given.reference, given.other), Path(options.output)
 
-    alignment = align(options.reference, options.other, options.expert_order)
-    options.output.mkdir(parents=True, exist_ok=True)
-    merge_checkpoints(options.reference, options.other, options.output / "merged", alignment, options.t)
+    alignment = align(*pair, options.expert_order)
+    output.mkdir(parents=True, exist_ok=True)
+    merge_checkpoints(*pair, output / "merged", alignment, options.t)
 
-    report = measure_path(alignment, options)
+    report = measure_path(alignment, pair, evaluation)
     if PartialState().is_main_process:
-        alignment.save_pretrained(options.output / "alignment")
-        (options.output / "layers.md").write_text(layer_table(alignment), encoding="utf-8")
-        report.save(options.output / "path")
-        sys.stdout.write(f"{layer_table(alignment)}\n{report.markdown()}\nWritten to {options.output}\n")
+        alignment.save_pretrained(output / "alignment")
+        (output / "layers.md").write_text(layer_table(alignment), encoding="utf-8")
+        report.save(output / "path")
+        sys.stdout.write(f"{layer_table(alignment)}\n{report.markdown()}\nWritten to {output}\n")
 
 
 if __name__ == "__main__":

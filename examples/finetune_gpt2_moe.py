@@ -15,8 +15,9 @@ Then: `python examples/align_and_merge.py gpt2-moe/seed-1 gpt2-moe/seed-2 --outp
 from dataclasses import dataclass, field
 
 from example_data import TextArguments, tokenizer_for
+from example_parser import ExampleParser
 from moe_training import MoeArguments, MoeTrainingArguments, finetune_copies, train_once
-from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, HfArgumentParser, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
 from hf_moe_lmc import MoeGPT2LMHeadModel
 
@@ -33,7 +34,7 @@ class DenseArguments:
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain unless there is a dense model, and fine-tune one copy per seed."""
-    parser = HfArgumentParser((DenseArguments, TextArguments, MoeArguments, MoeTrainingArguments), description=__doc__)
+    parser = ExampleParser(DenseArguments, TextArguments, MoeArguments, MoeTrainingArguments, description=__doc__)
     parser.set_defaults(output_dir="gpt2-moe", num_train_epochs=2.0, per_device_train_batch_size=32)
     options, text, moe, training = parser.parse_args_into_dataclasses(arguments)
 

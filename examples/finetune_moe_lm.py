@@ -17,13 +17,13 @@ Then: `python examples/align_and_merge.py copy-1 copy-2 --output merged`.
 from dataclasses import dataclass, field
 
 from example_data import TextArguments, tokenizer_for
+from example_parser import ExampleParser
 from moe_training import MoeTrainer, MoeTrainingArguments, moe_tensor_names
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    HfArgumentParser,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     default_data_collator,
@@ -106,7 +106,7 @@ def with_lora(model: PreTrainedModel, options: ModelArguments) -> PeftModel:
 
 def main(arguments: list[str] | None = None) -> None:
     """Train, merge LoRA into the weights, save and evaluate."""
-    parser = HfArgumentParser((ModelArguments, TextArguments, MoeTrainingArguments), description=__doc__)
+    parser = ExampleParser(ModelArguments, TextArguments, MoeTrainingArguments, description=__doc__)
     parser.set_defaults(
         output_dir="moe-lm", learning_rate=3e-3, moe_learning_rate_factor=1.0, weight_decay=0.1, num_train_epochs=3.0
     )

@@ -13,11 +13,11 @@ Then: `python examples/align_and_merge.py vit-moe/seed-1 vit-moe/seed-2 --output
 
 from dataclasses import dataclass, field
 
+from example_parser import ExampleParser
 from moe_training import MoeArguments, MoeTrainingArguments, finetune_copies, train_once
 from torch.utils.data import Dataset, Subset
 from transformers import (
     BaseImageProcessor,
-    HfArgumentParser,
     ViTConfig,
     ViTForImageClassification,
     ViTImageProcessorPil,
@@ -67,7 +67,7 @@ def _first(data: Dataset, number: int | None) -> Dataset:
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain unless there is a dense model, and fine-tune one copy per seed."""
-    parser = HfArgumentParser((ImageArguments, MoeArguments, MoeTrainingArguments), description=__doc__)
+    parser = ExampleParser(ImageArguments, MoeArguments, MoeTrainingArguments, description=__doc__)
     parser.set_defaults(output_dir="vit-moe")
     images, moe, training = parser.parse_args_into_dataclasses(arguments)
 

@@ -10,17 +10,29 @@ align the second model themselves. The licence is the one that the cards of the 
 Log in before (`hf auth login`). `--dry_run` does all but send, and lists what it would.
 """
 
-import argparse
 import sys
 from copy import deepcopy
-from pathlib import Path
+from dataclasses import dataclass, field
 
 import torch
-from align_and_merge import add_data_arguments, measure_path
+from align_and_merge import PAIR, EvaluationArguments, measure_path
+from example_parser import ExampleParser
 
 from hf_moe_lmc import Alignment, MoeAligner, Verification, verify
 from hf_moe_lmc.hub import plan_push, write_card
 from hf_moe_lmc.verification import load_plainly
+
+
+@dataclass
+class PublishingArguments:
+    """The merge, and how it is published."""
+
+    output: str = field(default="to-push", metadata={"help": "the merge on this machine; a new folder"})
+    t: float = 0.5
+    license: str | None = field(default=None, metadata={"help": "as the Hub calls it"})
+    private: bool = False
+    create_pr: bool = field(default=False, metadata={"help": "propose it as a pull request"})
+    dry_run: bool = field(default=False, metadata={"help": "do all but send"})
 
 
 def prove(alignment: Alignment, name: str) -> Verification:
@@ -31,35 +43,27 @@ def prove(alignment: Alignment, name: str) -> Verification:
 
 def main(arguments: list[str] | None = None) -> None:
     """Align, prove, measure, merge, publish."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("reference", help="a folder, or repo or repo@revision on the Hub: t = 0")
-    parser.add_argument("other", help="the same: t = 1, once aligned")
-    parser.add_argument("repository", help="name or organisation/name on the Hub")
-    parser.add_argument("--output", type=Path, default=Path("to-push"), help="the merge on this machine")
-    parser.add_argument("--t", type=float, default=0.5)
-    parser.add_argument("--license", help="as the Hub calls it")
-    parser.add_argument("--private", action="store_true")
-    parser.add_argument("--create_pr", action="store_true", help="propose it as a pull request")
-    parser.add_argument("--dry_run", action="store_true")
-    add_data_arguments(parser)
-    options = parser.parse_args(arguments)
+    positional = PAIR | {"repository": "name or organisation/name on the Hub"}
+    parser = ExampleParser(PublishingArguments, EvaluationArguments, description=__doc__, positional=positional)
+    options, evaluation, given = parser.parse_args_into_dataclasses(arguments)
+    pair, repository = (given.reference, given.other), given.repository
 
-    aligner = MoeAligner.from_pretrained(options.reference, options.other)
+    aligner = MoeAligner.from_pretrained(*pair)
     alignment = aligner.align()
     known = {
-        "report": measure_path(alignment, options),
-        "verification": prove(alignment, options.other),
-        "dataset": options.dataset,
+        "report": measure_path(alignment, pair, evaluation),
+        "verification": prove(alignment, given.other),
+        "dataset": evaluation.dataset,
         "licence": options.license,
     }
     if options.dry_run:
         aligner.merge(alignment, options.t, options.output)
         write_card(options.output, alignment, **known)
-        sys.stdout.write(plan_push(options.output, options.repository).text)
+        sys.stdout.write(plan_push(options.output, repository).text)
         return
     sent = {"private": options.private, "create_pr": options.create_pr}
-    merge = aligner.push_to_hub(options.repository, options.output, alignment, options.t, **known, **sent)
-    permutations = alignment.push_to_hub(f"{options.repository}-alignment", licence=options.license, **sent)
+    merge = aligner.push_to_hub(repository, options.output, alignment, options.t, **known, **sent)
+    permutations = alignment.push_to_hub(f"{repository}-alignment", licence=options.license, **sent)
     sys.stdout.write(f"Pushed: {merge}\nPushed: {permutations}\n")
 
 

@@ -9,6 +9,7 @@ CPU cores.
 
     python examples/upcycle.py --output_dir upcycled
     python examples/upcycle.py --dense_model meta-llama/Llama-3.2-1B --num_experts 8 --output_dir upcycled
+    accelerate launch --num_processes 4 examples/upcycle.py --output_dir upcycled ...
     python examples/finetune_moe_lm.py --model_name_or_path upcycled --seed 1 --output_dir copy-1
 
 Source: Komatsuzaki et al., Sparse Upcycling, arXiv:2212.05055.
@@ -21,13 +22,13 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from example_data import TextArguments, tokenizer_for
+from example_parser import ExampleParser
 from moe_training import MoeTrainingArguments, train_once
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
-    HfArgumentParser,
     LlamaConfig,
     LlamaForCausalLM,
     MistralForCausalLM,
@@ -96,7 +97,7 @@ def upcycle(
 
 def main(arguments: list[str] | None = None) -> None:
     """Pretrain unless there is a dense model, upcycle, and evaluate both."""
-    parser = HfArgumentParser((UpcyclingArguments, TextArguments, MoeTrainingArguments), description=__doc__)
+    parser = ExampleParser(UpcyclingArguments, TextArguments, MoeTrainingArguments, description=__doc__)
     parser.set_defaults(
         output_dir="upcycled", learning_rate=3e-3, moe_learning_rate_factor=1.0, weight_decay=0.1, num_train_epochs=3.0
     )
@@ -112,14 +113,16 @@ def main(arguments: list[str] | None = None) -> None:
     dense = AutoModelForCausalLM.from_pretrained(options.dense_model)
     set_seed(training.seed)
     upcycled = upcycle(dense, options.num_experts, options.num_experts_per_tok, options.noise)
-    upcycled.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
     accelerator = Accelerator()
+    if accelerator.is_main_process:
+        upcycled.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+
     batches = accelerator.prepare(DataLoader(text.blocks(tokenizer)[1], training.per_device_eval_batch_size))
     for name, model in {"dense": dense, "upcycled": upcycled}.items():
         found = evaluate(model.to(accelerator.device), batches, accelerator)
-        sys.stdout.write(f"{name:8}  loss {found.loss:.4f}  accuracy {found.accuracy:.4f}\n")
+        if accelerator.is_main_process:
+            sys.stdout.write(f"{name:8}  loss {found.loss:.4f}  accuracy {found.accuracy:.4f}\n")
 
 
 def small_config(vocab_size: int) -> LlamaConfig:

@@ -173,6 +173,8 @@ def from_aligned_pretrained(
     t: float = 1.0,
     config: AlignmentConfig | ExpertOrder | None = None,
     load: LoadOptions | None = None,
+    options: HubOptions | None = None,
+    align_to_options: HubOptions | None = None,
 ) -> PreTrainedModel:
     """`from_pretrained(name)`, aligned to another model; with `t` < 1 on the line between the two.
 
@@ -182,9 +184,10 @@ def from_aligned_pretrained(
         t: 1 is `name` itself, rewritten: it computes what it computed.
         config: how to align.
         load: dtype, device_map and the like.
+        options, align_to_options: revision, subfolder, token, cache_dir, local_files_only of either model.
 
     Raises:
         As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
     """
-    aligner = MoeAligner.from_pretrained(align_to, name)
+    aligner = MoeAligner.from_pretrained(align_to, name, align_to_options, options)
     return aligner.merge(aligner.align(config), t, load=load)

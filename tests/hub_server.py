@@ -1,5 +1,6 @@
 """A Hub of one repository on this machine, which answers as told; run it with `hub_server.serve(folder)`."""
 
+import hashlib
 import json
 import time
 from collections import Counter
@@ -17,6 +18,14 @@ CODES = {"gated": "GatedRepo", "no repository": "RepoNotFound", "no revision": "
 STATUS = {"gated": 403, "no repository": 401, "no revision": 404, "unauthorized": 401, "absent": 404}
 
 
+def described(name: str, content: bytes) -> dict:
+    """A file as the Hub lists it: large ones by their SHA-256, others by their blob in git."""
+    if name.endswith(".safetensors"):
+        lfs = {"sha256": hashlib.sha256(content).hexdigest(), "size": len(content), "pointerSize": 134}
+        return {"rfilename": name, "blobId": "0" * 40, "lfs": lfs}
+    return {"rfilename": name, "blobId": hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()}
+
+
 @dataclass
 class Hub:
     """What the server does next.
@@ -26,12 +35,14 @@ class Hub:
         fault: "" for none, an HTTP status, or a name below.
         times: how many requests get the fault; None for all.
         where: whether listings ("api") or files ("file") get it.
+        faulty: which file.
     """
 
     folder: Path
     fault: str = ""
     times: int | None = None
     where: str = "api"
+    faulty: str = SHARD
     url: str = ""
     asked: Counter = field(default_factory=Counter)
     tokens: set = field(default_factory=set)
@@ -65,7 +76,7 @@ class Answer(BaseHTTPRequestHandler):
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         content = file.read_bytes()
         headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hash(content)}"', "Accept-Ranges": "bytes"}
-        if name == SHARD and self.command == "GET" and self.hub.due("file"):
+        if name == self.hub.faulty and self.command == "GET" and self.hub.due("file"):
             return self._fault(content, headers)
         return self._send(200, content, headers)
 
@@ -75,7 +86,7 @@ class Answer(BaseHTTPRequestHandler):
             sizes = [(name, (self.hub.folder / name).stat().st_size) for name in names]
             content = [{"type": "file", "path": name, "size": size, "oid": "0"} for name, size in sizes]
         else:
-            siblings = [{"rfilename": name} for name in names]
+            siblings = [described(name, (self.hub.folder / name).read_bytes()) for name in names]
             content = {"id": REPOSITORY, "sha": COMMIT, "siblings": siblings, "private": False}
         self._send(200, json.dumps(content).encode(), {"Content-Type": "application/json"})
 
@@ -87,6 +98,14 @@ class Answer(BaseHTTPRequestHandler):
             self._send(STATUS[fault], b"", {"X-Error-Code": CODES[fault]} if fault in CODES else {})
         elif fault == "bad JSON":
             self._send(200, b'{"id": ', {"Content-Type": "application/json"})
+        elif fault == "other JSON":
+            self._send(200, b"[3]", {"Content-Type": "application/json"})
+        elif fault == "other content":
+            self._send(200, b"<html>".ljust(len(content)), headers)
+        elif fault == "shorter":
+            self._send(200, content[:-1], headers)
+        elif fault == "longer":
+            self._send(200, content + b"!", headers)
         elif fault == "stalled":
             self._head(200, len(content), headers)
             self.wfile.flush()

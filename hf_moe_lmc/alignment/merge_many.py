@@ -104,9 +104,10 @@ def merge_many_checkpoints(
     recipe = {
         "command": "merge_many",
         "alignments": [part.digest for part in found.alignments],
-        "models": [model.origin for model in opened],
         "weights": shares,
+        "reference": first.origin,
     }
+    recipe |= {f"other {number}": other.origin for number, other in enumerate(others, start=1)}
     if processes().is_main_process:
         write_checkpoints(first, Path(output), {"": recipe}, compute, others, options)
     processes().wait_for_everyone()

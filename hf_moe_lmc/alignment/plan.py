@@ -1,6 +1,7 @@
 """What a long run will read, write and need, before it starts."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,15 +61,15 @@ def plan_alignment(reference: OpenedModel, other: OpenedModel) -> Plan:
 
 
 def plan_writing(
-    reference: OpenedModel, other: OpenedModel | None, outputs: int, folder: str | Path, options: OutputOptions
+    reference: OpenedModel, others: Sequence[OpenedModel], outputs: int, folder: str | Path, options: OutputOptions
 ) -> Plan:
-    """What `apply`, or with `other` `merge`, needs for a number of `outputs`, alignment not included.
+    """What `apply`, or with `others` `merge`, needs for a number of `outputs`, alignment not included.
 
     Raises:
         IncompatiblePairError: the models cannot be merged.
     """
-    sides = [reference] if other is None else [reference, other]
-    harmless = [] if other is None else check_pair(reference, other)
+    sides = [reference, *others]
+    harmless = list(dict.fromkeys(difference for other in others for difference in check_pair(reference, other)))
     checkpoint = reference.checkpoint
     steps = cut_steps(reference.sizes, reference.layers, [group.names for group in checkpoint.groups])
     largest = max(step.nbytes for step in steps)

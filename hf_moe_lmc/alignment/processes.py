@@ -3,7 +3,7 @@
 from datetime import timedelta
 
 import torch
-from accelerate import PartialState
+from accelerate import Accelerator, PartialState
 
 LONGEST_WAIT = timedelta(days=7)  # while one process writes, the others wait
 
@@ -12,3 +12,9 @@ def processes() -> PartialState:
     """Those that `accelerate launch` or `torchrun` has started; without either, this one alone."""
     # Unless told so, Accelerate takes a machine without accelerator for a single process.
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+
+
+def accelerator_of_all() -> Accelerator:
+    """What evaluates on all of them."""
+    processes()
+    return Accelerator()

@@ -6,20 +6,24 @@ from http import HTTPStatus
 from pathlib import Path
 from typing import TypedDict
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import validate_repo_id
 
 from hf_moe_lmc.errors import BadInputError, HubError
+
+from .received import drop_damaged
 
 # Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
 # each wait ten seconds.
@@ -127,7 +131,8 @@ def _download(
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
     try:
         # Asked first, for snapshot_download would hide a refusal behind what is cached.
-        commit = None if local else _commit(repository, revision, token)
+        listed = None if local else _listing(repository, revision, token)
+        new = _not_cached(repository, listed, options.get("cache_dir")) if listed else []
         # One commit for all files, even if the branch moves meanwhile.
         folder = snapshot_download(
             repository,
@@ -146,6 +151,8 @@ def _download(
     except RevisionNotFoundError:
         raise HubError(f"{repository} has no revision {revision}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
+        if not local:
+            raise _BusyError(f"the connection to the Hub failed for {repository}@{revision}; try again later") from None
         raise HubError(f"{repository}@{revision} is not in the cache, and the network may not be used") from None
     except EntryNotFoundError as error:
         raise HubError(f"{repository}@{revision}: {error}") from None
@@ -155,20 +162,40 @@ def _download(
             raise HubError(f"the Hub does not accept the token for {repository}; log in anew (hf auth login)") from None
         kind = _BusyError if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500 else HubError
         raise kind(f"the Hub answered {status} for {repository}@{revision}; try again later") from None
-    except Exception as error:  # what the connection raises depends on the HTTP library
+    except (HTTPError, OSError) as error:
         raise HubError(
             f"the connection to the Hub failed for {repository}@{revision} ({_one_line(error)}); try again later, what "
             "has arrived is kept"
         ) from None
+    except Exception as error:  # of the client, which takes any answer for the one it expects
+        raise HubError(
+            f"the Hub answered something else than expected for {repository}@{revision} ({type(error).__name__}); try "
+            "again later"
+        ) from None
     # A snapshot's folder is called like its commit.
     found = Path(folder).name
-    if commit not in (None, found):
+    if listed and listed.sha != found:
         raise _BusyError(f"{repository}@{revision} changed while it was opened; try again")
+    if damaged := drop_damaged(Path(folder), new):
+        raise _BusyError(
+            f"what the Hub sent as {damaged[0]} of {repository}@{revision} is not what it lists; it was thrown away, "
+            "try again later"
+        )
     return Path(folder), found
 
 
-def _commit(repository: str, revision: str, token: str | bool | None) -> str | None:
-    return HfApi(token=token).model_info(repository, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+def _listing(repository: str, revision: str, token: str | bool | None) -> ModelInfo:
+    timeout = constants.HF_HUB_ETAG_TIMEOUT
+    return HfApi(token=token).model_info(repository, revision=revision, timeout=timeout, files_metadata=True)
+
+
+def _not_cached(repository: str, listed: ModelInfo, cache: str | Path | None) -> list[RepoSibling]:
+    """The files of a commit that a download would fetch."""
+    return [
+        file
+        for file in listed.siblings or []
+        if not isinstance(try_to_load_from_cache(repository, file.rfilename, cache, listed.sha), str)
+    ]
 
 
 def _one_line(error: Exception) -> str:

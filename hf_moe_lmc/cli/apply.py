@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> Answer:
     how = output_options(options)
     if options.dry_run:
         opened = open_checkpoint(options.other, quantised=True)
-        return describe_plan(plan_writing(opened, None, 1, options.output, how))
+        return describe_plan(plan_writing(opened, (), 1, options.output, how))
     apply(alignment, options.other, options.output, how, allow_other_weights=options.allow_other_weights)
     write_card(options.output, alignment)
     return Answer(f"Written to {options.output}\n", {"output": options.output})

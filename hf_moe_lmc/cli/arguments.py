@@ -1,7 +1,7 @@
 """Arguments that several commands take."""
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from .answer import Answer
 
 if TYPE_CHECKING:
-    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, OutputOptions, Plan
+    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, MutualAlignment, OutputOptions, Plan
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -86,18 +86,36 @@ def describe_plan(plan: "Plan") -> Answer:
 
 def describe_alignment(alignment: "Alignment", output: str) -> Answer:
     """What was achieved, and where it is."""
+    text, figures = _achieved(alignment)
+    return Answer(f"{text}Written to {output}\n", {"output": output} | figures)
+
+
+def describe_alignments(found: "MutualAlignment", names: Sequence[str], output: str) -> Answer:
+    """The same of several models, called by their `names`."""
+    achieved = [_achieved(alignment) for alignment in found.alignments]
+    return Answer(
+        "".join(f"{name}: {text}" for name, (text, _) in zip(names, achieved, strict=True))
+        + f"distance of all pairs of models: {found.reference_distance:.4g} with all aligned to the first, "
+        f"{found.distance:.4g} with all aligned to one another\nWritten to {output}\n",
+        {
+            "output": output,
+            "reference_distance": found.reference_distance,
+            "distance": found.distance,
+            "others": [{"model": name} | figures for name, (_, figures) in zip(names, achieved, strict=True)],
+        },
+    )
+
+
+def _achieved(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
+    """Lines and JSON values."""
     from hf_moe_lmc.hub import layer_figures
 
     verdict = alignment.verdict()
-    said = f"\n{verdict.text()}" if verdict else ""
-    return Answer(
-        f"{alignment.summary()}{said}\nWritten to {output}\n",
-        {
-            "output": output,
-            "verdict": asdict(verdict) if verdict else None,
-            "layers": [asdict(layer) for layer in layer_figures(alignment)],
-        },
-    )
+    said = f"{verdict.text()}\n" if verdict else ""
+    return f"{alignment.summary()}\n{said}", {
+        "verdict": asdict(verdict) if verdict else None,
+        "layers": [asdict(layer) for layer in layer_figures(alignment)],
+    }
 
 
 def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":

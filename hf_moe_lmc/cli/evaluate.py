@@ -77,9 +77,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> Answer | None:
     """Evaluate, print the table, write the report."""
-    from accelerate import Accelerator
-
     from hf_moe_lmc.alignment import Alignment, check_pair, load_model, open_checkpoint
+    from hf_moe_lmc.alignment.processes import accelerator_of_all
     from hf_moe_lmc.checkpoints import find_source
     from hf_moe_lmc.connectivity import evaluate_path
 
@@ -87,7 +86,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
     check_pair(reference, other)
     alignment = Alignment.from_pretrained(options.alignment) if options.alignment else None
-    accelerator, folder = Accelerator(), find_source(options.reference).folder
+    accelerator, folder = accelerator_of_all(), find_source(options.reference).folder
     wanted = ("dtype", "device_map", "experts_implementation")
     given = {name: value for name in wanted if (value := getattr(options, name))}
     model = load_model(reference, cast("LoadOptions", given))

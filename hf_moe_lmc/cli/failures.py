@@ -12,6 +12,12 @@ BROKEN_PIPE = 141
 DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO}
 
 
+class UsageError(MoeLmcError):
+    """Arguments that do not go together."""
+
+    exit_code = USAGE
+
+
 def describe_failure(error: Exception) -> tuple[str, int]:
     """(one line, exit code)."""
     if isinstance(error, MoeLmcError):

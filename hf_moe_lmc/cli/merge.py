@@ -1,22 +1,31 @@
 """`hf-moe-lmc merge`."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .arguments import (
+    MODEL,
     add_command,
     add_matching,
     add_output,
-    add_pair,
     add_writing,
     alignment_config,
     describe_alignment,
+    describe_alignments,
     describe_plan,
     output_options,
 )
+from .failures import UsageError
 from .kept_memory import keep_freed_memory
+
+if TYPE_CHECKING:
+    from hf_moe_lmc.alignment import Alignment, MutualAlignment
+
+OF_PAIRS = ("alignment", "t", "keep_norms", "allow_other_weights")
+"""Options that mean nothing where there are several others."""
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -25,11 +34,14 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         commands,
         "merge",
         run,
-        "merge two checkpoints along the straight line between them, aligned",
+        "merge checkpoints, aligned: two along the straight line between them, or several",
         "Write (1 - t) REFERENCE + t (OTHER, aligned) to a new folder: an ordinary checkpoint, with the "
-        "tokenizer and the settings of REFERENCE. Layer by layer, so both may be larger than memory.",
+        "tokenizer and the settings of REFERENCE. Layer by layer, so both may be larger than memory. With several "
+        "OTHERs, their mean with REFERENCE, weighted by --weights: all are aligned to REFERENCE and then to one "
+        "another, and memory holds one layer of every model.",
     )
-    add_pair(merge)
+    merge.add_argument("reference", metavar="REFERENCE", help=MODEL)
+    merge.add_argument("other", metavar="OTHER", nargs="+", help="the same; one or more")
     merge.add_argument(
         "--alignment", metavar="FOLDER", help="a saved alignment, or its repository on the Hub (default: align first)"
     )
@@ -37,8 +49,14 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--t",
         type=float,
         nargs="+",
-        default=[0.5],
         help="0 is REFERENCE, 1 is OTHER; several make one folder t-... each, in one pass (default: 0.5)",
+    )
+    merge.add_argument(
+        "--weights",
+        type=float,
+        nargs="+",
+        metavar="W",
+        help="with several OTHERs: a number for REFERENCE and one for each OTHER, in any unit (default: all the same)",
     )
     merge.add_argument(
         "--keep-norms",
@@ -51,29 +69,64 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 
 def run(options: argparse.Namespace) -> Answer | None:
-    """Align if need be, merge and write."""
-    from hf_moe_lmc.alignment import Alignment, merge_checkpoints, open_checkpoint, plan_writing
-    from hf_moe_lmc.alignment.processes import processes
-    from hf_moe_lmc.hub import write_card
+    """Align if need be, merge, write, and say what was achieved."""
+    from hf_moe_lmc.alignment import open_checkpoint, plan_writing
 
+    _check(options)
     keep_freed_memory()
-    how = output_options(options)
     if options.dry_run:
-        reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
-        return describe_plan(plan_writing(reference, other, len(options.t), options.output, how))
+        reference, *others = (open_checkpoint(name) for name in (options.reference, *options.other))
+        outputs = len(options.t or [0])
+        return describe_plan(plan_writing(reference, others, outputs, options.output, output_options(options)))
+    return _merge_several(options) if len(options.other) > 1 else _merge_pair(options)
+
+
+def _check(options: argparse.Namespace) -> None:
+    """Raise `UsageError` unless the options fit the number of models."""
+    several = len(options.other) > 1
+    for name in OF_PAIRS if several else ("weights",):
+        if getattr(options, name):
+            number = "two models" if several else "three models and more; two take --t"
+            raise UsageError(f"--{name.replace('_', '-')} is for {number}; see 'hf-moe-lmc merge --help'")
+
+
+def _merge_pair(options: argparse.Namespace) -> Answer | None:
+    from hf_moe_lmc.alignment import Alignment, merge_checkpoints
+
+    points = options.t or [0.5]
     alignment = merge_checkpoints(
         options.reference,
-        options.other,
+        options.other[0],
         options.output,
         Alignment.from_pretrained(options.alignment) if options.alignment else alignment_config(options),
-        options.t[0] if len(options.t) == 1 else options.t,
-        how,
+        points[0] if len(points) == 1 else points,
+        output_options(options),
         allow_other_weights=options.allow_other_weights,
         keep_norms=options.keep_norms,
     )
-    if not processes().is_main_process:
-        return None
     root = Path(options.output)
-    for folder in [root] if len(options.t) == 1 else sorted(root.glob("t-*")):
+    folders = [root] if len(points) == 1 else sorted(root.glob("t-*"))
+    return describe_alignment(alignment, options.output) if _write_cards(folders, alignment) else None
+
+
+def _merge_several(options: argparse.Namespace) -> Answer | None:
+    from hf_moe_lmc.alignment import merge_many_checkpoints
+
+    models = [options.reference, *options.other]
+    found = merge_many_checkpoints(
+        models, options.output, alignment_config(options), options.weights, output_options(options)
+    )
+    written = _write_cards([Path(options.output)], found)
+    return describe_alignments(found, options.other, options.output) if written else None
+
+
+def _write_cards(folders: Sequence[Path], alignment: "Alignment | MutualAlignment") -> bool:
+    """Write the card of every merge; whether this is the process that does."""
+    from hf_moe_lmc.alignment.processes import processes
+    from hf_moe_lmc.hub import write_card
+
+    if not processes().is_main_process:
+        return False
+    for folder in folders:
         write_card(folder, alignment)
-    return describe_alignment(alignment, options.output)
+    return True

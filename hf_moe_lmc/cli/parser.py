@@ -23,6 +23,7 @@ EPILOG = """a first run:
   hf-moe-lmc inspect org/a                                what the experts of a model look like
   hf-moe-lmc align org/a org/b -o alignment               permutations, a few MB
   hf-moe-lmc merge org/a org/b --alignment alignment -o merged
+  hf-moe-lmc merge org/a org/b org/c --weights 2 1 1 -o mean
   hf-moe-lmc evaluate org/a org/b --alignment alignment --dataset book.txt -o report
   hf-moe-lmc push merged me/a-and-b --dry-run             what would be published
 

@@ -9,7 +9,7 @@ import evaluate
 import numpy as np
 from datasets import Features, Value
 
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, HubError
 
 from .barrier import Barrier
 
@@ -94,7 +94,8 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
     """The metric of this name for `evaluate_path`: one of `OWN`, or else what `evaluate.load` finds.
 
     Raises:
-        BadInputError: it finds nothing.
+        HubError: the Hub does not give it.
+        BadInputError: it needs what is not installed.
     """
     if name in OWN:
         return OWN[name]()
@@ -102,4 +103,5 @@ def load_metric(name: str) -> evaluate.EvaluationModule:
         return evaluate.load(name)
     except (OSError, ImportError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise BadInputError(f"metric {name}: {reason}; without the network there are {', '.join(OWN)}") from error
+        kind = HubError if isinstance(error, OSError) else BadInputError
+        raise kind(f"metric {name}: {reason}; without the network there are {', '.join(OWN)}") from error

@@ -17,6 +17,7 @@ from hf_moe_lmc.alignment.align import align_opened
 from hf_moe_lmc.alignment.apply import check_layers
 from hf_moe_lmc.alignment.opened_model import OpenedModel
 from hf_moe_lmc.alignment.pair import check_pair
+from hf_moe_lmc.alignment.processes import accelerator_of_all
 from hf_moe_lmc.errors import BadInputError
 
 from .arrangements import ARRANGEMENTS, Arrangement, arranged
@@ -91,7 +92,7 @@ def evaluate_path(
         IncompatiblePairError: the models differ in class or size, or the alignment is another pair's.
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
     """
-    points, accelerator = points_of(t), accelerator or Accelerator()
+    points, accelerator = points_of(t), accelerator or accelerator_of_all()
     check_metrics(metrics)
     if not hasattr(reference, "hf_device_map"):
         reference.to(accelerator.device)

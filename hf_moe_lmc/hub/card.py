@@ -1,14 +1,15 @@
 """The card of a folder that this package wrote."""
 
+from collections.abc import Sequence
+from itertools import zip_longest
 from pathlib import Path
 
 from huggingface_hub import ModelCard
 
-from hf_moe_lmc.alignment import Alignment
+from hf_moe_lmc.alignment import Alignment, MutualAlignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
-from hf_moe_lmc.errors import BadInputError, MoeLmcError
-from hf_moe_lmc.matching import judge
+from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError
 from hf_moe_lmc.verification import Verification
 
 from .layer_figures import layer_figures
@@ -26,7 +27,7 @@ OWN_MODELS = ("moe_vit", "moe_gpt2")
 
 def write_card(
     folder: str | Path,
-    alignment: Alignment | None = None,
+    alignment: Alignment | MutualAlignment | None = None,
     report: PathReport | str | Path | None = None,
     verification: Verification | None = None,
     dataset: str | None = None,
@@ -51,7 +52,7 @@ def write_card(
         BadInputError: the folder, the alignment or the report is not of this package, or of another merge.
     """
     made = open_made_folder(folder)
-    if made.command != ALIGN and alignment and made.record.get("alignment") != alignment.digest:
+    if made.command != ALIGN and alignment and [part.digest for part in _parts(alignment)] != made.alignments:
         raise BadInputError(f"{made.path} was not made with this alignment; give the one that it was made with")
     if report is not None:
         store_report(report, made.path)
@@ -62,7 +63,7 @@ def write_card(
 
 def make_card(
     made: MadeFolder,
-    alignment: Alignment | None = None,
+    alignment: Alignment | MutualAlignment | None = None,
     verification: Verification | None = None,
     dataset: str | None = None,
     licence: str | None = None,
@@ -79,23 +80,36 @@ def make_card(
     architectures = [
         name for name in config.get("architectures") or () if isinstance(name, str) and name.isidentifier()
     ]
-    evidence = [layer.evidence for layer in alignment.layers.values() if layer.evidence] if alignment else []
+    parts = _parts(alignment) if alignment else ()
+    others = [parent for role, parent in made.parents.items() if role != "reference"]
     text = render(
         "card.md.j2",
         made=made,
         parents={role: (parent, cards[role]) for role, parent in made.parents.items()},
-        layers=layer_figures(alignment) if alignment else [],
-        verdict=judge(evidence) if evidence else None,
+        names=_enumeration([parent.label for parent in made.parents.values()]),
+        shares=[f"{weight:.4g}" for weight in made.record.get("weights", ())],
+        alignments=[(other, part.verdict(), layer_figures(part)) for other, part in zip_longest(others, parts) if part],
         verification=verification,
         paths=paths,
         dataset=dataset,
         architecture=Markdown(architectures[0] if architectures else "AutoModel"),
         own_model=config.get("model_type") in OWN_MODELS,
-        commands=reproduction(made, alignment),
+        commands=reproduction(made, parts[0] if parts else None),
         marker=Markdown(made.marker),
         versions=", ".join(f"{package} {version}" for package, version in made.record["versions"].items()),
     )
     return ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}")
+
+
+def _parts(alignment: Alignment | MutualAlignment) -> tuple[Alignment, ...]:
+    """One alignment per other model."""
+    return alignment.alignments if isinstance(alignment, MutualAlignment) else (alignment,)
+
+
+def _enumeration(names: Sequence[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *before, last = names or [""]
+    return f"{', '.join(before)} and {last}" if before else last
 
 
 def _licence(made: MadeFolder, token: str | bool | None) -> Licence | None:
@@ -110,7 +124,12 @@ def parents_licence(made: MadeFolder, token: str | bool | None = None) -> Licenc
 
     Raises:
         BadInputError, IncompatiblePairError: there is none; see `merged_licence`.
+        HubError: the Hub does not give a card.
     """
     if not made.parents:
         raise BadInputError(f"{made.path} does not say what it was made of; name a licence with --license")
-    return merged_licence({parent.label: read_parent_card(parent, token).licence for parent in made.parents.values()})
+    cards = {parent.label: read_parent_card(parent, token) for parent in made.parents.values()}
+    for label, card in cards.items():
+        if card.failure:
+            raise HubError(f"the card of {label} cannot be had: {card.failure}; or name a licence with --license")
+    return merged_licence({label: card.licence for label, card in cards.items()})

@@ -10,7 +10,7 @@ from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
 from hf_moe_lmc.errors import BadInputError
 
 from .card import CARD_NAME
-from .made_folder import ALIGN, APPLY, CONFIGURE, MERGE, MadeFolder
+from .made_folder import ALIGN, APPLY, CONFIGURE, MERGES, MadeFolder
 from .path_figures import FOLDER_NAME, REPORT_FILES
 
 LOADED = ("*.safetensors", INDEX_NAME, "*.bin", *COMPANIONS)
@@ -65,7 +65,7 @@ def check_tensors(made: MadeFolder) -> None:
 
 def check_digests(made: MadeFolder) -> None:
     """Raise `BadInputError` unless every tensor is, to the bit, what was written; reads everything."""
-    if made.command not in (APPLY, MERGE):
+    if made.command not in (APPLY, *MERGES):
         return
     for key, tensor in stored_tensors(made.path).items():
         if tensor.digests()[1] != made.record["sha256"][key]:

@@ -1,6 +1,7 @@
 """A folder that this package wrote, and what it was made of."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,9 +13,10 @@ from hf_moe_lmc.errors import BadInputError
 
 from .parent import Parent
 
-ALIGN, APPLY, MERGE = "align", "apply", "merge"
+ALIGN, APPLY, MERGE, MERGE_MANY = "align", "apply", "merge", "merge_many"
+MERGES = (MERGE, MERGE_MANY)
 CONFIGURE = "configure"  # no command: the settings of an alignment alone
-ROLES = ("reference", "other")
+ROLE = re.compile(r"reference|other( \d+)?")  # several others are numbered
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class MadeFolder:
 
     Args:
         path: of the folder.
-        command: that wrote it: "align", "apply" or "merge"; or "configure".
+        command: that wrote it: "align", "apply", "merge" or "merge_many"; or "configure".
         record: its manifest, or the configuration of an alignment.
         parents: role -> model; "reference" is missing after `apply`, both are for alignments found without a pair.
     """
@@ -37,6 +39,11 @@ class MadeFolder:
     def marker(self) -> str:
         """Name of the file that the record comes from."""
         return CONFIG_NAME if self.command in (ALIGN, CONFIGURE) else MANIFEST_NAME
+
+    @property
+    def alignments(self) -> list[str]:
+        """Digests of the alignments that it was made with."""
+        return self.record["alignments"] if self.command == MERGE_MANY else [self.record["alignment"]]
 
     @property
     def public_record(self) -> bytes:
@@ -60,9 +67,9 @@ def open_made_folder(folder: str | Path) -> MadeFolder:
         if isinstance(several := record.get("folders"), dict):
             raise BadInputError(f"{path} holds several outputs; give one of its folders: {', '.join(several)}")
         command = record.get("command")
-        sound = (command == APPLY or (command == MERGE and isinstance(record.get("t"), int | float))) and isinstance(
-            record.get("sha256"), dict
-        )
+        how = {MERGE: [record.get("t")], MERGE_MANY: record.get("weights")}
+        known = command == APPLY or _are_numbers(how.get(str(command)))
+        sound = known and isinstance(record.get("sha256"), dict)
     elif (path / CONFIG_NAME).is_file():
         record, command = read_json(path / CONFIG_NAME), ALIGN
         sound = isinstance(record.get("layers"), dict)
@@ -70,10 +77,14 @@ def open_made_folder(folder: str | Path) -> MadeFolder:
         raise BadInputError(
             f"{path} holds no {MANIFEST_NAME} and no {CONFIG_NAME}; give a folder that merge, apply or align wrote"
         )
-    parents = {role: _parent(record[role]) for role in ROLES if record.get(role) is not None}
+    parents = {role: _parent(origin) for role, origin in record.items() if ROLE.fullmatch(role) and origin is not None}
     if not sound or not isinstance(record.get("versions"), dict) or None in parents.values():
         raise BadInputError(f"{path}: its record is not as this package writes it; make the folder again")
     return MadeFolder(path, str(command), record, {role: parent for role, parent in parents.items() if parent})
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(isinstance(value, int | float) for value in values)
 
 
 def _parent(entry: Any) -> Parent | None:

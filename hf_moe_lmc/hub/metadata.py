@@ -6,7 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from .licences import Licence
-from .made_folder import ALIGN, MERGE, MadeFolder
+from .made_folder import ALIGN, MERGES, MadeFolder
 from .parent import ParentCard
 from .path_figures import PathFigures
 
@@ -42,7 +42,7 @@ def card_metadata(
     base_model = list(dict.fromkeys(name for names in on_hub for name in names))
     pipeline = _pipeline(config, cards)
     family = config.get("model_type")
-    further: dict[str, Any] = {"base_model_relation": "merge"} if made.command == MERGE and base_model else {}
+    further: dict[str, Any] = {"base_model_relation": "merge"} if made.command in MERGES and base_model else {}
     if licence and licence.name:
         further |= {"license_name": licence.name} | ({"license_link": licence.link} if licence.link else {})
     results = _results(paths, pipeline, dataset)
@@ -57,7 +57,7 @@ def card_metadata(
             [*(card.datasets for card in cards.values()), (dataset,) if dataset and "/" in dataset else ()]
         ),
         tags=[
-            *(["merge"] if made.command == MERGE else []),
+            *(["merge"] if made.command in MERGES else []),
             "moe",
             *([family] if isinstance(family, str) else []),
             "hf_moe_lmc",

@@ -7,7 +7,9 @@ from typing import Any
 
 import yaml
 from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub.errors import HTTPError, LocalEntryNotFoundError, RemoteEntryNotFoundError
 
+from .hub_failure import describe
 from .licences import Licence
 from .markdown import one_line
 
@@ -44,13 +46,17 @@ class Parent:
 
 @dataclass(frozen=True)
 class ParentCard:
-    """What the card of a parent says; all empty where there is none, or where it says something else than expected."""
+    """What the card of a parent says; all empty where there is none, or where it says something else than expected.
+
+    `failure` says why the Hub did not give it.
+    """
 
     licence: Licence | None = None
     pipeline_tag: str | None = None
     language: tuple[str, ...] = ()
     datasets: tuple[str, ...] = ()
     base_model: tuple[str, ...] = ()
+    failure: str | None = None
 
 
 def read_parent_card(parent: Parent, token: str | bool | None = None) -> ParentCard:
@@ -63,7 +69,11 @@ def read_parent_card(parent: Parent, token: str | bool | None = None) -> ParentC
         if file.stat().st_size > MAX_CARD_BYTES:
             return ParentCard()
         metadata = metadata_load(file) or {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):  # those of the Hub are OSErrors
+    except RemoteEntryNotFoundError:
+        return ParentCard()
+    except (HTTPError, LocalEntryNotFoundError) as error:
+        return ParentCard(failure=describe(error.__cause__ or error, parent.label))
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return ParentCard()
     licence, name, link = (_word(metadata, key) for key in ("license", "license_name", "license_link"))
     return ParentCard(

@@ -2,7 +2,7 @@
 
 from hf_moe_lmc.alignment import Alignment
 
-from .made_folder import APPLY, MERGE, MadeFolder
+from .made_folder import APPLY, MERGE, MERGE_MANY, MadeFolder
 from .markdown import Markdown, shell_command
 from .parent import Parent
 
@@ -17,8 +17,11 @@ def reproduction(made: MadeFolder, alignment: Alignment | None) -> list[Markdown
     pair = [Parent(record.name, record.commit).argument for record in (alignment.reference, alignment.other)]
     how = ["--expert-order", alignment.config.expert_order]
     how += ["--balance-scales"] if alignment.config.balance_scales else []
-    commands = [["align", *pair, *how, "-o", "alignment"]]
     models = [parent.argument for parent in made.parents.values()]
+    if made.command == MERGE_MANY:
+        shares = ["--weights", *(f"{weight!r}" for weight in made.record["weights"])]
+        return [shell_command(["hf-moe-lmc", "merge", *models, *shares, *how, *_writing(made), "-o", "merged"])]
+    commands = [["align", *pair, *how, "-o", "alignment"]]
     if made.command == APPLY:
         commands.append(["apply", "alignment", *models, *_writing(made), "-o", "aligned"])
     if made.command == MERGE:

@@ -72,7 +72,7 @@ def client(served):
 
 @pytest.fixture
 def hub(served):
-    served.fault, served.times = "", None
+    served.fault, served.times, served.faulty = "", None, "model.safetensors"
     served.asked.clear()
     return served
 
@@ -105,7 +105,8 @@ def test_download(hub, client, cache):
         ("no revision", "someone/mixtral has no revision v9"),
         ("absent", "the Hub answered 404"),
         ("403", "the Hub answered 403"),
-        ("bad JSON", "the connection to the Hub failed"),
+        ("bad JSON", "the Hub answered something else than expected for someone/mixtral@v9"),
+        ("other JSON", "the Hub answered something else than expected for someone/mixtral@v9"),
         ("stalled", "the connection to the Hub failed"),
     ],
 )
@@ -147,6 +148,27 @@ def test_broken_off_for_ever(hub, client, cache, fault):
     found = client.open(cache_dir=cache, token=TOKEN)
     assert found["code"] == 6
     assert "the connection to the Hub failed" in found["message"]
+
+
+@pytest.mark.parametrize("faulty", ["model.safetensors", "config.json"])
+@pytest.mark.parametrize("fault", ["other content", "shorter", "longer"])
+def test_wrong_bodies(hub, client, cache, fault, faulty, saved_files):
+    """Refused while the Hub sends them, not kept, and fetched once it sends the right ones."""
+    hub.fault, hub.where, hub.faulty = fault, "file", faulty
+    found = client.open(cache_dir=cache, token=TOKEN)
+    assert found["code"] == 6
+    assert "\n" not in found["message"]
+    if fault == "other content":
+        assert found["message"].startswith(f"what the Hub sent as {faulty} of {REPOSITORY}@main is not what it lists")
+    hub.fault = ""
+    folder = Path(client.open(cache_dir=cache)["folder"])
+    assert (folder / faulty).read_bytes() == (saved_files / faulty).read_bytes()
+
+
+def test_a_wrong_body_once(hub, client, cache, saved_files):
+    hub.fault, hub.where, hub.times = "other content", "file", 1
+    folder = Path(client.open(cache_dir=cache)["folder"])
+    assert (folder / "model.safetensors").read_bytes() == (saved_files / "model.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize(

@@ -51,7 +51,7 @@ def test_a_file_says_what_the_command_line_would(tmp_path):
 def test_the_command_line_wins(tmp_path):
     file = write(tmp_path / "merge.yml", reference="org/a", other="org/b", output="out", t=0.25, dtype="float32")
     found = parsed("merge", "here", f"--config={file}", "--t", "0.5", "0.75", "-o", "elsewhere")
-    assert [found[name] for name in ("reference", "other", "output")] == ["here", "org/b", "elsewhere"]
+    assert [found[name] for name in ("reference", "other", "output")] == ["here", ["org/b"], "elsewhere"]
     assert (found["t"], found["dtype"]) == ([0.5, 0.75], "float32")
 
 

@@ -13,7 +13,7 @@ from hf_moe_lmc.connectivity.metrics import (
     Perplexity,
     load_metric,
 )
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, HubError
 from tests.connectivity import finetuned
 
 
@@ -116,5 +116,5 @@ def test_metrics_by_name(monkeypatch):
         raise FileNotFoundError(f"Couldn't find a module script for {name}.\nMore.")
 
     monkeypatch.setattr(evaluate, "load", missing)
-    with pytest.raises(BadInputError, match=r"metric f2: Couldn't find .* without the network there are accuracy, "):
+    with pytest.raises(HubError, match=r"metric f2: Couldn't find .* without the network there are accuracy, "):
         load_metric("f2")

@@ -155,14 +155,16 @@ def test_the_code_of_the_pages_runs(page, folder, hub, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page, "sh")], ids=lambda page: page.name)
 def test_the_commands_of_the_pages_run(page, folder, tmp_path, monkeypatch, capsys):
-    """Word for word; those for `accelerate launch` by one process (tests/alignment/test_processes.py has several)."""
+    """Word for word; those for several processes by one (tests/alignment/test_processes.py has several)."""
     (tmp_path / "demo-sparse").symlink_to(folder)
     monkeypatch.chdir(tmp_path)
     for block in blocks(page, "yaml"):
         Path(block.split()[1]).write_text(block)
     commands = [line for block in blocks(page, "sh") for line in block.splitlines()]
     for command in commands:
-        program, arguments = re.fullmatch(r"(hf-moe-lmc|accelerate launch .* hf_moe_lmc\.cli) (.*)", command).groups()
+        program, arguments = re.fullmatch(
+            r"(hf-moe-lmc|.*(?:launch|torchrun) .* hf_moe_lmc\.cli) (.*)", command
+        ).groups()
         assert cli.main(shlex.split(arguments)) == 0, f"{program} {arguments}"
     assert capsys.readouterr().out
 

@@ -13,16 +13,26 @@ from urllib.parse import parse_qs, urlsplit
 import yaml
 from huggingface_hub import ModelCard
 
+from tests.hub_server import described
+
 TOKEN = "hf_" + "planted" * 5
 
 
 @dataclass
 class Repository:
-    """What the Hub holds of one repository; `proposals` are its pull requests."""
+    """What the Hub holds of one repository.
+
+    Args:
+        private: whether only members see it.
+        commits: the files of each.
+        proposals: pull requests.
+        sent: name -> what is sent in the place of that file.
+    """
 
     private: bool = False
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b""}])
     proposals: list[dict[str, bytes]] = field(default_factory=list)
+    sent: dict[str, bytes] = field(default_factory=dict)
 
     @property
     def files(self) -> dict[str, bytes]:
@@ -137,7 +147,7 @@ class Handler(BaseHTTPRequestHandler):
                 "id": name,
                 "sha": repository.shas[number - 1],
                 "private": repository.private,
-                "siblings": [{"rfilename": file} for file in files],
+                "siblings": [described(file, content) for file, content in files.items()],
             }
         )
 
@@ -188,7 +198,7 @@ class Handler(BaseHTTPRequestHandler):
         if content is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.shas[number - 1]}
-        return self._send(200, content, headers)
+        return self._send(200, repository.sent.get(file, content), headers)
 
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from hf_moe_lmc import Alignment, AlignmentConfig, MoeAligner, apply, cli, merge
+from hf_moe_lmc import Alignment, AlignmentConfig, MoeAligner, apply, cli, from_aligned_pretrained, merge
 from hf_moe_lmc.alignment import open_checkpoint
 from hf_moe_lmc.errors import BadInputError, HubError, OutputError
 from tests.hub.server import TOKEN, Failure, Repository
@@ -56,6 +57,15 @@ def test_the_whole_circle(parents, made, hub, tmp_path):
     assert manifest["reference"]["commit"] == hub.repositories["org/a"].shas[1]
     for repository in hub.repositories.values():
         assert not any(TOKEN.encode() in content for content in repository.files.values())
+
+
+def test_a_model_aligned_to_another_by_revision(parents, made, hub):
+    name, _, commit = parents[0].partition("@")
+    found = from_aligned_pretrained("org/b", align_to=name, align_to_options={"revision": commit})
+    expected = from_aligned_pretrained(made / "b", align_to=made / "a").state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.state_dict().items())
+    with pytest.raises(HubError, match="org/b has no revision v9"):
+        from_aligned_pretrained("org/b", align_to=name, options={"revision": "v9"})
 
 
 def test_an_alignment_is_applied_by_others(parents, made, hub, tmp_path, capsys):
@@ -151,13 +161,33 @@ def test_the_token_is_never_told(parents, hub, tmp_path, capsys, caplog):
 
 
 def test_a_wrong_body_of_the_right_length(parents, hub, tmp_path, capsys):
-    """It is no checkpoint, and is not taken for one."""
-    name = next(name for name in hub.repositories["org/b"].files if name.endswith("00003-of-00005.safetensors"))
-    files = hub.repositories["org/b"].commits[0]
-    files[name] = b"<html>".ljust(len(files[name]))
-    assert cli.main(["merge", *parents, "-o", str(tmp_path / "merged")]) == 3
+    """The Hub's fault where it sends something else than it lists; the repository's where that is what it holds."""
+    command = ["merge", *parents, "-o", str(tmp_path / "merged")]
+    repository = hub.repositories["org/b"]
+    name = next(name for name in repository.files if name.endswith("00003-of-00005.safetensors"))
+    content, repository.sent[name] = repository.files[name], b"<html>".ljust(len(repository.files[name]))
+    assert cli.main(command) == 6
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: what the Hub sent as {name} of org/b@main is not what it lists")
+    repository.commits[0][name] = repository.sent.pop(name)
+    assert cli.main(command) == 3
     assert name in capsys.readouterr().err.splitlines()[-1]
     assert not (tmp_path / "merged").exists()
+    repository.commits[0][name] = content
+
+
+def test_the_card_of_a_parent_that_the_hub_does_not_give(parents, hub, tmp_path, capsys):
+    """Its licence is not known then, which is not the same as not stated."""
+    merged = tmp_path / "merged"
+    assert cli.main(["merge", *parents, "-o", str(merged)]) == 0
+    (merged / "README.md").unlink()
+    shutil.rmtree(tmp_path / "cache")
+    hub.failures.append(Failure("README.md", 500))
+    assert cli.main(["push", str(merged), "me/merged"]) == 6
+    assert "error: the card of org/a cannot be had: the Hub failed (500)" in capsys.readouterr().err
+    assert "me/merged" not in hub.repositories
+    hub.failures.clear()
+    assert cli.main(["push", str(merged), "me/merged"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hf_moe_lmc.errors import BadInputError
+from huggingface_hub.errors import HTTPError
+
+from hf_moe_lmc.errors import BadInputError, HubError
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -22,9 +24,11 @@ def load_rows(source: str | Path, config: str | None = None, split: str = "test"
         config, split: of a dataset on the Hub; a local folder is split only where it has a folder of that name.
 
     Raises:
-        BadInputError: there is no such data, its format is not known, or it is empty.
+        BadInputError: there is no such config or split, the format is not known, or the data is empty or damaged.
+        HubError: the Hub does not give it.
     """
     from datasets import disable_progress_bars, load_dataset  # heavy, and needed only where data is read
+    from datasets.exceptions import DatasetsError
 
     disable_progress_bars()
     path = Path(source)
@@ -36,9 +40,11 @@ def load_rows(source: str | Path, config: str | None = None, split: str = "test"
             rows = load_dataset(builder, data_files=files, split="train", **options)
         else:
             rows = load_dataset(str(source), config, split=split)
-    except (OSError, ValueError, RuntimeError) as error:
+    except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadInputError(f"dataset {source} (config {config}, split {split}) cannot be read: {reason}") from error
+        # Of a name on the Hub, only what it lists can be wrong: a config or a split that it does not have.
+        kind = BadInputError if path.exists() or isinstance(error, ValueError) else HubError
+        raise kind(f"dataset {source} (config {config}, split {split}) cannot be read: {reason}") from error
     if len(rows) == 0:
         raise BadInputError(f"dataset {source} (config {config}, split {split}) is empty")
     return rows
