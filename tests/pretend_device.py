@@ -52,10 +52,9 @@ def pretend_device() -> Iterator[torch.device]:
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, Tensor)]
     there = [tensor for tensor in tensors if isinstance(tensor, _There)]
-    # A number goes anywhere.
-    if there and any(tensor.ndim for tensor in tensors if not isinstance(tensor, _There)):
-        if function.name() not in CROSSING:
-            raise RuntimeError(f"{function.name()}: expected all tensors to be on the same device")
+    here = [tensor for tensor in tensors if not isinstance(tensor, _There) and tensor.ndim]  # a number goes anywhere
+    if there and here and function.name() not in CROSSING:
+        raise RuntimeError(f"{function.name()}: expected all tensors to be on the same device")
     device = kwargs.get("device")
     made_there = bool(there) if device is None else torch.device(device) == PRETENDED
     args, kwargs = tree_map(lambda value: value.here if isinstance(value, _There) else value, (args, kwargs))
