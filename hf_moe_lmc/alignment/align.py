@@ -71,11 +71,11 @@ def align_opened(
     """
     config = AlignmentConfig.of(config)
     check_pair(reference, other)
-    device = (resources or Resources()).device_for(matching_bytes(reference, other, config))
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.
     on_disk = reference.source is not None and other.source is not None
     state = processes() if on_disk else None
+    device = (resources or Resources()).device_for(matching_bytes(reference, other, config))
     share = pairs[state.process_index :: state.num_processes] if state else pairs
     with tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index)) as bar:
         found = [

@@ -64,7 +64,7 @@ class OpenedModel:
         """All its tensors without their values."""
         if isinstance(self.tensors, Checkpoint):
             return self.tensors.on_meta()
-        return {name: tensor.to("meta") for name, tensor in self.tensors.items()}
+        return {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
 
     @property
     def sizes(self) -> dict[str, int]:

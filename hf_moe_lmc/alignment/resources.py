@@ -12,7 +12,6 @@ from hf_moe_lmc.moe import ExpertBank
 
 from .config import AlignmentConfig
 from .opened_model import OpenedModel
-from .processes import processes
 
 TILE_BYTES = 2**28  # tiles of Gram matrices, blocks of rows, and what the solvers need beside their matrix
 
@@ -45,10 +44,9 @@ class Resources:
             )
         if self.device is not None:
             return _existing(self.device)
-        own = processes().device
         # Of other accelerators, some lack float64.
-        if own and own.type == "cuda" and needed[largest] <= torch.cuda.mem_get_info(own)[0]:
-            return own
+        if torch.cuda.is_available() and needed[largest] <= torch.cuda.mem_get_info()[0]:
+            return torch.device("cuda", torch.cuda.current_device())  # Accelerate gives every process its own
         return torch.device("cpu")
 
 

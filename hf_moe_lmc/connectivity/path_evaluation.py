@@ -107,11 +107,11 @@ def evaluate_path(
         else OpenedModel("the other", reference, other, first.layers)
     )
     check_pair(first, second)
-    place = place_for(sum(second.sizes.values()), own, memory) if memory else "disk"
-    second = replace(second, tensors=beside(second.tensors, own, place))
     if alignment is None:
         alignment = align_opened(first, second)
     check_layers(alignment, second)
+    place = place_for(sum(second.sizes.values()), own, memory) if memory else "disk"
+    second = replace(second, tensors=beside(second.tensors, own, place))
     batches = [send_to_device(batch, accelerator.device) for batch in calibration]
     if len(batches) == 1:
         raise BadInputError("one batch of calibration data cannot be halved; give two or more, or none")
