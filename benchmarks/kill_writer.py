@@ -2,6 +2,7 @@
 
 python -m benchmarks.kill_writer [--times 50] [--seed 0]
 
+A moment is a step of the writing, which all are as likely, and a part of the time that its steps take in this very run.
 After every kill the output must be absent, or complete and byte for byte that of an undisturbed run; so must be the
 output of the run that goes on. Exits with 1 if not.
 """
@@ -23,6 +24,8 @@ from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
 
 from .pair import write_pair
 
+POLL_SECONDS = 0.001
+
 # Processes are forked from one that has imported everything, so that the kills meet the merge and not the imports.
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["hf_moe_lmc.alignment", "transformers.models.mixtral.modeling_mixtral"])
@@ -34,14 +37,25 @@ def merge(folder: Path) -> None:
     merge_checkpoints(folder / "a", folder / "b", folder / "out", alignment)
 
 
-def run(folder: Path, limit: float | None = None) -> int:
-    """Merge in a process of its own, killed after `limit` seconds; its exit code."""
+def run(folder: Path, stop_after: int | None = None, part: float = 0.0) -> int:
+    """Merge in a process of its own; the number of steps that were seen done.
+
+    Args:
+        folder: of the pair, its alignment, and `out`.
+        stop_after: kill the process so many steps after it has begun to write; None lets it end.
+        part: of the mean time of this run's steps that passes until then, so that load does not matter.
+    """
     process = SERVER.Process(target=merge, args=(folder,))
     process.start()
-    process.join(limit)
-    process.kill()
+    start, done, journal = time.perf_counter(), 0, journal_of(folder)
+    while process.is_alive():
+        done = max(done, steps_done(folder))
+        if stop_after is not None and journal.exists() and done >= stop_after:
+            time.sleep(part * (time.perf_counter() - start) / (done + 1))
+            process.kill()
+        time.sleep(POLL_SECONDS)
     process.join()
-    return process.exitcode or 0
+    return done
 
 
 def content(folder: Path) -> dict[str, bytes] | None:
@@ -54,15 +68,22 @@ def content(folder: Path) -> dict[str, bytes] | None:
     )
 
 
+def journal_of(folder: Path) -> Path:
+    """Where a merge says which of its steps are done; gone when the output is in place."""
+    return folder / ".out.hf_moe_lmc" / "journal.jsonl"
+
+
 def steps_done(folder: Path) -> int:
-    """Steps that the killed run has recorded."""
-    journal = folder / ".out.hf_moe_lmc" / "journal.jsonl"
-    return max(journal.read_bytes().count(b"\n") - 1, 0) if journal.exists() else 0
+    """Steps that a run has recorded."""
+    try:
+        return max(journal_of(folder).read_bytes().count(b"\n") - 1, 0)
+    except FileNotFoundError:
+        return 0
 
 
-def kill_once(folder: Path, limit: float, expected: dict[str, bytes] | None) -> tuple[str, int]:
-    """What a kill after `limit` seconds leaves: the state of the output, and the steps that need not be done again."""
-    run(folder, limit)
+def kill_once(folder: Path, stop_after: int, part: float, expected: dict[str, bytes] | None) -> tuple[str, int]:
+    """What a kill leaves: the state of the output, and the steps that need not be done again."""
+    run(folder, stop_after, part)
     found, steps = content(folder / "out"), steps_done(folder)
     state = "absent" if found is None else "complete" if found == expected else "MIXED"
     if state == "absent":
@@ -88,17 +109,14 @@ def main() -> int:
         folder = Path(path)
         write_pair(folder, config)
         align(folder / "a", folder / "b").save_pretrained(folder / "alignment")
-        run(folder)
-        shutil.rmtree(folder / "out")
-        start = time.perf_counter()
-        run(folder)
-        seconds = time.perf_counter() - start
+        steps = run(folder)
         expected = content(folder / "out")
         shutil.rmtree(folder / "out")
-        outcomes = Counter(kill_once(folder, draw.uniform(0, seconds), expected) for _ in range(options.times))
-    for (state, steps), count in sorted(outcomes.items()):
-        sys.stdout.write(f"{count:4} x output {state}, {steps} steps done\n")
-    sys.stdout.write(json.dumps({"seconds": seconds, "bytes": sum(map(len, (expected or {}).values()))}) + "\n")
+        moments = [(draw.randint(0, steps), draw.random()) for _ in range(options.times)]
+        outcomes = Counter(kill_once(folder, *moment, expected) for moment in moments)
+    for (state, done), count in sorted(outcomes.items()):
+        sys.stdout.write(f"{count:4} x output {state}, {done} of {steps} steps done\n")
+    sys.stdout.write(json.dumps({"bytes": sum(map(len, (expected or {}).values()))}) + "\n")
     return any(state.isupper() for state, _ in outcomes)
 
 

@@ -13,6 +13,7 @@ from .opened_model import open_checkpoint, open_model, open_skeleton
 from .pair import check_pair
 from .picture import plot_alignment
 from .plan import Plan, plan_alignment, plan_writing
+from .resources import Resources
 from .scramble import scramble
 from .stream import OutputOptions
 
@@ -23,6 +24,7 @@ __all__ = [
     "MutualAlignment",
     "OutputOptions",
     "Plan",
+    "Resources",
     "align",
     "align_into",
     "align_many",

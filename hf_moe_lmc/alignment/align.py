@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
+import torch
 from accelerate.utils import gather_object
 from huggingface_hub.utils import tqdm
 from torch import Tensor
@@ -21,6 +22,7 @@ from .model_record import ModelRecord, layer_digest
 from .opened_model import Model, OpenedModel, open_model
 from .pair import check_pair
 from .processes import processes
+from .resources import Resources, matching_bytes
 
 LARGEST = 1e15  # sums of squares stay within float32
 
@@ -31,6 +33,7 @@ def align(
     config: AlignmentConfig | ExpertOrder | None = None,
     reference_options: HubOptions | None = None,
     other_options: HubOptions | None = None,
+    resources: Resources | None = None,
 ) -> Alignment:
     """Weight matching of two models: per layer the symmetry that brings `other` close to `reference`.
 
@@ -44,14 +47,15 @@ def align(
         other: a model of the same class, experts and units in any order.
         config: how to match; or only the expert order.
         reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
+        resources: where layers are matched, and within how much memory.
 
     Raises:
         IncompatiblePairError: the models differ in what they compute, in class, or in the kind or size of a layer.
         UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
-        BadInputError: a checkpoint is damaged, or a weight is NaN or infinite.
+        BadInputError: a checkpoint is damaged, a weight is NaN or infinite, or memory does not suffice.
     """
     first, second = open_model(reference, reference_options, True), open_model(other, other_options, True)
-    return align_opened(first, second, config)
+    return align_opened(first, second, config, resources=resources)
 
 
 def align_opened(
@@ -59,6 +63,7 @@ def align_opened(
     other: OpenedModel,
     config: AlignmentConfig | ExpertOrder | None = None,
     kept: Path | None = None,
+    resources: Resources | None = None,
 ) -> Alignment:
     """As `align`, for models that are open already.
 
@@ -70,10 +75,11 @@ def align_opened(
     # Live models may differ from process to process, or exist in one only.
     on_disk = reference.source is not None and other.source is not None
     state = processes() if on_disk else None
+    device = (resources or Resources()).device_for(matching_bytes(reference, other, config))
     share = pairs[state.process_index :: state.num_processes] if state else pairs
     with tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index)) as bar:
         found = [
-            kept_layer(kept, spec.name, partial(_align_layer, reference, spec, other, other_spec, config))
+            kept_layer(kept, spec.name, partial(_align_layer, reference, spec, other, other_spec, config, device))
             for spec, other_spec in bar
         ]
     for side in (reference, other):
@@ -91,10 +97,16 @@ def align_opened(
 
 
 def _align_layer(
-    reference: OpenedModel, spec: MoeLayerSpec, other: OpenedModel, other_spec: MoeLayerSpec, config: AlignmentConfig
+    reference: OpenedModel,
+    spec: MoeLayerSpec,
+    other: OpenedModel,
+    other_spec: MoeLayerSpec,
+    config: AlignmentConfig,
+    device: torch.device,
 ) -> Alignment:
-    """The alignment of one layer."""
-    tensors, other_tensors = reference.read(spec.tensor_names), other.read(other_spec.tensor_names)
+    """The alignment of one layer, found on `device`."""
+    tensors = reference.read(spec.tensor_names, device=device)
+    other_tensors = other.read(other_spec.tensor_names, device=device)
     _check_values(reference, spec, tensors)
     _check_values(other, other_spec, other_tensors)
     try:

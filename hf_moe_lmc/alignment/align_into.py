@@ -14,12 +14,18 @@ from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig
 from .opened_model import OpenedModel
 from .processes import processes
+from .resources import Resources
 from .stream import identity, read_paths
 from .versions import versions
 
 
 def align_into(
-    output: Path, reference: OpenedModel, other: OpenedModel, config: AlignmentConfig, overwrite: bool = False
+    output: Path,
+    reference: OpenedModel,
+    other: OpenedModel,
+    config: AlignmentConfig,
+    overwrite: bool = False,
+    resources: Resources | None = None,
 ) -> Alignment:
     """`align_opened(reference, other, config).save_pretrained(output)`, which appears complete or not at all.
 
@@ -32,6 +38,7 @@ def align_into(
     recipe = {
         "command": "align",
         "config": asdict(config),
+        "device": str(resources.device) if resources else None,
         "models": [side.origin for side in (reference, other)],
         "inputs": [identity(side) for side in (reference, other)],
         "versions": versions(),
@@ -42,7 +49,7 @@ def align_into(
             (staged.path / "layers").mkdir(exist_ok=True)
         (kept,) = broadcast_object_list([staged.path / "layers" if staged else None])
         # On another machine the folder may not exist; what is aligned there is then aligned anew.
-        found = align_opened(reference, other, config, kept if kept.is_dir() else None)
+        found = align_opened(reference, other, config, kept if kept.is_dir() else None, resources)
         if staged:
             shutil.rmtree(kept)
             found.save_pretrained(staged.path)

@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -59,16 +60,27 @@ class OpenedModel:
         return self.tensors
 
     @property
+    def on_meta(self) -> dict[str, Tensor]:
+        """All its tensors without their values."""
+        if isinstance(self.tensors, Checkpoint):
+            return self.tensors.on_meta()
+        return {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
+
+    @property
     def sizes(self) -> dict[str, int]:
         """Module name of each tensor -> bytes."""
-        tensors = self.tensors.on_meta() if isinstance(self.tensors, Checkpoint) else self.tensors
-        return {name: tensor.nbytes for name, tensor in tensors.items()}
+        return {name: tensor.nbytes for name, tensor in self.on_meta.items()}
 
-    def read(self, names: Iterable[str], memory: ReusedMemory | None = None) -> dict[str, Tensor]:
-        """Some of its tensors; those of a checkpoint are read from disk, into `memory` if there is any."""
+    def read(
+        self, names: Iterable[str], memory: ReusedMemory | None = None, device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
+        """Some of its tensors; those of a checkpoint are read from disk, into `memory` if there is any.
+
+        On a device; with None, those of a live model stay where they are.
+        """
         if isinstance(self.tensors, Checkpoint):
-            return self.tensors.read(names, memory)
-        return {name: self.tensors[name] for name in names}
+            return self.tensors.read(names, memory, device)
+        return {name: self.tensors[name].to(device) for name in names}
 
     def check_finite(self, names: Iterable[str]) -> None:
         """Raise `BadInputError`, naming file and tensor, if a value in some tensors of a checkpoint is not finite."""

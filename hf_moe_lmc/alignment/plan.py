@@ -5,8 +5,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from .config import AlignmentConfig
 from .opened_model import OpenedModel
 from .pair import check_pair
+from .resources import Resources, matching_bytes
 from .steps import cut_steps
 from .stream import OutputOptions, written_bytes
 
@@ -23,6 +25,7 @@ class Plan:
         memory: an upper estimate of the peak.
         free: on the disk of the output; None if nothing large is written.
         harmless: differences of the pair that do no harm.
+        device: where layers are matched; None if none is.
     """
 
     layers: int
@@ -31,6 +34,7 @@ class Plan:
     memory: int
     free: int | None
     harmless: list[str]
+    device: str | None = None
 
     @property
     def text(self) -> str:
@@ -42,22 +46,25 @@ class Plan:
             f"memory at most about       {_gigabytes(self.memory)}",
         ]
         lines += [] if self.free is None else [f"free on the output's disk  {_gigabytes(self.free)}"]
+        lines += [] if self.device is None else [f"layers are matched on      {self.device}"]
         lines += [f"allowed difference: {difference}" for difference in self.harmless]
         return "\n".join(lines) + "\n"
 
 
-def plan_alignment(reference: OpenedModel, other: OpenedModel) -> Plan:
+def plan_alignment(
+    reference: OpenedModel, other: OpenedModel, config: AlignmentConfig, resources: Resources | None = None
+) -> Plan:
     """What `align` needs.
 
     Raises:
         IncompatiblePairError: the models cannot be aligned.
+        BadInputError: not with these resources.
     """
     harmless = check_pair(reference, other)
-    layers = [
-        sum(side.sizes[name] for name in spec.tensor_names) for side in (reference, other) for spec in side.layers
-    ]
-    # Both layers as they are stored, and no more than twice that for what is compared in float32.
-    return Plan(len(reference.layers), sum(layers), 0, BASE_BYTES + 4 * max(layers), None, harmless)
+    read = sum(side.sizes[name] for side in (reference, other) for spec in side.layers for name in spec.tensor_names)
+    needed = matching_bytes(reference, other, config)
+    device = (resources or Resources()).device_for(needed)
+    return Plan(len(reference.layers), read, 0, BASE_BYTES + max(needed.values()), None, harmless, str(device))
 
 
 def plan_writing(

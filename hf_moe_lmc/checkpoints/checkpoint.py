@@ -89,16 +89,20 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def read(self, names: Iterable[str], memory: ReusedMemory | None = None) -> dict[str, Tensor]:
+    def read(
+        self, names: Iterable[str], memory: ReusedMemory | None = None, device: torch.device | str | None = None
+    ) -> dict[str, Tensor]:
         """The tensors of `names`, and those that are stored in one with them.
 
         Args:
             names: module names.
             memory: where to put them, until the next read into it; None takes fresh memory.
+            device: where they go without `memory`, None is the CPU; on the way to another device, the CPU holds one
+                stored tensor at a time.
         """
         groups = {id(group): group for group in (self._group_of[name] for name in names)}.values()
-        device = "meta" if memory else "cpu"
-        tensors = {name: tensor for group in groups for name, tensor in self._empty(group, device).items()}
+        place = "meta" if memory else device
+        tensors = {name: tensor for group in groups for name, tensor in self._empty(group, place).items()}
         if memory:
             tensors = memory.place(tensors)
         for group in groups:
@@ -124,7 +128,7 @@ class Checkpoint(Mapping[str, Tensor]):
             if _state(file) != state:
                 raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
 
-    def _empty(self, group: TensorGroup, device: str) -> dict[str, Tensor]:
+    def _empty(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
         entries = [self.stored[key] for key in group.keys]
         dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
         shapes = self._shapes if group.conversion else dict.fromkeys(group.names, entries[0].shape)
@@ -133,9 +137,10 @@ class Checkpoint(Mapping[str, Tensor]):
     def _read_group(self, group: TensorGroup, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         entries = [self.stored[key] for key in group.keys]
         parts = group.to_stored(tensors)
+        device = next(iter(tensors.values())).device
         owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
         if any(part.untyped_storage().data_ptr() not in owned for part in parts.values()):
-            return group.to_module({entry.key: entry.read() for entry in entries})
+            return group.to_module({entry.key: entry.read(device) for entry in entries})
         # What would be written are views of the tensors: reading into them needs no second copy.
         for entry in entries:
             entry.read_into(parts[entry.key])

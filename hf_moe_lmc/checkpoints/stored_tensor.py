@@ -76,19 +76,22 @@ class StoredTensor:
         """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
-    def read(self) -> Tensor:
-        """The tensor.
+    def read(self, device: torch.device | str | None = None) -> Tensor:
+        """The tensor, on a device; None is the CPU.
 
         Raises:
             BadInputError: the file has become shorter or unreadable.
         """
-        tensor = torch.empty(self.shape, dtype=self.dtype)
+        tensor = torch.empty(self.shape, dtype=self.dtype, device=device)
         self.read_into(tensor)
         return tensor
 
     def read_into(self, tensor: Tensor) -> None:
-        """Read the values into `tensor` of this shape; contiguous and of this dtype, without another copy."""
-        if tensor.dtype != self.dtype or not tensor.is_contiguous():
+        """Read the values into `tensor` of this shape.
+
+        Without another copy where it is contiguous, of this dtype, and on the CPU.
+        """
+        if tensor.dtype != self.dtype or not tensor.is_contiguous() or tensor.device.type != "cpu":
             tensor.copy_(self.read())
             return
         buffer = tensor_bytes(tensor)

@@ -10,6 +10,7 @@ from .arguments import (
     add_matching,
     add_output,
     add_pair,
+    add_resources,
     alignment_config,
     describe_alignment,
     describe_plan,
@@ -30,6 +31,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_pair(align)
     add_output(align, "folder of the alignment")
     add_matching(align)
+    add_resources(align)
     align.add_argument(
         "--plot", metavar="FILE", help="a picture: distances of all layers, and how the experts of the first one fit"
     )
@@ -37,14 +39,15 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> Answer | None:
     """Align and save; say what was achieved."""
-    from hf_moe_lmc.alignment import align_into, open_checkpoint, plan_alignment, plot_alignment
+    from hf_moe_lmc.alignment import Resources, align_into, open_checkpoint, plan_alignment, plot_alignment
     from hf_moe_lmc.alignment.processes import processes
 
     keep_freed_memory()
     reference, other = (open_checkpoint(name, quantised=True) for name in (options.reference, options.other))
+    config, resources = alignment_config(options), Resources(options.device, options.memory)
     if options.dry_run:
-        return describe_plan(plan_alignment(reference, other))
-    alignment = align_into(Path(options.output), reference, other, alignment_config(options), options.overwrite)
+        return describe_plan(plan_alignment(reference, other, config, resources))
+    alignment = align_into(Path(options.output), reference, other, config, options.overwrite, resources)
     if not processes().is_main_process:
         return None
     if options.plot:

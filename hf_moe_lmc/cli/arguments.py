@@ -79,6 +79,29 @@ def add_matching(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_resources(command: argparse.ArgumentParser) -> None:
+    """Where layers are matched, and within how much memory."""
+    command.add_argument(
+        "--device",
+        help="where layers are matched, such as cpu or cuda:1 (default: the GPU, where there is one with room for the "
+        "largest layer, else the CPU)",
+    )
+    command.add_argument(
+        "--memory",
+        metavar="SIZE",
+        type=size,
+        help="of one layer of both models and what is computed from it, such as 4GB or 512MiB; refuses a layer that "
+        "needs more (default: no limit)",
+    )
+
+
+def size(text: str) -> int:
+    """Bytes of a size such as 4GB or 512MiB."""
+    from accelerate.utils import convert_file_size_to_int
+
+    return convert_file_size_to_int(text)
+
+
 def describe_plan(plan: "Plan") -> Answer:
     """What `--dry-run` says."""
     return Answer(plan.text, asdict(plan))

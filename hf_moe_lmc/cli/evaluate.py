@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from .answer import Answer
-from .arguments import add_command, add_pair
+from .arguments import add_command, add_pair, size
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -71,6 +71,14 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
     evaluate.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
+    evaluate.add_argument(
+        "--memory",
+        metavar="SIZE",
+        type=size,
+        default=0,
+        help="such as 16GB: hold OTHER on the device or in host memory if it fits this, instead of reading it from "
+        "disk at every point (default: 0, from disk)",
+    )
     evaluate.add_argument("--experts-implementation", help="of Transformers: eager, grouped_mm, batched_mm")
     evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
 
@@ -104,6 +112,7 @@ def run(options: argparse.Namespace) -> Answer | None:
         seed=options.seed,
         metrics=metrics,
         accelerator=accelerator,
+        memory=options.memory,
     )
     if not accelerator.is_main_process:
         return None

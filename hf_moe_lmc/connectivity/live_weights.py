@@ -66,6 +66,24 @@ class Beside(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
+class Kept(Mapping[str, Tensor]):
+    """`tensors`, each of which is asked for once and then kept."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]):
+        self._tensors, self._kept = tensors, dict[str, Tensor]()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._kept:
+            self._kept[name] = self._tensors[name]
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+
 class BorrowedWeights(LiveWeights):
     """The weights that `model` had when it was borrowed, and the means to load others into it; see `borrow`.
 

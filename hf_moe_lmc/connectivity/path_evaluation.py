@@ -25,7 +25,8 @@ from .auto_repair import RepairChoice, choose_repairs
 from .bootstrap import bootstrap
 from .calibrate import calibrate
 from .curve import Curve, measure
-from .live_weights import Beside, BorrowedWeights, LiveWeights, borrow
+from .live_weights import BorrowedWeights, LiveWeights, borrow
+from .other_endpoint import beside, place_for
 from .path import Path, linear_path, points_of
 from .prediction_metrics import check_metrics
 from .repairs import CALIBRATED, Repair, repaired_name, repaired_path
@@ -55,6 +56,7 @@ def evaluate_path(
     seed: int = 0,
     metrics: "Sequence[EvaluationModule]" = (),
     accelerator: Accelerator | None = None,
+    memory: int = 0,
 ) -> PathReport:
     """Loss, accuracy and routing along the straight line from `reference` to `other`, aligned and under every control.
 
@@ -82,6 +84,8 @@ def evaluate_path(
         metrics: of Hugging Face `evaluate`, from its `load` or from `hf_moe_lmc.connectivity.metrics`, computed at
             every point; their features may be named as in `prediction_metrics.COLUMNS`.
         accelerator: the processes and their device; None makes one.
+        memory: so many bytes may be taken to hold a checkpoint `other`, on the device or in host memory; where it does
+            not fit, it is read from disk at every point. The figures are the same.
 
     Returns:
         the curves and what follows from them; a point with a NaN loss is reported as failed.
@@ -104,10 +108,11 @@ def evaluate_path(
         else OpenedModel("the other", reference, other, first.layers)
     )
     check_pair(first, second)
-    second = replace(second, tensors=Beside(second.tensors, own))
     if alignment is None:
         alignment = align_opened(first, second)
     check_layers(alignment, second)
+    place = place_for(sum(second.sizes.values()), own, memory) if memory else "disk"
+    second = replace(second, tensors=beside(second.tensors, own, place))
     batches = [send_to_device(batch, accelerator.device) for batch in calibration]
     if len(batches) == 1:
         raise BadInputError("one batch of calibration data cannot be halved; give two or more, or none")

@@ -1,7 +1,7 @@
 """The units of one expert as rows: what is compared when units are matched."""
 
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, reduce
 
 import torch
 from jaxtyping import Float, Int, Int8
@@ -19,19 +19,22 @@ class Units:
     Args:
         kept: `[F, d]`, the same under either sign.
         signed: `[F, s]`, changes sign with the unit; None where no sign is free.
+        stored: a dtype that holds all values, the one that they were stored in.
     """
 
     kept: Float[Tensor, "F d"]
     signed: Float[Tensor, "F s"] | None
+    stored: torch.dtype
 
     @classmethod
     def of(cls, experts: ExpertBank, expert: int, signs: bool, dtype: torch.dtype) -> "Units":
         """The units of one expert of the bank; only this expert is brought to `dtype`."""
         one = experts.map(lambda tensor: tensor[expert : expert + 1])
         kept, signed = ([term[0] for term in terms] for terms in (one.unsigned_unit_terms(), one.signed_unit_terms()))
+        stored = reduce(torch.promote_types, (term.dtype for term in (*kept, *signed)))
         if signs:
-            return cls(_joined([signed[0][:, :0], *kept], dtype), _joined(signed, dtype))
-        return cls(_joined([*kept, *signed], dtype), None)
+            return cls(_joined([signed[0][:, :0], *kept], dtype), _joined(signed, dtype), stored)
+        return cls(_joined([*kept, *signed], dtype), None, stored)
 
     @cached_property
     def squares(self) -> Float[Tensor, " F"]:
@@ -45,9 +48,10 @@ class Units:
         With it `|x_i - y_j|^2 = |x_i|^2 + |y_j|^2 - 2 S_ij`, so over permutations the sum of squared distances is least
         where the sum of similarities is greatest.
         """
-        products = self.kept @ other.kept.T
+        stored = torch.promote_types(self.stored, other.stored)
+        products = _products(self.kept, other.kept, stored)
         if self.signed is not None and other.signed is not None:
-            products += (self.signed @ other.signed.T).abs_()
+            products += _products(self.signed, other.signed, stored).abs_()
         return products
 
     def strongest(self, k: int) -> Int[Tensor, " _"]:
@@ -56,7 +60,7 @@ class Units:
 
     def at(self, rows: Int[Tensor, " m"] | slice) -> "Units":
         """The units of these numbers."""
-        return Units(self.kept[rows], None if self.signed is None else self.signed[rows])
+        return replace(self, kept=self.kept[rows], signed=None if self.signed is None else self.signed[rows])
 
     def squared_distance(self, other: "Units", signs: Int8[Tensor, " F"]) -> float:
         """`sum_i |x_i - s_i y_i|^2`; the direct way, which does not cancel for near ones."""
@@ -103,6 +107,13 @@ class Partners:
             signs.append(torch.where(signed < 0, -1, 1).to(torch.int8))
             distance += own.squared_distance(moved, signs[-1])
         return cls(columns, torch.cat(similarities), torch.cat(signs), distance)
+
+
+def _products(x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], stored: torch.dtype) -> Float[Tensor, "m n"]:
+    """`x y^T`; a GPU takes what 16 bits hold as that, and sums in float32: as exact, on its matrix units."""
+    if x.is_cuda and x.dtype == torch.float32 and stored.itemsize == 2:
+        return torch.mm(x.to(stored), y.to(stored).T, out_dtype=torch.float32)
+    return x @ y.T
 
 
 def _joined(terms: list[Float[Tensor, "F _"]], dtype: torch.dtype) -> Float[Tensor, "F d"]:

@@ -28,7 +28,7 @@ def siblings(noise: float, signs: bool, seed: int = 0, dtype=torch.float32) -> t
         a, b = (kept, signed), (near[0], near[1] * flips)
     else:
         a, b = (torch.cat([kept, signed], 1), None), (torch.cat(near, 1), None)
-    make = [Units(x.to(dtype), None if y is None else y.to(dtype)) for x, y in (a, b)]
+    make = [Units(x.to(dtype), None if y is None else y.to(dtype), dtype) for x, y in (a, b)]
     return make[0], make[1], order.argsort()
 
 

@@ -1,0 +1,71 @@
+"""Where checkpoints are matched, and within how much memory."""
+
+import sys
+
+import pytest
+import torch
+
+from hf_moe_lmc import cli
+from hf_moe_lmc.alignment import Resources, align_opened, open_checkpoint, scramble
+from hf_moe_lmc.errors import BadInputError
+from tests import models
+from tests.pretend_device import pretend_device
+
+NEEDED = {"model.layers.0.mlp": 10, "model.layers.1.mlp": 30}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pair")
+    model = models.build("mixtral", dtype=torch.bfloat16)
+    model.save_pretrained(folder / "a", max_shard_size="8KB")
+    scramble(model)[0].save_pretrained(folder / "b", save_original_format=False)
+    return folder / "a", folder / "b"
+
+
+def test_checkpoints_are_read_to_another_device_and_matched_there(folders, monkeypatch):
+    a, b = map(open_checkpoint, folders)
+    here = align_opened(a, b)
+    seen = []
+
+    def watch(reference, *rest):
+        seen.append(reference.experts.up_proj.device)
+        return align_layers(reference, *rest)
+
+    module = sys.modules["hf_moe_lmc.alignment.align"]  # beside it stands a function of that name
+    align_layers = module.align_layers
+    monkeypatch.setattr(module, "align_layers", watch)
+    with pretend_device() as device:
+        found = align_opened(a, b, resources=Resources(device))
+    assert set(seen) == {device}
+    assert found.symmetries == here.symmetries
+    assert found.other == here.other
+
+    return import_module("hf_moe_lmc.alignment.align")
+
+
+def test_a_layer_beyond_the_memory_is_refused(folders, tmp_path, capsys):
+    command = ["align", *map(str, folders), "-o", str(tmp_path / "out")]
+    for options in ([], ["--dry-run"]):
+        assert cli.main([*command, "--memory", "1MB", *options]) == 3
+        shown = capsys.readouterr().err
+        assert "layer model.layers.0.mlp: matching it needs 0.26" in shown
+        assert shown.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    assert cli.main([*command, "--memory", "1GiB", "--device", "cpu", "--dry-run"]) == 0
+    assert "layers are matched on      cpu" in capsys.readouterr().out
+
+
+def test_a_gpu_is_taken_where_the_largest_layer_fits(monkeypatch):
+    assert Resources().device_for(NEEDED) == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (30, 100))
+    assert Resources().device_for(NEEDED) == torch.device("cuda", 1)
+    assert Resources("cpu").device_for(NEEDED) == torch.device("cpu")
+    assert Resources().device_for({"model.layers.0.mlp": 31}) == torch.device("cpu")
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(BadInputError, match=r"there is no device nowhere here: .+; give another"):
+        Resources("nowhere").device_for(NEEDED)
