@@ -9,11 +9,10 @@ from accelerate import Accelerator
 from hf_moe_lmc import Alignment, align, scramble
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.connectivity import Evaluation, LiveWeights, learned_matching, repaired_path
-from hf_moe_lmc.connectivity.learned_matching import _LatentBank, learn_matching
+from hf_moe_lmc.connectivity.learned_matching import learn_matching
 from hf_moe_lmc.connectivity.path import moved
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 from tests.connectivity import finetuned
-from tests.layers import LAYER_KINDS
 
 
 def misaligned(alignment: Alignment, name: str) -> Alignment:
@@ -81,17 +80,3 @@ def test_the_best_on_held_out_data_is_taken(losses, taken, monkeypatch):
     assert (symmetries == start.symmetries) == (taken == 0)
     path = repaired_path(tensors, moved(scrambled.state_dict(), specs, symmetries), specs, ("norms",))
     assert all(torch.equal(tensor, seen[taken][name]) for name, tensor in path(0.5).items())
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_the_start_is_weight_matching_and_moves_are_its_symmetries(kind):
-    a, b = (LAYER_KINDS[kind](seed=seed) for seed in (0, 1))
-    bank = _LatentBank.of(a.experts, b.experts, a.group.unit_signs)
-    moved, symmetry = bank.move(b.experts), bank.symmetry()
-    for name, tensor in b.experts.permute_units(symmetry).tensors().items():
-        torch.testing.assert_close(moved.tensors()[name], tensor)
-    again = _LatentBank.of(a.experts, b.experts.permute_units(symmetry), a.group.unit_signs).symmetry()
-    assert again.is_identity
-    moved.down_proj.square().sum().backward()
-    assert bank.latent.grad is not None
-    assert bank.latent.grad.abs().sum() > 0
