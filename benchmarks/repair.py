@@ -185,7 +185,7 @@ def midpoints_learned(
     The shuffled end has nothing to align: what learning gains there is no alignment.
     """
     shuffled, found = deepcopy(other), {}
-    shuffled.load_state_dict(shuffled_layers(other.state_dict(), alignable_layers(other)))
+    shuffled.load_state_dict(dict(shuffled_layers(other.state_dict(), alignable_layers(other))))
     for name, end in (("aligned", other), ("shuffled", shuffled)):
         start, weights = align(reference, end), end.state_dict()
         learned = learn_matching(reference, weights, start, batches[::2], batches[1::2]).alignment

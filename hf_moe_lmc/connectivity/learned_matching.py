@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -16,14 +17,16 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.matching import LayerAlignment, layer_distance
+from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.matching import LayerAlignment, align_layers, layer_distance
 from hf_moe_lmc.merging import Interpolation
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry
 
+from .calibrate import Batch
 from .evaluation import evaluate
 from .latent_layer import LatentLayer
-from .live_weights import BorrowedWeights, borrow
+from .live_weights import Beside, BorrowedWeights, LiveWeights, borrow
 from .path import moved
 from .predictions import IGNORED_LABEL, answer
 from .repairs import repaired_path
@@ -51,8 +54,8 @@ def learn_matching(
     reference: PreTrainedModel,
     other: Mapping[str, Tensor],
     alignment: Alignment,
-    batches: Sequence[Mapping[str, Tensor]],
-    held_out: Sequence[Mapping[str, Tensor]],
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
     steps: int = STEPS,
     seed: int = 0,
     accelerator: Accelerator | None = None,
@@ -67,7 +70,7 @@ def learn_matching(
     t is uniform in [0.4, 0.6], layers keep their norms as in `preserve_norms`, Adam. One side is enough: both span the
     same moves. Source: Git Re-Basin, arXiv:2209.04836, section 3.3; started as in arXiv:2506.22712.
 
-    What is gained may be no alignment: compare with the same learning from `shuffled_layers`.
+    What is gained may be no alignment: compare with `learn_from_shuffled`.
 
     Args:
         reference: t = 0; lends its place, and has its own weights again afterwards.
@@ -81,10 +84,19 @@ def learn_matching(
         accelerator: the processes; each does the same.
         state: a file that holds what was learned after every round; called again with the same arguments, a killed run
             goes on from there.
+
+    Raises:
+        BadInputError: a part of the model is offloaded to host memory or disk.
     """
     accelerator = accelerator or Accelerator()
+    if not hasattr(reference, "hf_device_map"):
+        reference.to(accelerator.device)
+    batches, held_out = ([send_to_device(batch, accelerator.device) for batch in part] for part in (batches, held_out))
     specs = alignable_layers(reference)
     with borrow(reference) as weights:
+        if weights.offloaded:
+            raise BadInputError(f"{min(weights.offloaded)} is offloaded; learning needs the whole model on its devices")
+        other = Beside(other, weights)
         start = dict(moved(other, specs, alignment.symmetries))
         layers = [LatentLayer.of(spec, weights, start) for spec in specs]
         scores = [latent for layer in layers for latent in layer.scores]
@@ -125,6 +137,23 @@ def learn_matching(
             }
             alignment = replace(alignment, layers=records, config=None)
     return LearnedMatching(alignment, tuple(progress.losses))
+
+
+def learn_from_shuffled(
+    reference: PreTrainedModel,
+    other: Mapping[str, Tensor],
+    batches: Sequence[Batch],
+    held_out: Sequence[Batch],
+    steps: int = STEPS,
+    accelerator: Accelerator | None = None,
+    state: Path | None = None,
+) -> LearnedMatching:
+    """The control of `learn_matching`: the same from `shuffled_layers`, aligned."""
+    own, specs = LiveWeights(reference), alignable_layers(reference)
+    shuffled = shuffled_layers(other, specs)
+    layers = {spec.name: align_layers(spec.read(own), spec.read(Beside(shuffled, own))) for spec in specs}
+    start = Alignment(layers)
+    return learn_matching(reference, shuffled, start, batches, held_out, steps, accelerator=accelerator, state=state)
 
 
 def shuffled_layers(

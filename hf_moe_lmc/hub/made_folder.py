@@ -39,6 +39,12 @@ class MadeFolder:
         return CONFIG_NAME if self.command in (ALIGN, CONFIGURE) else MANIFEST_NAME
 
     @property
+    def repairs(self) -> tuple[str, ...]:
+        """Those of a merge, in their order; see `hf_moe_lmc.connectivity.repairs`."""
+        found = self.record.get("repairs")
+        return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+    @property
     def public_record(self) -> bytes:
         """The content of `marker` without the paths of this machine: folders are called by their last part."""
         public = {
