@@ -24,8 +24,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         run,
         "improve an alignment by the loss of the merge on data; needs memory for training steps",
         "Rearrange experts and units by the loss near the midpoint, beginning with weight matching; no weight is "
-        "trained. The alignment is only replaced where another lowers the midpoint's loss on held-out examples. The same "
-        "learning from shuffled weights is run beside it: what that gains is no alignment.",
+        "trained. The alignment is only replaced where another lowers the loss of the midpoint on held-out examples. "
+        "The same learning from shuffled weights is run beside it: what that gains is no alignment.",
     )
     learn.add_argument("reference", metavar="REFERENCE", help=MODEL)
     learn.add_argument("other", metavar="OTHER", help=MODEL)
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> Answer:
 def _learned(
     reference: "OpenedModel", other: "OpenedModel", alignment: "Alignment", folder: Path, options: argparse.Namespace
 ) -> "tuple[LearnedMatching, LearnedMatching]":
-    """What is learned from the other model, and from its shuffled weights; their state is kept in `folder` meanwhile."""
+    """What is learned from the other model, and from its shuffled weights; states are kept in `folder` meanwhile."""
     from hf_moe_lmc.alignment.apply import check_layers
     from hf_moe_lmc.connectivity import learn_from_shuffled, learn_matching
     from hf_moe_lmc.connectivity.calibrate import halved

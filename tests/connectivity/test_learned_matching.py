@@ -84,7 +84,7 @@ def test_learning_from_shuffled_weights():
         assert torch.equal(found[name], tensor) == (name not in of_layers)
     batches = [list(finetuned.loader(start, 16)) for start in (12, 44)]
     control = learn_from_shuffled(a, before, *batches, steps=1, accelerator=Accelerator(cpu=True))
-    assert control.held_out_loss[0] > 1 + midpoint_loss(a, b, batches[1])
+    assert control.held_out_loss[0] > 0.03 + midpoint_loss(a, b, batches[1])
 
 
 def midpoint_loss(a, b, batches) -> float:
