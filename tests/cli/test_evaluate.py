@@ -112,13 +112,13 @@ def test_a_merge_of_the_evaluated_model(folder, tmp_path, capsys):
     data = ["--dataset", str(folder / "manual.txt"), "--length", "32", "--calibration-examples", "8"]
     models = [str(folder / "a"), str(folder / "b"), "--experts-implementation", "eager"]
     out = ["-o", str(tmp_path / "merged")]
-    assert main(["merge", *models, *data, "--repair", "auto", *out, "--alignment", str(folder / "alignment")]) == 0
+    assert main(["merge", *models, *data, "--repair", "auto", *out]) == 0
     record = json.loads((tmp_path / "merged" / "hf_moe_lmc_manifest.json").read_text())
     assert record["calibration"]["source"] == {
         "dataset": "manual.txt", "split": "train", "length": 32, "calibration-examples": 8, "batch-size": 8
     }  # fmt: skip
-    planted = ("--alignment", str(folder / "alignment"), "--arrangements", "aligned", "--repair", "auto")
-    assert run(folder, tmp_path / "report", "--calibration-examples", "8", *planted) == 0
+    options = ("--calibration-examples", "8", "--arrangements", "aligned", "--repair", "auto")
+    assert run(folder, tmp_path / "report", *options) == 0
     report = json.loads((tmp_path / "report/report.json").read_text())
     assert report["repair"]["repairs"] == record["repairs"]
     card = (tmp_path / "merged" / "README.md").read_text()
