@@ -95,6 +95,7 @@ def run(options: argparse.Namespace) -> Answer | None:
     alignment = Alignment.from_pretrained(options.alignment) if options.alignment else alignment_config(options)
     repaired = None
     if options.repair:
+        _check_repair(options)
         check_pair(reference, other)
         check_output(Path(options.output), read_paths(reference, other), options.overwrite)
         alignment = alignment if isinstance(alignment, Alignment) else align_opened(reference, other, alignment)
@@ -118,17 +119,21 @@ def run(options: argparse.Namespace) -> Answer | None:
     return describe_alignment(alignment, options.output)
 
 
-def _repaired(
-    reference: "OpenedModel", other: "OpenedModel", alignment: "Alignment", options: argparse.Namespace
-) -> "CalibratedRepairs":
-    """The repairs that the options ask for, calibrated."""
-    from hf_moe_lmc.connectivity import calibrate_repairs
+def _check_repair(options: argparse.Namespace) -> None:
     from hf_moe_lmc.errors import BadInputError
 
     if "auto" in options.repair and len(options.repair) > 1:
         raise BadInputError("--repair auto chooses all repairs; name no others beside it")
     if not options.dataset:
         raise BadInputError("--repair needs calibration data: give --dataset, or --keep-norms, which needs none")
+
+
+def _repaired(
+    reference: "OpenedModel", other: "OpenedModel", alignment: "Alignment", options: argparse.Namespace
+) -> "CalibratedRepairs":
+    """The repairs that the options ask for, calibrated."""
+    from hf_moe_lmc.connectivity import calibrate_repairs
+
     model = loaded(reference, options)
     calibration = calibration_of(examples_of(model, options, options.calibration_examples), options)
     repairs = "auto" if "auto" in options.repair else options.repair
