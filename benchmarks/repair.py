@@ -58,7 +58,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "repair.jsonl", RESULTS / "repair.md"
 SEEDS = (31, 32, 33, 34)
 POINTS = 3
-REPAIRS = ("norms", "rescale", "preactivations", "router", "refit", "random refit", "auto")
+REPAIRS = ("norms", "rescale", "consensus", "preactivations", "router", "refit", "random refit", "auto")
 ORDERS: tuple[ExpertOrder, ...] = ("gate", "joint")
 CELLS = ("vit dense", "vit sparse", "vit shared", "mixtral", "qwen2_moe")
 
