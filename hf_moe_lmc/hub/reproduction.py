@@ -29,12 +29,9 @@ def reproduction(made: MadeFolder, alignment: Alignment | None) -> list[Markdown
 
 def _repairs(made: MadeFolder) -> list[str]:
     """The options of how a merge was repaired; a dataset that is not known by name is called DATA."""
-    calibration = made.record.get("calibration")
-    if not isinstance(calibration, dict):
+    if made.calibration is None:
         return ["--keep-norms"] if made.repairs else []
-    source = calibration.get("source")
-    given = source if isinstance(source, dict) else {"dataset": "DATA"}
-    flags = [part for name, value in given.items() for part in (f"--{name}", str(value))]
+    flags = [part for name, value in made.calibration.items() for part in (f"--{name}", str(value))]
     return ["--repair", *(made.repairs or ("auto",)), *flags]
 
 

@@ -123,7 +123,7 @@ def test_a_merge_of_the_evaluated_model(folder, tmp_path, capsys):
     assert report["repair"]["repairs"] == record["repairs"]
     card = (tmp_path / "merged" / "README.md").read_text()
     assert f"--repair {' '.join(record['repairs'])} --dataset manual.txt --split train --length 32" in card
-    assert f"were repaired ({', '.join(record['repairs'])}) on calibration data" in card
+    assert f"one after the other: {', '.join(record['repairs'])}.\nCalibrated on manual.txt.\n" in card
     capsys.readouterr()
     assert main(["merge", *models, "--repair", "rescale", "-o", str(tmp_path / "more")]) == 3
     assert "--repair needs calibration data: give --dataset, or --keep-norms" in capsys.readouterr().err
