@@ -58,6 +58,7 @@ RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "repair.jsonl", RESULTS / "repair.md"
 SEEDS = (31, 32, 33, 34)
 POINTS = 3
+TIE = 1e-6  # nats; of two orders that are one
 REPAIRS = ("norms", "rescale", "consensus", "preactivations", "router", "refit", "random refit", "auto")
 ORDERS: tuple[ExpertOrder, ...] = ("gate", "joint")
 CELLS = ("vit dense", "vit sparse", "vit shared", "mixtral", "qwen2_moe")
@@ -239,7 +240,7 @@ def table(found: list[dict]) -> str:
                 continue
             naive = fmean(row["barrier"]["naive"] for row in pairs)
             values = [row["barrier"][path] for row in pairs]
-            wins = sum(value < row["barrier"]["aligned"] for value, row in zip(values, pairs, strict=True))
+            wins = sum(value < row["barrier"]["aligned"] - TIE for value, row in zip(values, pairs, strict=True))
             line.append(f"{fmean(values):.4f}, {100 * fmean(values) / naive:.1f} %, {wins}/{len(pairs)}")
         lines.append(f"| {path} | " + " | ".join(line) + " |")
     losses = [fmean(row["endpoint_loss"] for row in found if row["cell"] == cell) for cell in cells]
