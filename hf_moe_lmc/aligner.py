@@ -1,10 +1,11 @@
 """The face: two models, their alignment, and all that is done with it."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
@@ -23,7 +24,8 @@ from .alignment import (
 from .alignment.opened_model import Model, OpenedModel
 from .alignment.processes import processes
 from .checkpoints import HubOptions
-from .connectivity import PathReport, evaluate_path
+from .connectivity import PathReport, calibrate_repairs, evaluate_path
+from .connectivity.repairs import Repair
 from .hub import check_token, push_folder, write_card
 from .matching import ExpertOrder
 from .verification import Verification
@@ -78,6 +80,8 @@ class MoeAligner:
         options: OutputOptions | None = None,
         load: LoadOptions | None = None,
         keep_norms: bool = False,
+        repairs: Sequence[Repair] | Literal["auto"] = (),
+        calibration: Iterable[Mapping[str, Tensor]] = (),
     ) -> PreTrainedModel:
         """The model `(1 - t) reference + t (alignment . other)`.
 
@@ -89,17 +93,23 @@ class MoeAligner:
             options: how the folder is written.
             load: dtype, device_map and the like of the model that is returned.
             keep_norms: give units and router rows the norms back that averaging takes from them.
+            repairs: repairs on calibration data, one after the other, instead of `keep_norms`; "auto" chooses them. See
+                `hf_moe_lmc.connectivity.calibrate_repairs`. One model is loaded for them.
+            calibration: the batches for that, the same as `evaluate` was given, never those that it evaluated on.
 
         Raises:
-            BadInputError: `t` is outside [0, 1].
+            BadInputError: `t` is outside [0, 1], or there is too little calibration data.
             IncompatiblePairError: the alignment was made for other models.
             OutputError: the folder may not be written.
         """
-        found = alignment or self.align()
+        found, repaired = alignment or self.align(), None
+        if repairs:
+            model = load_model(self.reference, load)
+            repaired = calibrate_repairs(model, self.other.tensors, found, (t,), repairs, calibration)
         if output is None:
             first, second = load_model(self.reference, load), load_model(self.other, load)
-            return merge(first, second, found, t, keep_norms)
-        merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms)
+            return merge(first, second, found, t, keep_norms, repaired)
+        merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms, repaired=repaired)
         if processes().is_main_process:
             write_card(output, found)
         processes().wait_for_everyone()

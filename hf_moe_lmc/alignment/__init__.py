@@ -9,7 +9,7 @@ from .config import AlignmentConfig
 from .loading import LoadOptions, load_model
 from .merge import merge, merge_checkpoints, merge_opened
 from .merge_many import merge_many, merge_many_checkpoints
-from .opened_model import open_checkpoint, open_model, open_skeleton
+from .opened_model import OpenedModel, open_checkpoint, open_model, open_skeleton
 from .pair import check_pair
 from .picture import plot_alignment
 from .plan import Plan, plan_alignment, plan_writing
@@ -22,6 +22,7 @@ __all__ = [
     "AlignmentConfig",
     "LoadOptions",
     "MutualAlignment",
+    "OpenedModel",
     "OutputOptions",
     "Plan",
     "Resources",

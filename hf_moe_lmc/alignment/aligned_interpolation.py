@@ -1,6 +1,7 @@
 """The straight line from one model to another that is aligned on the way."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -9,6 +10,27 @@ from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.merging import interpolate_, interpolate_experts, interpolate_router
 from hf_moe_lmc.moe import ExpertBank
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
+
+
+@runtime_checkable
+class RepairedLine(Protocol):
+    """The straight line under repairs that more than weights went into."""
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What went into them, in JSON values; part of the manifest of a merge."""
+        ...
+
+    def interpolate_(
+        self,
+        reference: dict[str, Tensor],
+        other: Mapping[str, Tensor],
+        layers: Sequence[MoeLayerSpec],
+        symmetries: Mapping[str, MoeSymmetry],
+        t: float,
+    ) -> None:
+        """As `interpolate_aligned_`, with the layers repaired."""
+        ...
 
 
 def interpolate_aligned_(

@@ -11,7 +11,7 @@ from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory, check_output
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
 from .align import align_opened
-from .aligned_interpolation import interpolate_aligned_
+from .aligned_interpolation import RepairedLine, interpolate_aligned_
 from .alignment import Alignment, LiveModel
 from .apply import check_layers, check_weights
 from .config import AlignmentConfig
@@ -28,6 +28,7 @@ def merge(
     alignment: Alignment | None = None,
     t: float = 0.5,
     keep_norms: bool = False,
+    repaired: RepairedLine | None = None,
 ) -> LiveModel:
     """A new model with weights `(1 - t) reference + t (alignment . other)`; neither model is changed.
 
@@ -38,6 +39,7 @@ def merge(
         t: in [0, 1].
         keep_norms: give units and router rows the norms back that averaging takes from them; needs no data, and
             mostly lowers the loss of the merge (`hf_moe_lmc.merging.preserve_norms`).
+        repaired: the line under other repairs, from `hf_moe_lmc.connectivity.calibrate_repairs`.
 
     Raises:
         BadInputError: `t` is outside [0, 1], or a weight is NaN or infinite.
@@ -57,7 +59,10 @@ def merge(
     tensors = dict(own.values())
     others = {name: tensor for name, tensor in second.tensors.items() if name in tensors}
     with torch.no_grad():
-        interpolate_aligned_(tensors, others, aligned, alignment.symmetries, t, keep_norms)
+        if repaired:
+            repaired.interpolate_(tensors, others, aligned, alignment.symmetries, t)
+        else:
+            interpolate_aligned_(tensors, others, aligned, alignment.symmetries, t, keep_norms)
     return merged
 
 
@@ -108,8 +113,9 @@ def merge_opened(
     options: OutputOptions | None = None,
     allow_other_weights: bool = False,
     keep_norms: bool = False,
+    repaired: RepairedLine | None = None,
 ) -> Alignment:
-    """As `merge_checkpoints`, for checkpoints that are open already."""
+    """As `merge_checkpoints`, for checkpoints that are open already; `repaired` as for `merge`."""
     several = not isinstance(t, (int, float))
     points = list(dict.fromkeys(t)) if several else [t]
     for point in points:
@@ -135,16 +141,19 @@ def merge_opened(
         check_weights(None if trusted else found.other, other, step, tensors)
         for left, point in enumerate(points, start=1 - len(points)):
             merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
-            interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point, keep_norms)
+            if repaired:
+                repaired.interpolate_(merged, tensors, step.layers, found.symmetries, point)
+            else:
+                interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point, keep_norms)
             yield merged
 
     recipe = {
         "command": "merge",
         "alignment": found.digest,
-        "keep_norms": keep_norms,
+        "repairs": ["norms"] if keep_norms else [],
         "reference": reference.origin,
         "other": other.origin,
-    }
+    } | (dict(repaired.record) if repaired else {})
     recipes = {f"t-{point:.12g}" if several else "": recipe | {"t": point} for point in points}
     if processes().is_main_process:
         write_checkpoints(reference, Path(output), recipes, compute, [other], options)

@@ -3,18 +3,17 @@
 import argparse
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
 from .arguments import add_command, add_pair, size
+from .data_arguments import add_data, add_loading, calibration_of, examples_of, loaded
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
     from torch import Tensor
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
-
-    from hf_moe_lmc.alignment import LoadOptions
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -31,22 +30,13 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     evaluate.add_argument("-o", "--output", type=Path, required=True, help="folder of the report; new or empty")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an earlier report")
     evaluate.add_argument("--alignment", metavar="FOLDER", help="made by `align`; without it, aligns first")
-    data = evaluate.add_argument_group("data")
-    data.add_argument(
-        "--dataset", required=True, help="a file (txt, parquet, json, csv), a folder of them or of images, or a Hub id"
+    data = add_data(
+        evaluate,
+        "test",
+        "examples that are set apart, ahead of those evaluated, to calibrate temperatures and repairs and to choose "
+        "repairs; 0 leaves all that out",
     )
-    data.add_argument("--dataset-config", metavar="NAME", help="configuration of a dataset on the Hub")
-    data.add_argument("--split", default="test", help="split of the dataset (default: test)")
-    data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
     data.add_argument("--max-examples", type=int, help="evaluate on the first so many examples (default: all)")
-    data.add_argument(
-        "--calibration-examples",
-        type=int,
-        default=32,
-        help="examples that are set apart, ahead of those evaluated, to calibrate temperatures and repairs and to "
-        "choose repairs; 0 leaves all that out (default: 32)",
-    )
-    data.add_argument("--batch-size", type=int, default=8, help="examples of a batch, per process (default: 8)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
     evaluate.add_argument(
         "--arrangements",
@@ -58,7 +48,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     evaluate.add_argument(
         "--repair",
         nargs="+",
-        choices=("norms", "rescale", "preactivations", "router", "refit", "random refit", "auto"),
+        choices=("norms", "rescale", "consensus", "preactivations", "router", "refit", "random refit", "auto"),
         default=("norms", "rescale", "auto"),
         help="which repairs, each on every path; auto: those that lower the aligned midpoint's loss on calibration "
         "examples that no repair was calibrated on (default: norms rescale auto)",
@@ -70,7 +60,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="further figures at every point: accuracy, perplexity, expected_calibration_error, or a metric on the Hub",
     )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
-    evaluate.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
+    add_loading(evaluate)
     evaluate.add_argument(
         "--memory",
         metavar="SIZE",
@@ -79,26 +69,21 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="such as 16GB: hold OTHER on the device or in host memory if it fits this, instead of reading it from "
         "disk at every point (default: 0, from disk)",
     )
-    evaluate.add_argument("--experts-implementation", help="of Transformers: eager, grouped_mm, batched_mm")
     evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
 
 
 def run(options: argparse.Namespace) -> Answer | None:
     """Evaluate, print the table, write the report."""
-    from hf_moe_lmc.alignment import Alignment, check_pair, load_model, open_checkpoint
+    from hf_moe_lmc.alignment import Alignment, check_pair, open_checkpoint
     from hf_moe_lmc.alignment.processes import accelerator_of_all
-    from hf_moe_lmc.checkpoints import find_source
     from hf_moe_lmc.connectivity import evaluate_path
 
     _check_output(options.output, options.overwrite)
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
     check_pair(reference, other)
     alignment = Alignment.from_pretrained(options.alignment) if options.alignment else None
-    accelerator, folder = accelerator_of_all(), find_source(options.reference).folder
-    wanted = ("dtype", "device_map", "experts_implementation")
-    given = {name: value for name in wanted if (value := getattr(options, name))}
-    model = load_model(reference, cast("LoadOptions", given))
-    calibration, data = _data(model, folder, options)
+    accelerator, model = accelerator_of_all(), loaded(reference, options, dtype=options.dtype)
+    calibration, data = _data(model, options)
     metrics = _metrics(options.metrics)
     report = evaluate_path(
         model,
@@ -141,26 +126,18 @@ def _metrics(names: "Sequence[str]") -> "list[EvaluationModule]":
     return [load_metric(name) for name in names]
 
 
-def _data(
-    model: "PreTrainedModel", folder: Path, options: argparse.Namespace
-) -> "tuple[Iterable[Mapping[str, Tensor]], DataLoader]":
+def _data(model: "PreTrainedModel", options: argparse.Namespace) -> "tuple[Iterable[Mapping[str, Tensor]], DataLoader]":
     """Batches for calibration, and batches of the examples after them."""
     from torch.utils.data import DataLoader, Subset
 
-    from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
     from hf_moe_lmc.errors import BadInputError
 
     apart = options.calibration_examples
-    wanted = None if options.max_examples is None else apart + options.max_examples
-    rows = load_rows(options.dataset, options.dataset_config, options.split)
-    examples = examples_for(model, rows, processor_of(model, folder), length=options.length, max_examples=wanted)
+    examples = examples_of(model, options, None if options.max_examples is None else apart + options.max_examples)
     if len(examples) < apart + 2:
         raise BadInputError(
             f"{options.dataset} gives {len(examples)} examples, of which {apart} are set apart for calibration; "
             "give more data, a smaller --length or fewer --calibration-examples"
         )
     data = DataLoader(Subset(examples, range(apart, len(examples))), batch_size=options.batch_size)
-    if apart == 0:
-        return (), data
-    halves = min(options.batch_size, (apart + 1) // 2)
-    return DataLoader(Subset(examples, range(apart)), batch_size=halves), data
+    return calibration_of(examples, options) if apart else (), data

@@ -18,13 +18,15 @@ from .arguments import (
     describe_plan,
     output_options,
 )
+from .data_arguments import add_data, add_loading, calibration_of, examples_of, loaded, source_of
 from .failures import UsageError
 from .kept_memory import keep_freed_memory
 
 if TYPE_CHECKING:
-    from hf_moe_lmc.alignment import Alignment, MutualAlignment
+    from hf_moe_lmc.alignment import Alignment, MutualAlignment, OpenedModel
+    from hf_moe_lmc.connectivity import CalibratedRepairs
 
-OF_PAIRS = ("alignment", "t", "keep_norms", "allow_other_weights")
+OF_PAIRS = ("alignment", "t", "keep_norms", "repair", "allow_other_weights")
 """Options that mean nothing where there are several others."""
 
 
@@ -58,14 +60,31 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="W",
         help="with several OTHERs: a number for REFERENCE and one for each OTHER, in any unit (default: all the same)",
     )
-    merge.add_argument(
+    repairs = merge.add_mutually_exclusive_group()
+    repairs.add_argument(
         "--keep-norms",
         action="store_true",
         help="give units and router rows the norms back that averaging takes from them; needs no data",
     )
+    repairs.add_argument(
+        "--repair",
+        nargs="+",
+        choices=("norms", "rescale", "consensus", "preactivations", "router", "refit", "auto"),
+        metavar="REPAIR",
+        help="repairs on calibration data, one after the other: norms (as --keep-norms), rescale, consensus, "
+        "preactivations, router, refit; or auto alone, which chooses as `evaluate` does. Loads one model",
+    )
     add_output(merge, "folder of the merge")
     add_writing(merge)
     add_matching(merge)
+    add_data(
+        merge,
+        "train",
+        "examples for --repair, the first ones; as many, of the split, as were given to `evaluate` give the model that "
+        "it measured",
+        required=False,
+    )
+    add_loading(merge)
 
 
 def run(options: argparse.Namespace) -> Answer | None:
@@ -82,31 +101,64 @@ def run(options: argparse.Namespace) -> Answer | None:
 
 
 def _check(options: argparse.Namespace) -> None:
-    """Raise `UsageError` unless the options fit the number of models."""
+    """Raise `UsageError` or `BadInputError` unless the options fit one another."""
+    from hf_moe_lmc.errors import BadInputError
+
     several = len(options.other) > 1
     for name in OF_PAIRS if several else ("weights",):
         if getattr(options, name):
             number = "two models" if several else "three models and more; two take --t"
             raise UsageError(f"--{name.replace('_', '-')} is for {number}; see 'hf-moe-lmc merge --help'")
+    if options.repair and "auto" in options.repair and len(options.repair) > 1:
+        raise BadInputError("--repair auto chooses all repairs; name no others beside it")
+    if options.repair and not options.dataset:
+        raise BadInputError("--repair needs calibration data: give --dataset, or --keep-norms, which needs none")
 
 
 def _merge_pair(options: argparse.Namespace) -> Answer | None:
-    from hf_moe_lmc.alignment import Alignment, merge_checkpoints
+    from hf_moe_lmc.alignment import Alignment, align_opened, check_pair, merge_opened, open_checkpoint
+    from hf_moe_lmc.alignment.stream import read_paths
+    from hf_moe_lmc.checkpoints import check_output
 
-    points = options.t or [0.5]
-    alignment = merge_checkpoints(
-        options.reference,
-        options.other[0],
+    points, output = options.t or [0.5], output_options(options)
+    reference, other = open_checkpoint(options.reference), open_checkpoint(options.other[0])
+    alignment = Alignment.from_pretrained(options.alignment) if options.alignment else alignment_config(options)
+    repaired = None
+    if options.repair:
+        check_pair(reference, other)
+        check_output(Path(options.output), read_paths(reference, other), options.overwrite)
+        alignment = alignment if isinstance(alignment, Alignment) else align_opened(reference, other, alignment)
+        repaired = _repaired(reference, other, alignment, points, options)
+    alignment = merge_opened(
+        reference,
+        other,
         options.output,
-        Alignment.from_pretrained(options.alignment) if options.alignment else alignment_config(options),
+        alignment,
         points[0] if len(points) == 1 else points,
-        output_options(options),
-        allow_other_weights=options.allow_other_weights,
-        keep_norms=options.keep_norms,
+        output,
+        options.allow_other_weights,
+        options.keep_norms,
+        repaired,
     )
     root = Path(options.output)
     folders = [root] if len(points) == 1 else sorted(root.glob("t-*"))
     return describe_alignment(alignment, options.output) if _write_cards(folders, alignment) else None
+
+
+def _repaired(
+    reference: "OpenedModel",
+    other: "OpenedModel",
+    alignment: "Alignment",
+    points: Sequence[float],
+    options: argparse.Namespace,
+) -> "CalibratedRepairs":
+    """The repairs that the options ask for, calibrated."""
+    from hf_moe_lmc.connectivity import calibrate_repairs
+
+    model = loaded(reference, options)
+    calibration = calibration_of(examples_of(model, options, options.calibration_examples), options)
+    repairs = "auto" if "auto" in options.repair else options.repair
+    return calibrate_repairs(model, other.tensors, alignment, points, repairs, calibration, source=source_of(options))
 
 
 def _merge_several(options: argparse.Namespace) -> Answer | None:

@@ -4,17 +4,19 @@ from .barrier import Barrier
 from .calibrate import calibrate
 from .curve import Curve, measure
 from .evaluation import Evaluation, evaluate
-from .learned_matching import LearnedMatching, learn_matching
+from .learned_matching import LearnedMatching, learn_from_shuffled, learn_matching, shuffled_layers
 from .live_weights import BorrowedWeights, LiveWeights, borrow
 from .path import Path, linear_path
 from .path_evaluation import evaluate_path
 from .plot import plot_barriers
+from .repaired_merge import CalibratedRepairs, calibrate_repairs
 from .repairs import repaired_path
 from .report import PathReport
 
 __all__ = [
     "Barrier",
     "BorrowedWeights",
+    "CalibratedRepairs",
     "Curve",
     "Evaluation",
     "LearnedMatching",
@@ -23,11 +25,14 @@ __all__ = [
     "PathReport",
     "borrow",
     "calibrate",
+    "calibrate_repairs",
     "evaluate",
     "evaluate_path",
+    "learn_from_shuffled",
     "learn_matching",
     "linear_path",
     "measure",
     "plot_barriers",
     "repaired_path",
+    "shuffled_layers",
 ]

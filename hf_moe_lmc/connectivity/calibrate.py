@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +11,14 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.adapters.layouts import ExpertLayout, FusedExperts
 from hf_moe_lmc.adapters.mlp_layouts import DenseMlp
+from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import Activation, ExpertCalibration, LayerCalibration, token_weights
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
 
 from .live_weights import BorrowedWeights
+from .path import linear_path
+
+Batch = Mapping[str, Tensor]
 
 MAX_TOKENS = 4096
 CHECKED_TOKENS = 32
@@ -62,6 +67,28 @@ def calibrate(
         if seen[spec.name].tokens and (known := _calibration(model, spec, tensors, seen[spec.name])):
             found[spec.name] = known
     return found
+
+
+def calibrated_line(
+    weights: BorrowedWeights,
+    other: Mapping[str, Tensor],
+    specs: Sequence[MoeLayerSpec],
+    batches: Sequence[Mapping[str, Tensor]],
+) -> Callable[[float], Mapping[str, LayerCalibration]]:
+    """T -> `calibrate` at the point t of the line from `weights` to `other`; kept for one point at a time."""
+    line = linear_path(weights, other)
+    return lru_cache(maxsize=1)(lambda t: calibrate(weights, line(t), specs, batches))
+
+
+def halved(batches: Sequence[Batch]) -> tuple[Sequence[Batch], Sequence[Batch]]:
+    """Batches that calibrate repairs, and held-out ones that fit temperatures and choose repairs; in turns.
+
+    Raises:
+        BadInputError: there is one batch only.
+    """
+    if len(batches) == 1:
+        raise BadInputError("one batch of calibration data cannot be halved; give two or more, or none")
+    return batches[::2], batches[1::2]
 
 
 @contextmanager

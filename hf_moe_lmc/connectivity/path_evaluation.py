@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 from accelerate import Accelerator
@@ -23,11 +23,11 @@ from hf_moe_lmc.errors import BadInputError
 from .arrangements import ARRANGEMENTS, Arrangement, arranged
 from .auto_repair import RepairChoice, choose_repairs
 from .bootstrap import bootstrap
-from .calibrate import calibrate
+from .calibrate import calibrated_line, halved
 from .curve import Curve, measure
 from .live_weights import BorrowedWeights, LiveWeights, borrow
 from .other_endpoint import beside, place_for
-from .path import Path, linear_path, points_of
+from .path import Path, points_of
 from .prediction_metrics import check_metrics
 from .repairs import CALIBRATED, Repair, repaired_name, repaired_path
 from .report import PathReport
@@ -114,9 +114,7 @@ def evaluate_path(
     place = place_for(sum(second.sizes.values()), own, memory) if memory else "disk"
     second = replace(second, tensors=beside(second.tensors, own, place))
     batches = [send_to_device(batch, accelerator.device) for batch in calibration]
-    if len(batches) == 1:
-        raise BadInputError("one batch of calibration data cannot be halved; give two or more, or none")
-    fitted, held_out = batches[::2], batches[1::2]
+    fitted, held_out = halved(batches)
     specs, loader = first.layers, accelerator.prepare(data)
 
     single = [repair for repair in repairs if repair != "auto" and (fitted or repair not in CALIBRATED)]
@@ -169,7 +167,6 @@ def _paths(
     specs: Sequence[MoeLayerSpec],
     batches: Sequence[Mapping[str, Tensor]],
 ) -> Callable[[Sequence[Repair]], Path]:
-    """Repairs -> the path to `other` under them; what reaches its layers is kept for one point at a time."""
-    line = linear_path(weights, other)
-    found = lru_cache(maxsize=1)(lambda t: calibrate(weights, line(t), specs, batches))
-    return lambda repairs: repaired_path(weights, other, specs, repairs, found)
+    """Repairs -> the path to `other` under them."""
+    reaching = calibrated_line(weights, other, specs, batches)
+    return lambda repairs: repaired_path(weights, other, specs, repairs, reaching)

@@ -8,6 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from hf_moe_lmc.errors import BadInputError
+
 IGNORED_LABEL = -100
 
 
@@ -15,12 +17,22 @@ def answer(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Float[T
     """The logits of every prediction in `batch`, and its label; -100 where there is nothing to predict.
 
     Labels without a sequence axis are classes, with S = 1. Those of a causal language model are its own tokens:
-    position s predicts label s + 1. Those of an encoder-decoder or a masked language model stand at their position.
+    position s predicts label s + 1. Those of an encoder-decoder, a token classifier or a masked language model stand
+    at their position.
+
+    Raises:
+        BadInputError: the batch has no labels, or the model answers no logits.
     """
+    if "labels" not in batch:
+        raise BadInputError(f"a batch holds {', '.join(sorted(batch))} and no labels; give the labels, too")
     labels, causal = batch["labels"], model.can_generate() and not model.config.is_encoder_decoder
     # Given labels, a model would compute its loss too; only a decoder needs them, as its input.
     given = batch if model.config.is_encoder_decoder else {k: v for k, v in batch.items() if k != "labels"}
-    logits = model(**given, **({"use_cache": False} if model.can_generate() else {})).logits
+    logits = getattr(model(**given, **({"use_cache": False} if model.can_generate() else {})), "logits", None)
+    if logits is None:
+        raise BadInputError(
+            f"a {type(model).__name__} answers no logits; evaluated are language models, encoder-decoders, classifiers"
+        )
     labels = labels.to(logits.device)
     if labels.ndim == 1:
         return logits[:, None], labels[:, None]

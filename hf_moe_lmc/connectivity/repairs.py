@@ -15,6 +15,7 @@ from hf_moe_lmc.merging import (
     refit_random_units,
     repair_preactivations,
     rescale_outputs,
+    rescale_to_consensus,
     solve_router,
     widest_dtype,
 )
@@ -22,7 +23,7 @@ from hf_moe_lmc.moe import MoeLayer
 
 from .path import Layerwise, Path
 
-Repair = Literal["norms", "rescale", "preactivations", "router", "refit", "random refit"]
+Repair = Literal["norms", "rescale", "consensus", "preactivations", "router", "refit", "random refit"]
 LayerRepair = Callable[[MoeLayer, MoeLayer, MoeLayer, float, LayerCalibration], MoeLayer]
 """(merged, reference, other, t, calibration) -> the repaired layer."""
 Calibrate = Callable[[float], Mapping[str, LayerCalibration]]
@@ -30,6 +31,7 @@ Calibrate = Callable[[float], Mapping[str, LayerCalibration]]
 
 CALIBRATED: dict[Repair, LayerRepair] = {
     "rescale": rescale_outputs,
+    "consensus": rescale_to_consensus,
     "preactivations": repair_preactivations,
     "router": solve_router,
     "refit": refit_down_proj,
@@ -37,7 +39,7 @@ CALIBRATED: dict[Repair, LayerRepair] = {
 }
 """Repairs that need calibration data; "norms" is the one that needs none."""
 
-AUTOMATIC: tuple[Repair, ...] = ("norms", "rescale", "preactivations", "router")
+AUTOMATIC: tuple[Repair, ...] = ("norms", "rescale", "consensus", "preactivations", "router")
 """What `choose_repairs` chooses from. A refit is distillation, not connectivity: its control fits random units."""
 
 

@@ -39,8 +39,8 @@ class Routing:
     Args:
         t: the points.
         layers: names of the layers.
-        agreement_with_reference, agreement_with_other: mean share of a token's K experts that the end at t = 0, or at
-            t = 1, chooses for it too; by chance K / E.
+        agreement_with_reference, agreement_with_other: share of the choices that the end at t = 0, or at t = 1, makes
+            for the same token too; by chance K / E.
         boundary_swaps: share of tokens that lose exactly the reference's least weighted expert, its k-th, to another.
         load_entropy: entropy of the experts' loads over log E; 1 is balanced.
         dead_experts: number of experts that no token takes.
@@ -86,6 +86,8 @@ class RoutingRecorder:
             kept = found.setdefault(name, [])
             if not isinstance(index, Tensor) or not isinstance(weights, Tensor) or index.is_floating_point():
                 return
+            if index.shape != weights.shape:
+                return  # a mask of tokens and experts (Switch Transformers)
             if sum(len(experts) for experts, _ in kept) < self._max_tokens:
                 last = index.gather(1, weights.argmin(dim=1, keepdim=True))
                 both = torch.cat([index, last], dim=1).reshape(batch_size[0], -1, index.shape[1] + 1)
@@ -140,13 +142,16 @@ _FIGURES = (
 
 def _figures(at: LayerChoices, reference: LayerChoices, other: LayerChoices) -> dict[str, float]:
     chosen, wanted = _members(at), _members(reference)
-    top_k = at.experts.shape[1]
+    taken = max(int(chosen.sum()), 1)
     lost = wanted & ~chosen
-    swapped = (lost.sum(dim=1) == 1) & lost.gather(1, reference.last[:, None])[:, 0]
-    load = chosen.double().mean(dim=0) / top_k
+    last = (reference.last < at.num_experts) & lost.gather(1, reference.last.clamp(max=at.num_experts - 1)[:, None])[
+        :, 0
+    ]
+    swapped = (lost.sum(dim=1) == 1) & last
+    load = chosen.sum(dim=0).double() / taken
     return {
-        "agreement_with_reference": float((chosen & wanted).sum(dim=1).double().mean() / top_k),
-        "agreement_with_other": float((chosen & _members(other)).sum(dim=1).double().mean() / top_k),
+        "agreement_with_reference": int((chosen & wanted).sum()) / taken,
+        "agreement_with_other": int((chosen & _members(other)).sum()) / taken,
         "boundary_swaps": float(swapped.double().mean()),
         "load_entropy": float(torch.special.entr(load).sum()) / math.log(at.num_experts),
         "dead_experts": float((load == 0).sum()),
@@ -155,6 +160,5 @@ def _figures(at: LayerChoices, reference: LayerChoices, other: LayerChoices) -> 
 
 def _members(choices: LayerChoices) -> Tensor:
     """`[N, E]`, whether the token takes the expert; choices beyond the E routed experts (zero experts) are left out."""
-    width = max(choices.num_experts, int(choices.experts.max()) + 1)
-    members = torch.zeros(len(choices.experts), width, dtype=torch.bool)
-    return members.scatter_(1, choices.experts, True)
+    members = torch.zeros(len(choices.experts), choices.num_experts + 1, dtype=torch.bool)
+    return members.scatter_(1, choices.experts.clamp(max=choices.num_experts), True)[:, :-1]

@@ -74,7 +74,7 @@ def make_card(
         alignment = Alignment.from_pretrained(made.path)
     cards = {role: read_parent_card(parent, token) for role, parent in made.parents.items()}
     config = {} if made.command == ALIGN else read_json(made.path / "config.json")
-    paths = read_path_figures(made.path, float(made.record["t"])) if made.command == MERGE else None
+    paths = read_path_figures(made.path, float(made.record["t"]), made.repairs) if made.command == MERGE else None
     allowed = Licence(licence) if licence else _licence(made, token)
     data = card_metadata(made, cards, config, allowed, paths, dataset)
     architectures = [

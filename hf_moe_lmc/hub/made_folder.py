@@ -46,6 +46,21 @@ class MadeFolder:
         return self.record["alignments"] if self.command == MERGE_MANY else [self.record["alignment"]]
 
     @property
+    def repairs(self) -> tuple[str, ...]:
+        """Those of a merge, in their order; see `hf_moe_lmc.connectivity.repairs`."""
+        found = self.record.get("repairs")
+        return tuple(name for name in found if isinstance(name, str)) if isinstance(found, list) else ()
+
+    @property
+    def calibration(self) -> Mapping[str, Any] | None:
+        """Where the data came from that repairs were calibrated on, as flags of `merge`; None where none was used."""
+        found = self.record.get("calibration")
+        if not isinstance(found, dict):
+            return None
+        source = found.get("source")
+        return source if isinstance(source, dict) and "dataset" in source else {"dataset": "DATA"}
+
+    @property
     def public_record(self) -> bytes:
         """The content of `marker` without the paths of this machine: folders are called by their last part."""
         public = {

@@ -1,6 +1,7 @@
 """The report of the path between two models, as a card shows it."""
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -54,6 +55,7 @@ class PathFigures:
         examples, predictions: how many were evaluated.
         dtype: of the evaluation.
         t: of the merge.
+        line: name of the path that the merge lies on, such as "aligned + norms".
         paths, routing: one row per path.
     """
 
@@ -61,13 +63,14 @@ class PathFigures:
     predictions: int
     dtype: str
     t: float
+    line: str
     paths: list[PathRow]
     routing: list[RoutingRow]
 
     @property
     def merge(self) -> PathRow | None:
         """The path that the merge lies on, if it was measured at its t."""
-        return next((row for row in self.paths if row.name == "aligned" and row.loss is not None), None)
+        return next((row for row in self.paths if row.name == self.line and row.loss is not None), None)
 
 
 def store_report(report: PathReport | str | Path, folder: Path) -> None:
@@ -83,8 +86,12 @@ def store_report(report: PathReport | str | Path, folder: Path) -> None:
                 shutil.copyfile(Path(report) / name, target / name)
 
 
-def read_path_figures(folder: Path, t: float) -> PathFigures | None:
+def read_path_figures(folder: Path, t: float, repairs: Sequence[str]) -> PathFigures | None:
     """The figures of the report in `report/` of `folder`, at the `t` of the merge; None without a report.
+
+    Args:
+        folder: of the merge.
+        t, repairs: of the merge.
 
     Raises:
         BadInputError: it is not a report as `evaluate` writes it.
@@ -99,6 +106,7 @@ def read_path_figures(folder: Path, t: float) -> PathFigures | None:
             int(found["predictions"]),
             str(found["dtype"]),
             t,
+            " + ".join(("aligned", *repairs)),
             [_path_row(name, path, t) for name, path in found["paths"].items()],
             [
                 _routing_row(name, routing, t)

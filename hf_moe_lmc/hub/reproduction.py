@@ -25,9 +25,17 @@ def reproduction(made: MadeFolder, alignment: Alignment | None) -> list[Markdown
     if made.command == APPLY:
         commands.append(["apply", "alignment", *models, *_writing(made), "-o", "aligned"])
     if made.command == MERGE:
-        point = ["--t", f"{made.record['t']:g}"]
+        point = ["--t", f"{made.record['t']:g}", *_repairs(made)]
         commands.append(["merge", *models, "--alignment", "alignment", *point, *_writing(made), "-o", "merged"])
     return [shell_command(["hf-moe-lmc", *command]) for command in commands]
+
+
+def _repairs(made: MadeFolder) -> list[str]:
+    """The options of how a merge was repaired; a dataset that is not known by name is called DATA."""
+    if made.calibration is None:
+        return ["--keep-norms"] if made.repairs else []
+    flags = [part for name, value in made.calibration.items() for part in (f"--{name}", str(value))]
+    return ["--repair", *(made.repairs or ("auto",)), *flags]
 
 
 def _writing(made: MadeFolder) -> list[str]:

@@ -6,7 +6,7 @@ from .down_refit import refit_down_proj, refit_random_units
 from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
 from .layer_interpolation import interpolate_layers, widest_dtype
 from .norm_preserving import interpolate_experts, interpolate_router, preserve_norms
-from .output_rescale import rescale_outputs
+from .output_rescale import rescale_outputs, rescale_to_consensus
 from .preactivations import repair_preactivations
 from .router_solve import solve_router
 
@@ -27,6 +27,7 @@ __all__ = [
     "refit_random_units",
     "repair_preactivations",
     "rescale_outputs",
+    "rescale_to_consensus",
     "solve_router",
     "token_weights",
     "widest_dtype",

@@ -167,7 +167,7 @@ def test_the_manifest(pair, capsys):
         "alignment": alignment.digest,
         "reference": {"name": str(pair / "a"), "commit": None},
         "other": {"name": str(pair / "b"), "commit": None},
-        "keep_norms": False,
+        "repairs": [],
         "t": 0.25,
         "layout": "kept",
         "dtype": None,

@@ -1,5 +1,6 @@
 import json
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hf_moe_lmc import Alignment, scramble
 from hf_moe_lmc.cli import main
+from hf_moe_lmc.symmetry import Permutation
 from tests.connectivity import finetuned
 
 
@@ -80,3 +82,50 @@ def test_outputs_that_are_taken(folder, tmp_path, capsys):
     assert "replace it with --overwrite" in capsys.readouterr().err
     assert run(folder, out / "report.json") == 5
     assert (out / "report.json").read_text() == "precious"
+
+
+def test_learning_a_better_alignment(folder, tmp_path, capsys):
+    """From the planted alignment with its experts in a wrong order; the report holds the control."""
+    start = Alignment.from_pretrained(folder / "alignment")
+    name, layer = next((name, layer) for name, layer in start.layers.items() if layer.symmetry.experts.size > 1)
+    symmetry = replace(layer.symmetry, experts=Permutation(layer.symmetry.experts.index.roll(1)))
+    wrong = replace(start, layers=start.layers | {name: replace(layer, symmetry=symmetry)})
+    wrong.save_pretrained(tmp_path / "wrong")
+    data = ["--dataset", str(folder / "manual.txt"), "--length", "32", "--calibration-examples", "16"]
+    common = ["--alignment", str(tmp_path / "wrong"), "--steps", "1", "--experts-implementation", "eager"]
+    models = [str(folder / "a"), str(folder / "b")]
+    assert main(["learn", *models, *common, *data, "-o", str(tmp_path / "learned"), "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)
+    assert said["improved"]
+    before, after = said["held_out_loss"]
+    assert after < before
+    assert min(said["from_shuffled_weights"]) > after
+    found = Alignment.from_pretrained(tmp_path / "learned")
+    assert found.layers[name].symmetry.experts == layer.symmetry.experts
+    assert {file.name for file in (tmp_path / "learned").iterdir()} == {
+        "alignment.safetensors", "alignment_config.json", "learned.json"
+    }  # fmt: skip
+
+
+def test_a_merge_of_the_evaluated_model(folder, tmp_path, capsys):
+    """`merge --repair` with the data of `evaluate` writes the model that this measured."""
+    data = ["--dataset", str(folder / "manual.txt"), "--length", "32", "--calibration-examples", "8"]
+    models = [str(folder / "a"), str(folder / "b"), "--experts-implementation", "eager"]
+    out = ["-o", str(tmp_path / "merged")]
+    assert main(["merge", *models, *data, "--repair", "auto", *out]) == 0
+    record = json.loads((tmp_path / "merged" / "hf_moe_lmc_manifest.json").read_text())
+    assert record["calibration"]["source"] == {
+        "dataset": "manual.txt", "split": "train", "length": 32, "calibration-examples": 8, "batch-size": 8
+    }  # fmt: skip
+    options = ("--calibration-examples", "8", "--arrangements", "aligned", "--repair", "auto")
+    assert run(folder, tmp_path / "report", *options) == 0
+    report = json.loads((tmp_path / "report/report.json").read_text())
+    assert report["repair"]["repairs"] == record["repairs"]
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"--repair {' '.join(record['repairs'])} --dataset manual.txt --split train --length 32" in card
+    assert f"one after the other: {', '.join(record['repairs'])}.\nCalibrated on manual.txt.\n" in card
+    capsys.readouterr()
+    assert main(["merge", *models, "--repair", "rescale", "-o", str(tmp_path / "more")]) == 3
+    assert "--repair needs calibration data: give --dataset, or --keep-norms" in capsys.readouterr().err
+    assert main(["merge", *models, "--repair", "auto", "norms", *data, "-o", str(tmp_path / "more")]) == 3
+    assert "--repair auto chooses all repairs" in capsys.readouterr().err

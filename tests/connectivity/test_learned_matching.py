@@ -9,11 +9,10 @@ from accelerate import Accelerator
 from hf_moe_lmc import Alignment, align, scramble
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.connectivity import Evaluation, LiveWeights, learned_matching, repaired_path
-from hf_moe_lmc.connectivity.learned_matching import _LatentBank, learn_matching
+from hf_moe_lmc.connectivity.learned_matching import learn_from_shuffled, learn_matching, shuffled_layers
 from hf_moe_lmc.connectivity.path import moved
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 from tests.connectivity import finetuned
-from tests.layers import LAYER_KINDS
 
 
 def misaligned(alignment: Alignment, name: str) -> Alignment:
@@ -51,6 +50,49 @@ def test_a_wrong_start_is_improved(family):
     assert all(parameter.grad is None for parameter in a.parameters())
 
 
+def test_a_killed_run_goes_on(tmp_path, monkeypatch):
+    """It ends where an undisturbed one does."""
+    monkeypatch.setattr(learned_matching, "ROUND", 2)
+    monkeypatch.setattr(learned_matching, "LEARNING_RATE", 0.3)
+    _, whole = learned("mixtral", steps=6)
+    looks = iter(range(3))
+    evaluate = learned_matching.evaluate
+
+    def killed(*arguments):
+        if next(looks, None) is None:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(learned_matching, "evaluate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        learned("mixtral", steps=6, state=tmp_path / "state.pt")
+    monkeypatch.setattr(learned_matching, "evaluate", evaluate)
+    _, again = learned("mixtral", steps=6, state=tmp_path / "state.pt")
+    assert again.held_out_loss == whole.held_out_loss
+    assert again.alignment.symmetries == whole.alignment.symmetries
+    assert len(set(whole.held_out_loss)) == 4
+
+
+def test_learning_from_shuffled_weights():
+    """Every tensor of the layers keeps its entries, none its place; all else is as it was."""
+    a, b = finetuned.pair("mixtral")
+    specs, before = alignable_layers(b), b.state_dict()
+    found = shuffled_layers(before, specs)
+    of_layers = {name for spec in specs for name in spec.tensor_names}
+    for name, tensor in before.items():
+        assert torch.equal(found[name].flatten().sort().values, tensor.flatten().sort().values)
+        assert torch.equal(found[name], tensor) == (name not in of_layers)
+    batches = [list(finetuned.loader(start, 16)) for start in (12, 44)]
+    control = learn_from_shuffled(a, before, *batches, steps=1, accelerator=Accelerator(cpu=True))
+    assert control.held_out_loss[0] > 0.03 + midpoint_loss(a, b, batches[1])
+
+
+def midpoint_loss(a, b, batches) -> float:
+    """Of the aligned midpoint, norms kept."""
+    options = {"steps": 0, "accelerator": Accelerator(cpu=True)}
+    return learn_matching(a, LiveWeights(b), align(a, b), batches, batches, **options).held_out_loss[0]
+
+
 @pytest.mark.parametrize(
     ("losses", "taken"),
     [
@@ -81,17 +123,3 @@ def test_the_best_on_held_out_data_is_taken(losses, taken, monkeypatch):
     assert (symmetries == start.symmetries) == (taken == 0)
     path = repaired_path(tensors, moved(scrambled.state_dict(), specs, symmetries), specs, ("norms",))
     assert all(torch.equal(tensor, seen[taken][name]) for name, tensor in path(0.5).items())
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_the_start_is_weight_matching_and_moves_are_its_symmetries(kind):
-    a, b = (LAYER_KINDS[kind](seed=seed) for seed in (0, 1))
-    bank = _LatentBank.of(a.experts, b.experts, a.group.unit_signs)
-    moved, symmetry = bank.move(b.experts), bank.symmetry()
-    for name, tensor in b.experts.permute_units(symmetry).tensors().items():
-        torch.testing.assert_close(moved.tensors()[name], tensor)
-    again = _LatentBank.of(a.experts, b.experts.permute_units(symmetry), a.group.unit_signs).symmetry()
-    assert again.is_identity
-    moved.down_proj.square().sum().backward()
-    assert bank.latent.grad is not None
-    assert bank.latent.grad.abs().sum() > 0

@@ -51,6 +51,7 @@ def test_norms(name, dtype):
 CHANGED = {
     "norms": {"router", "up", "down"},
     "rescale": {"down"},
+    "consensus": {"down"},
     "preactivations": {"up"},
     "router": {"router"},
     "refit": {"down"},

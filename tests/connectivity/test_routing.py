@@ -30,6 +30,16 @@ def test_by_hand():
     assert found.load_entropy[0] == pytest.approx((0.5, expected))
 
 
+def test_zero_experts_are_no_choice():
+    """Numbers from 4 on have no weights; one end takes the highest of them, the other does not."""
+    start, end = choices([[0, 5], [1, 2]], [5, 2]), choices([[0, 4], [1, 4]], [4, 4])
+    found = routing_along((0.0, 1.0), [start, end])
+    assert found.agreement_with_reference == ((1.0, 1.0),)
+    assert found.agreement_with_other == ((2 / 3, 1.0),)
+    assert found.boundary_swaps == ((0.0, 0.5),)
+    assert found.dead_experts == ((1.0, 2.0),)
+
+
 @pytest.mark.parametrize("name", ["moe_vit shared", "mixtral", "qwen2_moe"])
 def test_the_record_equals_the_naive_router(name):
     model = build(name)
@@ -66,9 +76,10 @@ def test_no_more_tokens_than_asked_for():
     assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def test_experts_that_are_not_called_with_indices_are_left_out():
-    model = families.build("dbrx")
+@pytest.mark.parametrize("family", ["dbrx", "switch_transformers"])
+def test_experts_that_are_not_called_with_indices_are_left_out(family):
+    model = families.build(family)
     recorder = RoutingRecorder(model, moe_layers(model), Accelerator(cpu=True), max_tokens=60)
     with recorder.record():
-        families.outputs(model, "dbrx")
+        families.outputs(model, family)
     assert recorder.choices == [{}]

@@ -14,6 +14,7 @@ from hf_moe_lmc.merging import (
     refit_random_units,
     repair_preactivations,
     rescale_outputs,
+    rescale_to_consensus,
     solve_router,
     token_weights,
 )
@@ -21,7 +22,14 @@ from hf_moe_lmc.merging.conjugate_gradient import solve
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement, naive_expert, naive_routing, same_weights
 
-REPAIRS = [rescale_outputs, repair_preactivations, solve_router, refit_down_proj, refit_random_units]
+REPAIRS = [
+    rescale_outputs,
+    rescale_to_consensus,
+    repair_preactivations,
+    solve_router,
+    refit_down_proj,
+    refit_random_units,
+]
 T = 0.4
 
 
@@ -80,6 +88,23 @@ def test_rescaled_answers_have_the_size_between_the_ends(kind):
                 for end_bank in (bank, start, end)
             ]
             torch.testing.assert_close(sizes[0], (1 - T) * sizes[1] + T * sizes[2])
+
+
+@pytest.mark.parametrize("kind", LAYER_KINDS)
+def test_the_consensus_has_the_size_of_the_line_of_answers(kind):
+    """Less than the line of the sizes, for the ends disagree; the same where they do not."""
+    merged, a, b, calibrated = three(kind)
+    repaired = rescale_to_consensus(merged, a, b, T, calibrated)
+    full = rescale_outputs(merged, a, b, T, calibrated)
+    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
+        for e in range(bank.num_experts):
+            line = (1 - T) * known.answers(start, e) + T * known.answers(end, e)
+            weights = known.weights[:, e, None].double()
+            sizes = [(weights * answers.square()).sum() for answers in (known.answers(bank, e), line)]
+            torch.testing.assert_close(*sizes)
+    assert repaired.experts.down_proj.norm() < 0.9 * full.experts.down_proj.norm()
+    agreed = rescale_to_consensus(merged, a, a, T, calibrated), rescale_outputs(merged, a, a, T, calibrated)
+    torch.testing.assert_close(*(layer.experts.down_proj for layer in agreed))
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)

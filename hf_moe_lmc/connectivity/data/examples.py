@@ -50,7 +50,7 @@ def examples_for(
         max_examples: the first so many.
 
     Raises:
-        BadInputError: a column is missing, or there is too little data.
+        BadInputError: a column is missing, there is too little data, or `model` is of another kind.
     """
     causal = model.can_generate() and not model.config.is_encoder_decoder
     if max_examples is not None and not causal:
@@ -59,4 +59,8 @@ def examples_for(
         return LabelledImages(rows, processor, getattr(model.config, "num_channels", 3))
     if causal:
         return packed_blocks(iter(rows[column(rows, ("text", "content"))]), processor, length, max_examples)
-    return (TextPairs if model.config.is_encoder_decoder else LabelledTexts)(rows, processor, length)
+    if model.config.is_encoder_decoder:
+        return TextPairs(rows, processor, length)
+    if type(model).__name__.endswith("ForSequenceClassification"):
+        return LabelledTexts(rows, processor, length)
+    raise BadInputError(f"no examples are made for a {type(model).__name__}; give `evaluate_path` batches with labels")

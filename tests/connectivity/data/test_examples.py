@@ -5,7 +5,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as Picture
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.utils.data import DataLoader
-from transformers import MixtralForSequenceClassification, PreTrainedTokenizerFast
+from transformers import MixtralForSequenceClassification, MixtralForTokenClassification, PreTrainedTokenizerFast
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
 from hf_moe_lmc.connectivity import evaluate
@@ -103,6 +103,12 @@ def test_encoder_decoder(accelerator):
     expected = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch["labels"].flatten())
     assert found.count == 3
     assert found.loss == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_another_kind_of_model():
+    model = MixtralForTokenClassification(build("mixtral").config)
+    with pytest.raises(BadInputError, match="no examples are made for a MixtralForTokenClassification"):
+        examples_for(model, Dataset.from_dict({"text": ["a"], "label": [0]}), words())
 
 
 def test_a_missing_column():
