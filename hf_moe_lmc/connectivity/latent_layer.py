@@ -9,7 +9,6 @@ from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.matching import solve_assignment
-from hf_moe_lmc.matching import solve_assignment
 from hf_moe_lmc.matching.joint import JointTable
 from hf_moe_lmc.merging import interpolate_layers, preserve_norms, widest_dtype
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
