@@ -19,9 +19,10 @@ cards: $(READY)  ## run the demo of every variant, and renew model_cards/ with w
 families: $(READY)  ## check every MoE family of the installed Transformers, and renew docs/families.md
 	$(BIN)/python -m tests.battery
 
-bench: $(READY)  ## assignments and layers into benchmarks/results; FULL=1 up to the largest sizes (about an hour)
+bench: $(READY)  ## assignments, layers, scaling into benchmarks/results; FULL=1 up to the largest sizes (about an hour)
 	$(BIN)/python -m benchmarks.assignment $(if $(FULL),--full)
 	$(BIN)/python -m benchmarks.layer
+	$(BIN)/python -m benchmarks.scaling
 
 paper-quick: $(PAPER_DATA)  ## a few cells of the paper's grid into runs/paper/paper.md, in under 15 minutes
 	$(BIN)/python -m benchmarks.paper.run --quick --points 9

@@ -136,7 +136,7 @@ def main() -> None:
     torch.set_num_threads(1)
     cases = [(case, n) for n in (FULL_SIZES if arguments.full else SIZES) for case in CASES]
     rows = [measure(case, n, arguments.seeds) for case, n in tqdm(cases, desc="assignments")]
-    report("assignment", rows, FORMATS, arguments.output)
+    report("assignment", rows, FORMATS, arguments.output, "milliseconds")
 
 
 if __name__ == "__main__":
