@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         align(reference, other),
         DataLoader(Subset(test, range(apart, len(test))), training.per_device_eval_batch_size),
         options.points,
-        calibration=DataLoader(Subset(test, range(apart)), batch_size=16),
+        calibration=DataLoader(Subset(test, range(apart)), (apart + 1) // 2),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:
