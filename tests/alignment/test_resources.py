@@ -41,8 +41,6 @@ def test_checkpoints_are_read_to_another_device_and_matched_there(folders, monke
     assert found.symmetries == here.symmetries
     assert found.other == here.other
 
-    return import_module("hf_moe_lmc.alignment.align")
-
 
 def test_a_layer_beyond_the_memory_is_refused(folders, tmp_path, capsys):
     command = ["align", *map(str, folders), "-o", str(tmp_path / "out")]
