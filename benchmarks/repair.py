@@ -9,7 +9,8 @@ Beside every repair stands the same repair without alignment and on a random sym
 projections, which is distillation, the same on random units; beside learned matching, learning from shuffled weights.
 "auto" is chosen on held-out calibration data.
 No setting was chosen on the reported seeds, which were evaluated once: the demo's were chosen on 1 to 4, those of
-learning and calibration on 1 to 3, the rest is an untuned guess; 11 to 14 were reported before.
+learning and calibration, and the repair "consensus", on 1 to 3, the rest is an untuned guess; 11 to 14 were reported
+before.
 Barriers are those of t = 0, 1/2 and 1.
 Rows go to `results/repair.jsonl`, one per pair; the table to `results/repair.md`.
 """
