@@ -14,6 +14,7 @@ from .alignment import (
     AlignmentConfig,
     LoadOptions,
     OutputOptions,
+    Resources,
     align_opened,
     check_pair,
     load_model,
@@ -68,9 +69,11 @@ class MoeAligner:
         first, second = open_model(reference, reference_options), open_model(other, other_options)
         return cls(first, second, tuple(check_pair(first, second)))
 
-    def align(self, config: AlignmentConfig | ExpertOrder | None = None) -> Alignment:
+    def align(
+        self, config: AlignmentConfig | ExpertOrder | None = None, resources: Resources | None = None
+    ) -> Alignment:
         """What brings `other` closest to `reference`; see `hf_moe_lmc.align`."""
-        return align_opened(self.reference, self.other, config)
+        return align_opened(self.reference, self.other, config, resources=resources)
 
     def merge(
         self,

@@ -1,7 +1,7 @@
 """Aligning one model to another."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -77,11 +77,13 @@ def align_opened(
     state = processes() if on_disk else None
     device = (resources or Resources()).device_for(matching_bytes(reference, other, config))
     share = pairs[state.process_index :: state.num_processes] if state else pairs
-    with tqdm(share, desc="aligning", unit="layer", disable=bool(state and state.process_index)) as bar:
-        found = [
-            kept_layer(kept, spec.name, partial(_align_layer, reference, spec, other, other_spec, config, device))
-            for spec, other_spec in bar
-        ]
+    found = []
+    with _progress(reference, other, share, hidden=bool(state and state.process_index)) as bar:
+        for spec, other_spec in share:
+            align_now = partial(_align_layer, reference, spec, other, other_spec, config, device)
+            found.append(kept_layer(kept, spec.name, align_now))
+            bar.set_postfix_str(f"{len(found)} of {len(share)} layers", refresh=False)
+            bar.update(_nbytes(reference, spec) + _nbytes(other, other_spec))
     for side in (reference, other):
         side.check_unchanged()
     if state and state.num_processes > 1:
@@ -94,6 +96,17 @@ def align_opened(
         _record(reference, _digests(part.reference for part in found)),
         _record(other, _digests(part.other for part in found)),
     )
+
+
+def _progress(
+    reference: OpenedModel, other: OpenedModel, pairs: Sequence[tuple[MoeLayerSpec, MoeLayerSpec]], hidden: bool
+) -> tqdm:
+    total = sum(_nbytes(reference, spec) + _nbytes(other, other_spec) for spec, other_spec in pairs)
+    return tqdm(total=total, desc="aligning", unit="B", unit_scale=True, unit_divisor=1000, disable=hidden)
+
+
+def _nbytes(side: OpenedModel, spec: MoeLayerSpec) -> int:
+    return sum(side.sizes[name] for name in spec.tensor_names)
 
 
 def _align_layer(

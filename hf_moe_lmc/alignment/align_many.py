@@ -13,6 +13,7 @@ from .align import align_opened
 from .alignment import Alignment
 from .config import AlignmentConfig
 from .opened_model import Model, OpenedModel, open_model
+from .resources import Resources
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,9 @@ class MutualAlignment:
     distance: float
 
 
-def align_many(models: Sequence[Model], config: AlignmentConfig | ExpertOrder | None = None) -> MutualAlignment:
+def align_many(
+    models: Sequence[Model], config: AlignmentConfig | ExpertOrder | None = None, resources: Resources | None = None
+) -> MutualAlignment:
     """Alignments of several models to one another: cycle-consistent, and no farther apart than aligned to the first.
 
     Starts with `align(models[0], model)` of every other model, and goes on with `match_mutually`, layer by layer. Not
@@ -41,23 +44,26 @@ def align_many(models: Sequence[Model], config: AlignmentConfig | ExpertOrder | 
     Args:
         models: two or more; live models, folders, or repositories on the Hub (`org/model@revision`).
         config: how to match; or only the expert order.
+        resources: as for `align`; what follows happens on the CPU.
 
     Raises:
         BadInputError: there are fewer than two models.
         As `align`.
     """
-    return align_many_opened([open_model(model) for model in models], config)
+    return align_many_opened([open_model(model) for model in models], config, resources)
 
 
 def align_many_opened(
-    models: Sequence[OpenedModel], config: AlignmentConfig | ExpertOrder | None = None
+    models: Sequence[OpenedModel],
+    config: AlignmentConfig | ExpertOrder | None = None,
+    resources: Resources | None = None,
 ) -> MutualAlignment:
     """As `align_many`, for models that are open already."""
     if len(models) < 2:
         raise BadInputError(f"{len(models)} model given; give two or more")
     config = AlignmentConfig.of(config)
     first, *others = models
-    starts = [align_opened(first, other, config) for other in others]
+    starts = [align_opened(first, other, config, resources=resources) for other in others]
     layers: list[dict[str, LayerAlignment]] = [{} for _ in others]
     totals = []
     for name in starts[0].layers:

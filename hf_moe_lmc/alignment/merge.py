@@ -18,6 +18,7 @@ from .config import AlignmentConfig
 from .opened_model import OpenedModel, open_checkpoint, open_model
 from .pair import check_pair
 from .processes import processes
+from .resources import Resources
 from .steps import Step
 from .stream import OutputOptions, read_paths, write_checkpoints
 
@@ -77,6 +78,7 @@ def merge_checkpoints(
     other_options: HubOptions | None = None,
     allow_other_weights: bool = False,
     keep_norms: bool = False,
+    resources: Resources | None = None,
 ) -> Alignment:
     """As `merge`, from folder or Hub to folder, layer by layer; the models may be larger than memory.
 
@@ -92,6 +94,7 @@ def merge_checkpoints(
         reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
         allow_other_weights: whether the models may hold other weights than the alignment was made for.
         keep_norms: as for `merge`.
+        resources: where layers are aligned, and within how much memory.
 
     Returns:
         the alignment.
@@ -101,7 +104,7 @@ def merge_checkpoints(
         BadInputError, UnsupportedArchitectureError, HubError, OutputError: a checkpoint or the output is unusable.
     """
     first, second = open_checkpoint(reference, reference_options), open_checkpoint(other, other_options)
-    return merge_opened(first, second, output, alignment, t, options, allow_other_weights, keep_norms)
+    return merge_opened(first, second, output, alignment, t, options, allow_other_weights, keep_norms, None, resources)
 
 
 def merge_opened(
@@ -114,6 +117,7 @@ def merge_opened(
     allow_other_weights: bool = False,
     keep_norms: bool = False,
     repaired: RepairedLine | None = None,
+    resources: Resources | None = None,
 ) -> Alignment:
     """As `merge_checkpoints`, for checkpoints that are open already; `repaired` as for `merge`."""
     several = not isinstance(t, (int, float))
@@ -127,7 +131,7 @@ def merge_opened(
     else:
         # Before time is spent on aligning.
         check_output(Path(output), read_paths(reference, other), options.overwrite)
-        found = align_opened(reference, other, alignment)
+        found = align_opened(reference, other, alignment, resources=resources)
     check_layers(found, other)
     # What was aligned a moment ago was aligned for these weights.
     trusted = allow_other_weights or found is not alignment

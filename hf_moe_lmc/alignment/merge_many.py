@@ -21,6 +21,7 @@ from .merge import widened
 from .opened_model import open_checkpoint, open_model
 from .pair import check_pair
 from .processes import processes
+from .resources import Resources
 from .steps import Step
 from .stream import OutputOptions, read_paths, write_checkpoints
 
@@ -65,6 +66,7 @@ def merge_many_checkpoints(
     alignment: MutualAlignment | AlignmentConfig | None = None,
     weights: Sequence[float] | None = None,
     options: OutputOptions | None = None,
+    resources: Resources | None = None,
 ) -> MutualAlignment:
     """As `merge_many`, from folders or the Hub to a folder, layer by layer; the models may be larger than memory.
 
@@ -74,6 +76,7 @@ def merge_many_checkpoints(
         alignment: what `align_many(models)` found, or how to align first.
         weights: as for `merge_many`.
         options: layout, dtype, overwrite.
+        resources: as for `align_many`.
 
     Returns:
         the alignment.
@@ -89,7 +92,8 @@ def merge_many_checkpoints(
     for other in others:
         check_pair(first, other)
     check_output(Path(output), read_paths(*opened), options.overwrite)
-    found = found or align_many_opened(opened, None if isinstance(alignment, MutualAlignment) else alignment)
+    config = None if isinstance(alignment, MutualAlignment) else alignment
+    found = found or align_many_opened(opened, config, resources)
     for part, other in zip(found.alignments, others, strict=True):
         check_layers(part, other)
     records = [found.alignments[0].reference, *(part.other for part in found.alignments)]

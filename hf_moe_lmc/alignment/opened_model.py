@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -66,7 +67,7 @@ class OpenedModel:
             return self.tensors.on_meta()
         return {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
 
-    @property
+    @cached_property
     def sizes(self) -> dict[str, int]:
         """Module name of each tensor -> bytes."""
         return {name: tensor.nbytes for name, tensor in self.on_meta.items()}

@@ -11,6 +11,7 @@ from .arguments import (
     add_command,
     add_matching,
     add_output,
+    add_resources,
     add_writing,
     alignment_config,
     describe_alignment,
@@ -77,6 +78,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_output(merge, "folder of the merge")
     add_writing(merge)
     add_matching(merge)
+    add_resources(merge)
     add_data(
         merge,
         "train",
@@ -116,18 +118,20 @@ def _check(options: argparse.Namespace) -> None:
 
 
 def _merge_pair(options: argparse.Namespace) -> Answer | None:
-    from hf_moe_lmc.alignment import Alignment, align_opened, check_pair, merge_opened, open_checkpoint
+    from hf_moe_lmc.alignment import Alignment, Resources, align_opened, check_pair, merge_opened, open_checkpoint
     from hf_moe_lmc.alignment.stream import read_paths
     from hf_moe_lmc.checkpoints import check_output
 
     points, output = options.t or [0.5], output_options(options)
+    resources = Resources(options.device, options.memory)
     reference, other = open_checkpoint(options.reference), open_checkpoint(options.other[0])
     alignment = Alignment.from_pretrained(options.alignment) if options.alignment else alignment_config(options)
     repaired = None
     if options.repair:
         check_pair(reference, other)
         check_output(Path(options.output), read_paths(reference, other), options.overwrite)
-        alignment = alignment if isinstance(alignment, Alignment) else align_opened(reference, other, alignment)
+        if not isinstance(alignment, Alignment):
+            alignment = align_opened(reference, other, alignment, resources=resources)
         repaired = _repaired(reference, other, alignment, points, options)
     alignment = merge_opened(
         reference,
@@ -139,6 +143,7 @@ def _merge_pair(options: argparse.Namespace) -> Answer | None:
         options.allow_other_weights,
         options.keep_norms,
         repaired,
+        resources,
     )
     root = Path(options.output)
     folders = [root] if len(points) == 1 else sorted(root.glob("t-*"))
@@ -162,11 +167,15 @@ def _repaired(
 
 
 def _merge_several(options: argparse.Namespace) -> Answer | None:
-    from hf_moe_lmc.alignment import merge_many_checkpoints
+    from hf_moe_lmc.alignment import Resources, merge_many_checkpoints
 
-    models = [options.reference, *options.other]
     found = merge_many_checkpoints(
-        models, options.output, alignment_config(options), options.weights, output_options(options)
+        [options.reference, *options.other],
+        options.output,
+        alignment_config(options),
+        options.weights,
+        output_options(options),
+        Resources(options.device, options.memory),
     )
     written = _write_cards([Path(options.output)], found)
     return describe_alignments(found, options.other, options.output) if written else None

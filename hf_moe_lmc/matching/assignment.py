@@ -65,10 +65,10 @@ def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assig
         return _solve_grouped(similarity, groups)
     similarity = _comparable(similarity)
     if len(similarity) < _PRICED_FROM:
-        return _solve_whole(_finite(similarity.numpy(force=True)))
+        return _solve_whole(_finite(similarity.detach().cpu().numpy()))
     # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
     if not math.isfinite(similarity.detach().sum()):
-        _finite(similarity.numpy(force=True))
+        _finite(similarity.detach().cpu().numpy())
     return _solve_large(similarity.detach())
 
 
@@ -76,7 +76,7 @@ def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
     """`[solve_assignment(one) for one in similarities]`; of small ones, all but the solver works on the whole batch."""
     if similarities.shape[1] >= _PRICED_FROM:
         return [solve_assignment(one) for one in similarities]
-    matrices = _finite(_comparable(similarities).numpy(force=True))
+    matrices = _finite(_comparable(similarities).detach().cpu().numpy())
     found = [solve_dense(matrix) for matrix in matrices]
     columns = np.array([columns for columns, _ in found], np.int64).reshape(matrices.shape[:2])
     objectives = np.take_along_axis(matrices, columns[..., None], axis=2).sum(axis=(1, 2), dtype=np.float64)
@@ -119,7 +119,7 @@ def _solve_large(similarity: Float[Tensor, "n n"]) -> Assignment:
         return _priced(similarity, columns, "row maxima", prices)
     if n >= _CANDIDATES_FROM and (found := solve_by_candidates(similarity)) is not None:
         return _priced(similarity, found[0], "candidates", found[1])
-    return _solve_whole(similarity.numpy(force=True))
+    return _solve_whole(similarity.detach().cpu().numpy())
 
 
 def _priced(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor) -> Assignment:

@@ -28,7 +28,7 @@ def certify(assignment: Assignment, similarity: Float[Tensor, "n n"], groups: in
     columns, own = assignment.columns.to(similarity.device), _own(assignment, similarity)
     prices = assignment.prices
     if prices is None:
-        prices = torch.from_numpy(proving_prices(similarity.numpy(force=True), assignment.columns.numpy()))
+        prices = torch.from_numpy(proving_prices(similarity.detach().cpu().numpy(), assignment.columns.numpy()))
     prices = prices.to(own)
     gains = [(rows.double() - prices).amax(dim=1) for rows in similarity.split(_ROWS) if rows.numel()]
     return sum(

@@ -44,8 +44,9 @@ def test_checkpoints_are_read_to_another_device_and_matched_there(folders, monke
 
 def test_a_layer_beyond_the_memory_is_refused(folders, tmp_path, capsys):
     command = ["align", *map(str, folders), "-o", str(tmp_path / "out")]
-    for options in ([], ["--dry-run"]):
-        assert cli.main([*command, "--memory", "1MB", *options]) == 3
+    merge = ["merge", *command[1:]]
+    for arguments in (command, [*command, "--dry-run"], merge, [*merge[:3], merge[2], *merge[3:]]):
+        assert cli.main([*arguments, "--memory", "1MB"]) == 3
         shown = capsys.readouterr().err
         assert "layer model.layers.0.mlp: matching it needs 0.26" in shown
         assert shown.count("\n") == 1

@@ -82,7 +82,7 @@ def test_free_scales(device):
 
 
 @pytest.mark.parametrize(("kind", "n", "solver"), [
-    ("gaussian", 40, "scipy"), ("siblings", 300, "row maxima"), ("gaussian", 300, "lapx"),
+    ("gaussian", 20, "scipy"), ("siblings", 400, "row maxima"), ("gaussian", 400, "lapx"),
     ("gaussian", 1280, "candidates"),
 ])  # fmt: skip
 def test_assignments_by_every_route(device, kind, n, solver):
