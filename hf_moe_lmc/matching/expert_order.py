@@ -113,7 +113,7 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
             assert_never(method)
     gram = None
     if reference.experts.num_units:
-        gram = solve_assignment(-glimpsed_gram_cost(reference.experts, other.experts, dtype), groups).permutation
+        gram = solve_assignment(-glimpsed_gram_cost(reference.experts, other.experts), groups).permutation
     return replace(
         found,
         gate_agreement=_agreement(found.order, gate),
