@@ -235,7 +235,10 @@ def _merge(
     for layer, other_layer in zip(layers, others, strict=True):
         written = layer.spec.write(layer.merged(other_layer, t), tensors)
         tensors |= {name: tensor.to(tensors[name].dtype) for name, tensor in written.items()}
-    return {f"model.{name}": tensor for name, tensor in tensors.items()}
+    model = reference.model
+    # Of tied weights, `functional_call` takes one name.
+    own = dict([*model.named_parameters(), *model.named_buffers()])
+    return {f"model.{name}": tensor for name, tensor in tensors.items() if name in own}
 
 
 def _record(
