@@ -70,9 +70,8 @@ def test_evidence_stays_with_what_stays():
     assert all(layer.evidence for part in near.alignments for layer in part.layers.values())
 
 
-@pytest.mark.parametrize("name", ["mixtral", "deepseek_v3"])
-def test_folders_as_live_models(name, tmp_path):
-    models = [families.build(name, seed=0) for _ in range(3)]
+def test_folders_as_live_models(tmp_path):
+    models = [families.build("deepseek_v3", seed=0) for _ in range(3)]
     for seed, model in enumerate(models[1:]):
         scramble(model, seed)
         with torch.no_grad():
