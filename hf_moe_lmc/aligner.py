@@ -25,7 +25,7 @@ from .alignment import (
 from .alignment.opened_model import Model, OpenedModel
 from .alignment.processes import processes
 from .checkpoints import HubOptions
-from .connectivity import PathReport, calibrate_repairs, evaluate_path
+from .connectivity import CalibratedRepairs, PathReport, calibrate_repairs, evaluate_path
 from .connectivity.repairs import Repair
 from .hub import check_token, push_folder, write_card
 from .matching import ExpertOrder
@@ -105,13 +105,15 @@ class MoeAligner:
             IncompatiblePairError: the alignment was made for other models.
             OutputError: the folder may not be written.
         """
-        found, repaired = alignment or self.align(), None
-        if repairs:
-            model = load_model(self.reference, load)
-            repaired = calibrate_repairs(model, self.other.tensors, found, (t,), repairs, calibration)
+        found = alignment or self.align()
+
+        def calibrated(model: PreTrainedModel) -> CalibratedRepairs:
+            return calibrate_repairs(model, self.other.tensors, found, (t,), repairs, calibration)
+
         if output is None:
             first, second = load_model(self.reference, load), load_model(self.other, load)
-            return merge(first, second, found, t, keep_norms, repaired)
+            return merge(first, second, found, t, keep_norms, calibrated(first) if repairs else None)
+        repaired = calibrated(load_model(self.reference, load)) if repairs else None
         merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms, repaired=repaired)
         if processes().is_main_process:
             write_card(output, found)

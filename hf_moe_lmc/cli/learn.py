@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .answer import Answer
-from .arguments import MODEL, add_command
+from .arguments import add_command, add_pair
 from .data_arguments import add_data, add_loading, calibration_of, examples_of, loaded, source_of
 
 if TYPE_CHECKING:
@@ -27,8 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "trained. The alignment is only replaced where another lowers the loss of the midpoint on held-out examples. "
         "The same learning from shuffled weights is run beside it: what that gains is no alignment.",
     )
-    learn.add_argument("reference", metavar="REFERENCE", help=MODEL)
-    learn.add_argument("other", metavar="OTHER", help=MODEL)
+    add_pair(learn)
     learn.add_argument("--alignment", metavar="FOLDER", required=True, help="made by `align`: what has to be improved")
     learn.add_argument("-o", "--output", type=Path, metavar="FOLDER", required=True, help="folder of the new alignment")
     learn.add_argument("--overwrite", action="store_true", help="replace an earlier alignment")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.matching import solve_assignment
+from hf_moe_lmc.matching import solve_assignment, solve_assignments
 from hf_moe_lmc.matching.joint import JointTable
 from hf_moe_lmc.merging import interpolate_layers, preserve_norms, widest_dtype
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
@@ -54,7 +54,7 @@ class LatentUnits:
         )
 
     def _order(self) -> Permutation:
-        return Permutation(torch.stack([solve_assignment(scores).permutation.index for scores in self.scores]))
+        return Permutation(torch.stack([found.columns for found in solve_assignments(self.scores)]))
 
 
 @dataclass(frozen=True)

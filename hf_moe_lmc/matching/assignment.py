@@ -63,7 +63,7 @@ def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assig
     """
     if groups > 1:
         return _solve_grouped(similarity, groups)
-    similarity = _comparable(similarity)
+    similarity = comparable(similarity)
     if len(similarity) < _PRICED_FROM:
         return _solve_whole(_finite(similarity.detach().cpu().numpy()))
     # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
@@ -76,7 +76,7 @@ def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
     """`[solve_assignment(one) for one in similarities]`; of small ones, all but the solver works on the whole batch."""
     if similarities.shape[1] >= _PRICED_FROM:
         return [solve_assignment(one) for one in similarities]
-    matrices = _finite(_comparable(similarities).detach().cpu().numpy())
+    matrices = _finite(comparable(similarities).detach().cpu().numpy())
     found = [solve_dense(matrix) for matrix in matrices]
     columns = np.array([columns for columns, _ in found], np.int64).reshape(matrices.shape[:2])
     objectives = np.take_along_axis(matrices, columns[..., None], axis=2).sum(axis=(1, 2), dtype=np.float64)
@@ -90,7 +90,7 @@ def blocks_of_groups(similarity: Float[Tensor, "n n"], groups: int) -> Float[Ten
     return similarity.reshape(groups, size, groups, size).transpose(1, 2).flatten(0, 1)
 
 
-def _comparable(similarity: Tensor) -> Tensor:
+def comparable(similarity: Tensor) -> Tensor:
     """In float32 or better."""
     return similarity.float() if similarity.dtype.itemsize < 4 else similarity
 

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from .assignment import Assignment, blocks_of_groups, solve_assignments
+from .assignment import Assignment, blocks_of_groups, comparable, solve_assignments
 from .dense_assignment import proving_prices
 
 _ROWS = 32
@@ -23,6 +23,7 @@ def certify(assignment: Assignment, similarity: Float[Tensor, "n n"], groups: in
         groups: as in `solve_assignment`; no other permutation is taken into account. Bounds of this kind between all
             pairs of groups fill a table, and the bound of that table is the bound.
     """
+    similarity = comparable(similarity)
     if groups > 1:
         return _certify_grouped(assignment, similarity, groups)
     columns, own = assignment.columns.to(similarity.device), _own(assignment, similarity)
@@ -39,7 +40,7 @@ def certify(assignment: Assignment, similarity: Float[Tensor, "n n"], groups: in
 def _certify_grouped(assignment: Assignment, similarity: Tensor, groups: int) -> float:
     blocks = blocks_of_groups(similarity, groups)
     inside = zip(solve_assignments(blocks), blocks, strict=True)
-    bounds = torch.tensor([found.objective + certify(found, block) for found, block in inside], dtype=torch.float64)
+    bounds = torch.stack([_own(found, block).sum().cpu() + certify(found, block) for found, block in inside])
     bounds = bounds.view(groups, groups)
     size = len(similarity) // groups
     outside = Assignment(assignment.columns[::size] // size, 0.0, assignment.solver)
