@@ -1,13 +1,15 @@
 """A device that this machine lacks: tensors that are computed on the CPU, and refuse all that a real device refuses.
 
 It goes by the name of "meta", the one device that every build of torch knows. Within `pretend_device()` whatever is
-made there has values. An operation on tensors of both devices raises, and so does `numpy()`.
+made there has values. An operation on tensors of both devices raises, and so does `numpy()` that is not
+forced.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -31,6 +33,11 @@ class _There(Tensor):
         return there
 
     __torch_function__ = torch._C._disabled_torch_function_impl
+
+    def numpy(self, *, force: bool = False) -> np.ndarray:
+        if not force:
+            raise TypeError(f"can't convert {self.device} device type tensor to numpy")
+        return self.here.numpy(force=True)
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

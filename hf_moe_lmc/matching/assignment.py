@@ -1,8 +1,7 @@
 """The linear assignment problem: the one place where it is solved."""
 
 import math
-from dataclasses import dataclass
-from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +12,7 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.symmetry import Permutation
 
 from .candidate_assignment import solve_by_candidates
-from .dense_assignment import solve_dense
+from .dense_assignment import solve_dense, solve_dense_batch
 from .price_passes import best_columns
 
 # Measured crossovers: from the first on, passes over the matrix are cheap beside its solution; from the second on,
@@ -22,9 +21,8 @@ _PRICED_FROM = 384
 _CANDIDATES_FROM = 1280
 
 
-@dataclass(frozen=True)
-class Assignment:
-    """An optimal assignment.
+class Assignment(NamedTuple):
+    """An optimal assignment; a tuple, since making a dataclass would take as long as solving n = 8.
 
     Args:
         columns: `[n]`; row i is assigned column `columns[i]`.
@@ -39,7 +37,7 @@ class Assignment:
     solver: str
     prices: Float[Tensor, " n"] | None = None
 
-    @cached_property
+    @property
     def permutation(self) -> Permutation:
         """`columns` as a permutation; made where it is asked for, since it takes longer than a small assignment."""
         return Permutation(self.columns)
@@ -64,24 +62,21 @@ def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assig
     if groups > 1:
         return _solve_grouped(similarity, groups)
     similarity = comparable(similarity)
-    if len(similarity) < _PRICED_FROM:
-        return _solve_whole(_finite(similarity.detach().cpu().numpy()))
+    if similarity.shape[0] < _PRICED_FROM:
+        return _solve_whole(_finite(similarity.numpy(force=True)))
     # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
     if not math.isfinite(similarity.detach().sum()):
-        _finite(similarity.detach().cpu().numpy())
+        _finite(similarity.numpy(force=True))
     return _solve_large(similarity.detach())
 
 
 def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
-    """`[solve_assignment(one) for one in similarities]`; of small ones, all but the solver works on the whole batch."""
+    """`[solve_assignment(one) for one in similarities]`; the small ones at once."""
     if similarities.shape[1] >= _PRICED_FROM:
         return [solve_assignment(one) for one in similarities]
-    matrices = _finite(comparable(similarities).detach().cpu().numpy())
-    found = [solve_dense(matrix) for matrix in matrices]
-    columns = np.array([columns for columns, _ in found], np.int64).reshape(matrices.shape[:2])
-    objectives = np.take_along_axis(matrices, columns[..., None], axis=2).sum(axis=(1, 2), dtype=np.float64)
-    results = zip(torch.from_numpy(columns), objectives.tolist(), (solver for _, solver in found), strict=True)
-    return [Assignment(*result) for result in results]
+    columns, objectives, solver = solve_dense_batch(_finite(comparable(similarities).numpy(force=True)))
+    found = zip(torch.from_numpy(columns), objectives.tolist(), strict=True)
+    return [Assignment(own, objective, solver) for own, objective in found]
 
 
 def blocks_of_groups(similarity: Float[Tensor, "n n"], groups: int) -> Float[Tensor, "b m m"]:
@@ -103,8 +98,7 @@ def _finite(similarity: Float[np.ndarray, "*b n n"]) -> Float[np.ndarray, "*b n 
 
 
 def _solve_whole(similarity: Float[np.ndarray, "n n"]) -> Assignment:
-    columns, solver = solve_dense(similarity)
-    objective = math.fsum(similarity[np.arange(len(columns)), columns].tolist())  # for few, faster than numpy's sum
+    columns, objective, solver = solve_dense(similarity)
     return Assignment(torch.from_numpy(columns), objective, solver)
 
 
@@ -119,7 +113,7 @@ def _solve_large(similarity: Float[Tensor, "n n"]) -> Assignment:
         return _priced(similarity, columns, "row maxima", prices)
     if n >= _CANDIDATES_FROM and (found := solve_by_candidates(similarity)) is not None:
         return _priced(similarity, found[0], "candidates", found[1])
-    return _solve_whole(similarity.detach().cpu().numpy())
+    return _solve_whole(similarity.numpy(force=True))
 
 
 def _priced(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor) -> Assignment:

@@ -1,6 +1,6 @@
 """Matching the units of experts that stand in the same slot (step 2 of arXiv:2509.11348)."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -60,7 +60,7 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
         columns, prices = found.columns, found.prices
         if prices is None:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.numpy()))
-        gap, solver = certify(replace(found, prices=prices), similarity), found.solver
+        gap, solver = certify(found._replace(prices=prices), similarity), found.solver
         columns = columns.to(similarity.device)
         partners = Partners.of(reference, other, columns)
         margins = row_margins(similarity, columns, prices.to(similarity))

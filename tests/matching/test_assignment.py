@@ -75,19 +75,27 @@ def test_candidates_equal_scipy_and_are_certified(n, seed, kind, dtype):
         assert kind in ("rank one", "heavy columns", "constant", "zero", "duplicate rows and columns", "near ties")
 
 
-@settings(max_examples=800, deadline=None)
+@settings(max_examples=300, deadline=None)
 @given(st.integers(1, 60), st.integers(0, 10_000), st.sampled_from(KINDS), st.sampled_from(list(ROUNDING)))
-def test_whole_matrices_equal_scipy_and_are_certified(n, seed, kind, dtype):
-    """Sizes at which scipy is faster are left to lapx here, for there are more of them."""
+def test_shifted_ones_equal_scipy_and_are_certified(n, seed, kind, dtype):
+    """Large matrices are shifted; here small ones, for there are more of them."""
     matrix = similarity(kind, n, seed, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_assignment, "_SCIPY_BELOW", 0)
-        patch.setattr(dense_assignment, "_SHIFTED_FROM", 60 * (seed % 2))
-        columns, solver = dense_assignment.solve_dense(matrix.numpy())
-    assert solver == "lapx"
-    prices = dense_assignment.proving_prices(matrix.numpy(), columns)
-    objective = matrix.gather(1, torch.from_numpy(columns)[:, None]).double().sum().item()
-    check(Assignment(torch.from_numpy(columns), objective, solver, torch.from_numpy(prices)), matrix)
+        patch.setattr(dense_assignment, "_SHIFTED_FROM", 0)
+        check(solve_assignment(matrix), matrix)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    *(st.integers(0, 4), st.integers(0, 110), st.integers(0, 10_000)),
+    *(st.sampled_from(KINDS), st.sampled_from(list(ROUNDING))),
+)
+def test_in_a_batch_each_equals_scipy_and_is_certified(size, n, seed, kind, dtype):
+    matrices = torch.stack([similarity(kind, n, seed + number, dtype) for number in range(size + 1)])
+    found = solve_assignments(matrices)
+    assert len(found) == len(matrices)
+    for one, matrix in zip(found, matrices, strict=True):
+        check(one, matrix)
 
 
 @pytest.mark.parametrize("n", [128, 300])
