@@ -42,7 +42,7 @@ def solve_dense_batch(
     similarities: Float[np.ndarray, "b n n"],
 ) -> tuple[Int64[np.ndarray, "b n"], Float64[np.ndarray, " b"], str]:
     """`solve_dense` of each; of small ones, all in one call, on as many threads as torch has."""
-    if lapjvh is None or similarities.shape[1] >= _SHIFTED_FROM:
+    if lapjvh_batch is None or similarities.shape[1] >= _SHIFTED_FROM:
         found = [solve_dense(one) for one in similarities]
         columns, objectives = [columns for columns, _, _ in found], [objective for _, objective, _ in found]
     else:
