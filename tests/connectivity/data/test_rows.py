@@ -13,7 +13,8 @@ from tests.hub.server import Failure
 @pytest.fixture(autouse=True)
 def offline_in_its_own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
+    for library in ("datasets.config", "huggingface_hub.constants"):
+        monkeypatch.setattr(f"{library}.HF_HUB_OFFLINE", True)
 
 
 def test_a_text_file_is_one_document(tmp_path):
