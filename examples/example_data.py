@@ -34,7 +34,7 @@ class TextArguments:
         if self.dataset is None:
             return [topics[name] for name in sorted(topics)]
         rows = load_rows(self.dataset, self.dataset_config, self.dataset_split, self.dataset_revision)
-        return list(rows[column(rows, ("text", "content"))])
+        return rows[column(rows, ("text", "content"))][:]
 
     def blocks(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
         """(train, evaluation), which have no token in common."""

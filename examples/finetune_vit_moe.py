@@ -61,7 +61,7 @@ def load_images(options: ImageArguments, processor: BaseImageProcessor, channels
             for split in (options.train_split, options.test_split)
         ]
         train, test = (LabelledImages(part, processor, channels) for part in rows)
-        classes = 1 + max(max(part[column(part, LABELS)]) for part in rows)
+        classes = 1 + max(max(part[column(part, LABELS)][:]) for part in rows)
     return _first(train, options.max_train_samples), _first(test, options.max_eval_samples), classes
 
 

@@ -70,7 +70,7 @@ def examples_for(
 
 
 def _check_classes(rows: "Rows", number: int) -> None:
-    for found in rows[column(rows, LABELS)]:
+    for found in rows[column(rows, LABELS)][:]:
         if found not in range(number):
             raise BadInputError(
                 f"the data has the class {found}, the model only 0 to {number - 1}; give the data that it was trained "

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HTTPError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from yaml import YAMLError
 
 from hf_moe_lmc.checkpoints.refusal import refusal
@@ -31,7 +31,7 @@ def load_rows(
         revision: of a dataset on the Hub: a branch, a tag or a commit (default: main).
 
     Raises:
-        BadInputError: there is no such config or split, the format is not known, or the data is empty or damaged.
+        BadInputError: there is no such file, config or split, the format is not known, or the data is empty or damaged.
         HubError: the Hub does not give it.
     """
     from datasets import disable_progress_bars  # heavy, and needed only where data is read
@@ -43,6 +43,8 @@ def load_rows(
     name = f"dataset {source} ({', '.join(f'{key} {value}' for key, value in given.items() if value is not None)})"
     try:
         rows = _local(path, split) if path.exists() else _of_the_hub(str(source), config, split, revision)
+    except HFValidationError:
+        raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
         if refused := _refused(error):
             raise refusal(refused, f"dataset {source}", revision or "main") from error

@@ -69,6 +69,13 @@ def test_what_there_is_instead(asked, said, corpus):
         load_rows("org/corpus", **asked)
 
 
+@pytest.mark.parametrize("source", ["absent/folder/text.txt", "a file.txt", "/absent.txt"])
+def test_what_cannot_be_on_a_hub(source, data_hub):
+    with pytest.raises(BadInputError, match=f"'{source}' is neither a file, a folder nor the id of a dataset"):
+        load_rows(source)
+    assert not data_hub.requests
+
+
 def test_a_revision_that_is_not_there(corpus):
     with pytest.raises(HubError, match="dataset org/corpus has no revision v7"):
         load_rows("org/corpus", "small", revision="v7")
