@@ -78,6 +78,19 @@ def test_texts_of_a_config_a_split_and_a_revision(language, tmp_path, data_hub):
         assert found["loss"][end] == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_a_merge_says_which_revision_it_was_repaired_with(language, tmp_path, data_hub):
+    """In its manifest, and in the command of its card."""
+    repository = Repository(commits=[data_set(small={"train": texts(*drawn_texts(1))}), {}])
+    data_hub.repositories["datasets/org/corpus"] = repository
+    data = ["--dataset", "org/corpus", "--dataset-config", "small", "--dataset-revision", repository.shas[0]]
+    models = [str(language / "a"), str(language / "b"), "--experts-implementation", "eager"]
+    size = ["--length", "8", "--calibration-examples", "4"]
+    assert main(["merge", *models, "--repair", "rescale", *data, *size, "-o", str(tmp_path / "merged")]) == 0
+    record = json.loads((tmp_path / "merged/hf_moe_lmc_manifest.json").read_text())
+    assert record["calibration"]["source"]["dataset-revision"] == repository.shas[0]
+    assert f"--repair rescale {' '.join(data)} --split train" in (tmp_path / "merged/README.md").read_text()
+
+
 def test_images_and_their_classes(vision, tmp_path, data_hub):
     """The columns of CIFAR-100; loss and accuracy of the ends against those of a loop."""
     rows = images(24, seed=5, fine_label=CLASSES, coarse_label=3)
