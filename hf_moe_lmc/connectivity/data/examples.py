@@ -57,22 +57,23 @@ def examples_for(
     if max_examples is not None and not causal:
         rows = cast("Rows", rows.select(range(min(max_examples, len(rows)))))
     if isinstance(processor, BaseImageProcessor):
-        _check_classes(rows, model.config.num_labels)
+        _check_classes(rows, model)
         return LabelledImages(rows, processor, getattr(model.config, "num_channels", 3))
     if causal:
         return packed_blocks(iter(rows[column(rows, ("text", "content"))]), processor, length, max_examples)
     if model.config.is_encoder_decoder:
         return TextPairs(rows, processor, length)
     if type(model).__name__.endswith("ForSequenceClassification"):
-        _check_classes(rows, model.config.num_labels)
+        _check_classes(rows, model)
         return LabelledTexts(rows, processor, length)
     raise BadInputError(f"no examples are made for a {type(model).__name__}; give `evaluate_path` batches with labels")
 
 
-def _check_classes(rows: "Rows", number: int) -> None:
+def _check_classes(rows: "Rows", model: PreTrainedModel) -> None:
+    classes = range(cast(int, model.config.num_labels))
     for found in rows[column(rows, LABELS)][:]:
-        if found not in range(number):
+        if found not in classes:
             raise BadInputError(
-                f"the data has the class {found}, the model only 0 to {number - 1}; give the data that it was trained "
+                f"the data has the class {found}, the model only 0 to {classes[-1]}; give the data that it was trained "
                 "for, and a split with labels (often they are -1 in the test split)"
             )
