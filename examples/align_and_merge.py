@@ -46,6 +46,9 @@ class EvaluationArguments:
         default=None, metadata={"help": "a local file or folder, or a dataset on the Hub; default: bundled data"}
     )
     dataset_config: str | None = field(default=None, metadata={"help": "of a dataset on the Hub"})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "of a dataset on the Hub: branch, tag, commit"}
+    )
     dataset_split: str = field(default="test", metadata={"help": "of a dataset on the Hub"})
     block_size: int = field(default=64, metadata={"help": "tokens per block"})
     max_eval_samples: int = field(default=256, metadata={"help": "blocks or images; a quarter calibrates"})
@@ -76,7 +79,8 @@ def evaluation_data(model: PreTrainedModel, checkpoint: str, evaluation: Evaluat
     """What `model` is evaluated on, and what the output sizes are calibrated on before that."""
     number = evaluation.max_eval_samples
     if evaluation.dataset:
-        rows = load_rows(evaluation.dataset, evaluation.dataset_config, evaluation.dataset_split)
+        asked = evaluation.dataset_config, evaluation.dataset_split, evaluation.dataset_revision
+        rows = load_rows(evaluation.dataset, *asked)
         processor = processor_of(model, checkpoint)
         return examples_for(model, rows, processor, length=evaluation.block_size, max_examples=number)
     if model.main_input_name == "pixel_values":

@@ -20,6 +20,9 @@ class TextArguments:
         metadata={"help": "a local file or folder, or the id of a dataset on the Hub; default: the manual of Python"},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "of a dataset on the Hub"})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "of a dataset on the Hub: branch, tag, commit"}
+    )
     dataset_split: str = field(default="train", metadata={"help": "of a dataset on the Hub"})
     block_size: int = field(default=64, metadata={"help": "tokens per block"})
     vocab_size: int = field(default=1000, metadata={"help": "of the tokenizer that is trained where there is none"})
@@ -30,8 +33,8 @@ class TextArguments:
         """All texts in their order."""
         if self.dataset is None:
             return [topics[name] for name in sorted(topics)]
-        rows = load_rows(self.dataset, self.dataset_config, self.dataset_split)
-        return list(rows[column(rows, ("text", "content"))])
+        rows = load_rows(self.dataset, self.dataset_config, self.dataset_split, self.dataset_revision)
+        return rows[column(rows, ("text", "content"))][:]
 
     def blocks(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
         """(train, evaluation), which have no token in common."""

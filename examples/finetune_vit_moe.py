@@ -42,6 +42,9 @@ class ImageArguments:
         metadata={"help": "a folder of images (one folder per class), or a dataset on the Hub; default: 5,000 digits"},
     )
     dataset_config: str | None = field(default=None, metadata={"help": "of a dataset on the Hub"})
+    dataset_revision: str | None = field(
+        default=None, metadata={"help": "of a dataset on the Hub: branch, tag, commit"}
+    )
     train_split: str = "train"
     test_split: str = "test"
     max_train_samples: int | None = None
@@ -54,10 +57,11 @@ def load_images(options: ImageArguments, processor: BaseImageProcessor, channels
         (train, test), classes = load_digits(digits_file()), CLASSES
     else:
         rows = [
-            load_rows(options.dataset, options.dataset_config, s) for s in (options.train_split, options.test_split)
+            load_rows(options.dataset, options.dataset_config, split, options.dataset_revision)
+            for split in (options.train_split, options.test_split)
         ]
         train, test = (LabelledImages(part, processor, channels) for part in rows)
-        classes = len(set(rows[0][column(rows[0], LABELS)]))
+        classes = 1 + max(max(part[column(part, LABELS)][:]) for part in rows)
     return _first(train, options.max_train_samples), _first(test, options.max_eval_samples), classes
 
 

@@ -24,3 +24,14 @@ def hub(monkeypatch, tmp_path):
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
         yield hub
+
+
+@pytest.fixture
+def data_hub(hub, monkeypatch, tmp_path):
+    """That Hub for `datasets` too, with a cache of its own."""
+    from huggingface_hub import HfFileSystem
+
+    monkeypatch.setattr("datasets.config.HF_ENDPOINT", hub.url)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets")
+    yield hub
+    HfFileSystem.clear_instance_cache()  # listings of a server whose port another may get

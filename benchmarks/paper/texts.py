@@ -10,6 +10,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -52,11 +53,11 @@ def shakespeare() -> Texts:
 
 
 def wikitext103() -> Texts:
-    """WikiText-103 of the Hub with its own split; needs a network."""
+    """WikiText-103 of the Hub with its own split, by article; needs a network."""
     from hf_moe_lmc.connectivity.data import load_rows
 
     train, test = (load_rows("Salesforce/wikitext", "wikitext-103-raw-v1", split) for split in ("train", "test"))
-    return Texts(tuple(train["text"]), tuple(test["text"]))
+    return Texts(_articles(train["text"][:]), _articles(test["text"][:]))
 
 
 SOURCES: dict[str, Callable[[], Texts]] = {
@@ -74,6 +75,12 @@ def without_markup(page: str) -> str:
     page = re.sub(r"\[https?://\S+ ?([^\]]*)\]", r"\1", page)
     page = re.sub(r"<[^>]+>|'{2,}|^[=*#:;|!]+ *|=+ *$", "", page, flags=re.MULTILINE)
     return re.sub(r"\n\s*\n+", "\n\n", page).strip()
+
+
+def _articles(lines: list[str]) -> tuple[str, ...]:
+    """The lines of WikiText, joined to articles: these begin with ` = Title = `, sections with ` = = Title = = `."""
+    starts = [i for i, line in enumerate(lines) if re.fullmatch(r" = [^=]+ = \n", line)]
+    return tuple("".join(lines[a:b]) for a, b in pairwise([*starts, len(lines)]))
 
 
 def _plain_links(page: str) -> str:

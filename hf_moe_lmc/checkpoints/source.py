@@ -2,28 +2,18 @@
 
 import time
 from dataclasses import dataclass
-from http import HTTPStatus
 from pathlib import Path
 from typing import TypedDict
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    HTTPError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
+from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import validate_repo_id
 
 from hf_moe_lmc.errors import BadInputError, HubError
 
 from .received import drop_damaged
+from .refusal import BusyError, refusal
 
 # Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
 # each wait ten seconds.
@@ -114,13 +104,9 @@ def _download_patiently(
     for pause in PAUSES:
         try:
             return _download(repository, revision, options, patterns)
-        except _BusyError:
+        except BusyError:
             time.sleep(pause)
     return _download(repository, revision, options, patterns)
-
-
-class _BusyError(HubError):
-    """The Hub may answer the next time."""
 
 
 def _download(
@@ -142,42 +128,18 @@ def _download(
             local_files_only=local,
             allow_patterns=wanted,
         )
-    except GatedRepoError:
-        raise HubError(f"{repository} is gated; ask for access on its page and log in (hf auth login)") from None
-    except RepositoryNotFoundError:
-        raise HubError(
-            f"{repository} is not on the Hub, or is private; check the name, log in (hf auth login)"
-        ) from None
-    except RevisionNotFoundError:
-        raise HubError(f"{repository} has no revision {revision}") from None
     except (LocalEntryNotFoundError, OfflineModeIsEnabled):
         if not local:
-            raise _BusyError(f"the connection to the Hub failed for {repository}@{revision}; try again later") from None
+            raise BusyError(f"the connection to the Hub failed for {repository}@{revision}; try again later") from None
         raise HubError(f"{repository}@{revision} is not in the cache, and the network may not be used") from None
-    except EntryNotFoundError as error:
-        raise HubError(f"{repository}@{revision}: {error}") from None
-    except HfHubHTTPError as error:
-        status = error.response.status_code
-        if status == HTTPStatus.UNAUTHORIZED:
-            raise HubError(f"the Hub does not accept the token for {repository}; log in anew (hf auth login)") from None
-        kind = _BusyError if status == HTTPStatus.TOO_MANY_REQUESTS or status >= 500 else HubError
-        raise kind(f"the Hub answered {status} for {repository}@{revision}; try again later") from None
-    except (HTTPError, OSError) as error:
-        raise HubError(
-            f"the connection to the Hub failed for {repository}@{revision} ({_one_line(error)}); try again later, what "
-            "has arrived is kept"
-        ) from None
-    except Exception as error:  # of the client, which takes any answer for the one it expects
-        raise HubError(
-            f"the Hub answered something else than expected for {repository}@{revision} ({type(error).__name__}); try "
-            "again later"
-        ) from None
+    except Exception as error:
+        raise refusal(error, repository, revision) from None
     # A snapshot's folder is called like its commit.
     found = Path(folder).name
     if listed and listed.sha != found:
-        raise _BusyError(f"{repository}@{revision} changed while it was opened; try again")
+        raise BusyError(f"{repository}@{revision} changed while it was opened; try again")
     if damaged := drop_damaged(Path(folder), new):
-        raise _BusyError(
+        raise BusyError(
             f"what the Hub sent as {damaged[0]} of {repository}@{revision} is not what it lists; it was thrown away, "
             "try again later"
         )
@@ -196,7 +158,3 @@ def _not_cached(repository: str, listed: ModelInfo, cache: str | Path | None) ->
         for file in listed.siblings or []
         if not isinstance(try_to_load_from_cache(repository, file.rfilename, cache, listed.sha), str)
     ]
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__

@@ -23,6 +23,9 @@ def add_data(command: argparse.ArgumentParser, split: str, why: str, required: b
         help="a file (txt, parquet, json, csv), a folder of them or of images, or a Hub id",
     )
     data.add_argument("--dataset-config", metavar="NAME", help="configuration of a dataset on the Hub")
+    data.add_argument(
+        "--dataset-revision", metavar="NAME", help="branch, tag or commit of a dataset on the Hub (default: main)"
+    )
     data.add_argument("--split", default=split, help=f"split of the dataset (default: {split})")
     data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
     data.add_argument(
@@ -54,7 +57,7 @@ def examples_of(model: "PreTrainedModel", options: argparse.Namespace, number: i
     from hf_moe_lmc.checkpoints import find_source
     from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 
-    rows = load_rows(options.dataset, options.dataset_config, options.split)
+    rows = load_rows(options.dataset, options.dataset_config, options.split, options.dataset_revision)
     processor = processor_of(model, find_source(options.reference).folder)
     return examples_for(model, rows, processor, length=options.length, max_examples=number)
 
@@ -81,7 +84,7 @@ def calibration_of(examples: "Examples", options: argparse.Namespace) -> "DataLo
 
 def source_of(options: argparse.Namespace) -> dict[str, str | int]:
     """The options that say where calibration data comes from; local files are called by the last part of their path."""
-    names = ("dataset", "dataset_config", "split", "length", "calibration_examples", "batch_size")
+    names = ("dataset", "dataset_config", "dataset_revision", "split", "length", "calibration_examples", "batch_size")
     given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
     path = Path(options.dataset)
     return given | ({"dataset": path.name} if path.exists() else {})

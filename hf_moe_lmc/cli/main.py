@@ -53,7 +53,7 @@ def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
     With `quiet` without progress bars, too.
     """
     # Read when the libraries are imported.
-    for library in ("TRANSFORMERS", "HF_HUB"):
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if verbose else "error")
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"

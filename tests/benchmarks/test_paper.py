@@ -9,6 +9,7 @@ import zipfile
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -20,6 +21,9 @@ from benchmarks.paper.plots import plot_study
 from benchmarks.paper.report import render
 from benchmarks.paper.run import run_cell, share_of
 from benchmarks.paper.tables import REPAIRED, orders
+from tests.hub.data_sets import data_set, images
+from tests.hub.data_sets import texts as hub_texts
+from tests.hub.server import Repository
 
 pytestmark = pytest.mark.xdist_group("paper")
 CONTROLS = {"naive", "naive + rescale", "naive + norms", "random", *METHODS, *REPAIRED}
@@ -116,6 +120,59 @@ def test_cell(name, runs, monkeypatch):
         if cell.all_orders:
             assert pair["orders"]["orders"] == 6
             assert all(1 <= found["rank"] <= 6 for found in pair["orders"]["methods"].values())
+
+
+def wikitext(articles: int) -> list[str]:
+    """Articles of drawn words in lines as Salesforce/wikitext has them."""
+    letters = np.random.default_rng(articles).integers(97, 123, (articles, 400, 3), dtype=np.uint8)
+    words = [" ".join(word.tobytes().decode() for word in article) for article in letters]
+    return [line for some in words for line in ("", " = Robert Boulter = \n", "", f" {some} \n", " = = Career = = \n")]
+
+
+@pytest.fixture
+def hub_data(data_hub, monkeypatch):
+    """A few rows of the data sets that the grid takes from the Hub, with their columns, configs and splits."""
+    ten, hundred = {"label": 10}, {"fine_label": 100, "coarse_label": 20}
+    few = {"train": 128, "test": 20}
+    repositories = {
+        "uoft-cs/cifar10": data_set(plain_text={split: images(n, n, **ten) for split, n in few.items()}),
+        "uoft-cs/cifar100": data_set(cifar100={split: images(n, n, **hundred) for split, n in few.items()}),
+        "Salesforce/wikitext": data_set(
+            **{
+                "wikitext-2-raw-v1": {"train": hub_texts("another config")},
+                "wikitext-103-raw-v1": {
+                    "test": hub_texts(*wikitext(4)),
+                    "validation": hub_texts("another split"),
+                    "train": hub_texts(*wikitext(9)),
+                },
+            }
+        ),
+    }
+    data_hub.repositories.update({f"datasets/{name}": Repository(commits=[x]) for name, x in repositories.items()})
+    monkeypatch.setattr(data, "CALIBRATION", 128)
+    data.load.cache_clear()
+    yield
+    data.load.cache_clear()
+
+
+@pytest.mark.usefixtures("hub_data")
+@pytest.mark.parametrize("name", ["cifar/cifar10-first-sparse", "wikitext/first-sparse"])
+def test_cell_of_the_hub(name, tmp_path):
+    (pair,) = run_cell(tiny(name), tmp_path)["pairs"]
+    (found,) = pair["results"].values()
+    assert found.keys() == CONTROLS | {"ensemble"}
+    assert all(math.isfinite(loss) for path in CONTROLS for loss in found[path]["loss"])
+
+
+@pytest.mark.usefixtures("hub_data")
+def test_data_of_the_hub():
+    """Fine classes, not coarse ones; whole articles."""
+    (cifar,) = data.load("cifar100").values()
+    assert cifar.sizes == {"image_size": 32, "num_channels": 3, "num_labels": 100}
+    assert sorted(torch.cat([batch["labels"] for batch in cifar.test]).tolist()) == list(range(20))
+    found = texts.wikitext103()
+    assert [len(part) for part in (found.train, found.test)] == [9, 4]
+    assert found.test[0] == "".join(wikitext(4)[:5])
 
 
 def test_where_there_is_no_barrier_no_order_is_better(runs, monkeypatch):

@@ -1,4 +1,4 @@
-"""A Hub on the loopback that takes pushes: real HTTP for the real client of huggingface_hub."""
+"""A Hub on the loopback: it takes pushes of models and gives models and data sets; real HTTP for the real clients."""
 
 import base64
 import hashlib
@@ -24,12 +24,14 @@ class Repository:
 
     Args:
         private: whether only members see it.
+        gated: whether its files wait for a permission that nobody here has.
         commits: the files of each.
         proposals: pull requests.
         sent: name -> what is sent in the place of that file.
     """
 
     private: bool = False
+    gated: bool = False
     commits: list[dict[str, bytes]] = field(default_factory=lambda: [{".gitattributes": b""}])
     proposals: list[dict[str, bytes]] = field(default_factory=list)
     sent: dict[str, bytes] = field(default_factory=dict)
@@ -61,19 +63,22 @@ class Repository:
 class Failure:
     """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`.
 
-    With `cut`, the connection ends before the last `cut` bytes of the body.
+    Without a body, they get what they ask for. With `cut`, the connection ends before the last `cut` bytes.
     """
 
     part: str
-    status: int
-    body: str = '{"error": "as planned"}'
+    status: int = 200
+    body: str | None = '{"error": "as planned"}'
     times: int | None = None
     delay: float = 0
     cut: int = 0
 
 
 class Hub(ThreadingHTTPServer):
-    """Repositories by name, planned failures, and the requests so far as (method, path)."""
+    """Repositories by name, planned failures, and the requests so far as (method, path).
+
+    Names are those of addresses: `org/name` is a model, `datasets/org/name` a data set.
+    """
 
     daemon_threads = True
 
@@ -91,6 +96,7 @@ class Hub(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Hub
+    cut = 0  # bytes that the answer lacks
 
     def do_GET(self) -> None:
         self._answer()
@@ -108,40 +114,45 @@ class Handler(BaseHTTPRequestHandler):
             if failure.part in path and failure.times != 0:
                 failure.times = None if failure.times is None else failure.times - 1
                 threading.Event().wait(failure.delay)
-                return self._send(failure.status, failure.body.encode(), cut=failure.cut)
+                self.cut = failure.cut
+                if failure.body is not None:
+                    return self._send(failure.status, failure.body.encode())
         if "/resolve/" in path:
             return self._resolve(path)
         if path == "/api/validate-yaml":
             return self._validate(json.loads(body)["content"])
-        if self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if not self._is_member():
             return self._send(401, b'{"error": "Invalid username or password."}')
         if path == "/api/whoami-v2":
             return self._json({"name": "me", "type": "user", "auth": {"accessToken": {"role": self.server.role}}})
         if path == "/api/repos/create":
             return self._create(json.loads(body))
-        if not path.startswith("/api/models/"):
-            return self._send(404, b"")
-        _, _, _, owner, name, *action = path.split("/")
-        repository = self.server.repositories.get(f"{owner}/{name}")
-        if repository is None:
+        address = path.removeprefix("/api/").removeprefix("models/")
+        name = next((name for name in self.server.repositories if f"{address}/".startswith(f"{name}/")), None)
+        if name is None:
             return self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
+        repository, (_, *action) = self.server.repositories[name], address.removeprefix(name).split("/")
         if action[:1] == ["preupload"]:
             files = [entry | {"uploadMode": "regular", "shouldIgnore": False} for entry in json.loads(body)["files"]]
             return self._json(
                 {"files": [{key: file[key] for key in ("path", "uploadMode", "shouldIgnore")} for file in files]}
             )
         if action[:1] == ["commit"]:
-            return self._commit(f"{owner}/{name}", repository, body)
-        return self._list(f"{owner}/{name}", repository, *action)
+            return self._commit(name, repository, body)
+        return self._list(name, repository, *action)
 
-    def _list(self, name: str, repository: Repository, kind: str = "revision", revision: str = "main") -> None:
+    def _is_member(self) -> bool:
+        return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _list(
+        self, name: str, repository: Repository, kind: str = "revision", revision: str = "main", *folder: str
+    ) -> None:
         number = repository.number(revision)
         if not number:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
         files = repository.files_at(number)
         if kind == "tree":
-            sizes = [(file, len(content)) for file, content in files.items()]
-            return self._json([{"type": "file", "path": file, "size": size, "oid": "0"} for file, size in sizes])
+            return self._tree(files, "".join(f"{part}/" for part in folder))
         return self._json(
             {
                 "id": name,
@@ -149,6 +160,23 @@ class Handler(BaseHTTPRequestHandler):
                 "private": repository.private,
                 "siblings": [described(file, content) for file, content in files.items()],
             }
+        )
+
+    def _tree(self, files: dict[str, bytes], folder: str) -> None:
+        """The files below `folder`, or, unless all are asked for, those in it and the folders in it."""
+        below = {name.removeprefix(folder): content for name, content in files.items() if name.startswith(folder)}
+        if not below:
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        deep = parse_qs(urlsplit(self.path).query).get("recursive") == ["true"]
+        folders = {name.partition("/")[0] for name in below if "/" in name and not deep}
+        listed = [{"type": "directory", "path": folder + name, "oid": "0"} for name in sorted(folders)]
+        return self._json(
+            listed
+            + [
+                {"type": "file", "path": folder + name, "size": len(content), "oid": "0"}
+                for name, content in below.items()
+                if deep or "/" not in name
+            ]
         )
 
     def _create(self, wanted: dict) -> None:
@@ -191,8 +219,13 @@ class Handler(BaseHTTPRequestHandler):
         )
 
     def _resolve(self, path: str) -> None:
-        _, owner, name, _, revision, file = path.split("/", 5)
-        repository = self.server.repositories.get(f"{owner}/{name}", Repository(commits=[]))
+        name, _, rest = path[1:].partition("/resolve/")
+        revision, _, file = rest.partition("/")
+        repository = self.server.repositories.get(name)
+        if repository is None or (repository.private and not self._is_member()):
+            return self._send(401, b"", {"X-Error-Code": "RepoNotFound"})
+        if repository.gated:
+            return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
         number = repository.number(revision)
         content = repository.files_at(number).get(file)
         if content is None:
@@ -203,14 +236,14 @@ class Handler(BaseHTTPRequestHandler):
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
 
-    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None, cut: int = 0) -> None:
+    def _send(self, status: int, content: bytes, headers: dict[str, str] | None = None) -> None:
         self.send_response(status)
         for key, value in (headers or {}).items():
             self.send_header(key, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(content[: len(content) - cut])
+            self.wfile.write(content[: len(content) - self.cut])
 
 
 @contextmanager

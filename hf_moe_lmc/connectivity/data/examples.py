@@ -10,7 +10,7 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
 from hf_moe_lmc.errors import BadInputError
 
-from .classification import LabelledImages, LabelledTexts, TextPairs, column
+from .classification import LABELS, LabelledImages, LabelledTexts, TextPairs, column
 from .language_modeling import Blocks, packed_blocks
 
 if TYPE_CHECKING:
@@ -50,17 +50,30 @@ def examples_for(
         max_examples: the first so many.
 
     Raises:
-        BadInputError: a column is missing, there is too little data, or `model` is of another kind.
+        BadInputError: a column is missing, there is too little data, a class is none of the model's, or `model` is of
+            another kind.
     """
     causal = model.can_generate() and not model.config.is_encoder_decoder
     if max_examples is not None and not causal:
         rows = cast("Rows", rows.select(range(min(max_examples, len(rows)))))
     if isinstance(processor, BaseImageProcessor):
+        _check_classes(rows, model)
         return LabelledImages(rows, processor, getattr(model.config, "num_channels", 3))
     if causal:
         return packed_blocks(iter(rows[column(rows, ("text", "content"))]), processor, length, max_examples)
     if model.config.is_encoder_decoder:
         return TextPairs(rows, processor, length)
     if type(model).__name__.endswith("ForSequenceClassification"):
+        _check_classes(rows, model)
         return LabelledTexts(rows, processor, length)
     raise BadInputError(f"no examples are made for a {type(model).__name__}; give `evaluate_path` batches with labels")
+
+
+def _check_classes(rows: "Rows", model: PreTrainedModel) -> None:
+    classes = range(cast(int, model.config.num_labels))
+    for found in rows[column(rows, LABELS)][:]:
+        if found not in classes:
+            raise BadInputError(
+                f"the data has the class {found}, the model only 0 to {classes[-1]}; give the data that it was trained "
+                "for, and a split with labels (often they are -1 in the test split)"
+            )

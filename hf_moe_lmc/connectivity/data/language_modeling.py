@@ -1,5 +1,6 @@
 """Texts -> blocks of tokens of equal length."""
 
+from array import array
 from collections.abc import Iterable
 
 import torch
@@ -33,6 +34,8 @@ def packed_blocks(
 ) -> Blocks:
     """The tokens of all texts in a row, an end-of-text token after each, cut into blocks; the last, short one is left.
 
+    Texts without tokens, such as the empty lines that WikiText has as rows, are passed over.
+
     Args:
         texts: read only as far as needed.
         tokenizer: of the model.
@@ -43,9 +46,10 @@ def packed_blocks(
         BadInputError: the texts do not fill one block.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    tokens: list[int] = []
+    tokens = array("q")  # a list would take five times as much for the tokens of WikiText-103
     for text in texts:
-        tokens += [*tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"], *end]
+        if found := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens.extend([*found, *end])
         if max_blocks is not None and len(tokens) >= max_blocks * block_size:
             break
     number = min(len(tokens) // block_size, max_blocks or len(tokens))
@@ -54,4 +58,4 @@ def packed_blocks(
             f"the text has {len(tokens)} tokens, which do not fill one block of {block_size}; "
             "give more text or a smaller block"
         )
-    return Blocks(torch.tensor(tokens[: number * block_size]).reshape(number, block_size))
+    return Blocks(torch.frombuffer(tokens, dtype=torch.int64)[: number * block_size].reshape(number, block_size))

@@ -1,10 +1,13 @@
 """Rows of a dataset, from the Hub or from local files."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
-from huggingface_hub.errors import HTTPError
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from yaml import YAMLError
 
+from hf_moe_lmc.checkpoints.refusal import refusal
 from hf_moe_lmc.errors import BadInputError, HubError
 
 if TYPE_CHECKING:
@@ -15,42 +18,84 @@ BUILDERS = {".txt": "text", ".md": "text", ".parquet": "parquet", ".json": "json
 BUILDERS |= dict.fromkeys((".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff"), "imagefolder")
 
 
-def load_rows(source: str | Path, config: str | None = None, split: str = "test") -> "Dataset":
+def load_rows(
+    source: str | Path, config: str | None = None, split: str = "test", revision: str | None = None
+) -> "Dataset":
     """The rows of `source`.
 
     Args:
         source: a local file (text: one row per document; parquet, json, jsonl, csv), a local folder of such files or of
             images (one folder per class, perhaps below one per split), or the id of a dataset on the Hub.
-        config, split: of a dataset on the Hub; a local folder is split only where it has a folder of that name.
+        config: of a dataset on the Hub.
+        split: of a dataset on the Hub, or a folder of that name in a local folder, if there is one.
+        revision: of a dataset on the Hub: a branch, a tag or a commit (default: main).
 
     Raises:
-        BadInputError: there is no such config or split, the format is not known, or the data is empty or damaged.
+        BadInputError: there is no such file, config or split, the format is not known, or the data is empty or damaged.
         HubError: the Hub does not give it.
     """
-    from datasets import disable_progress_bars, load_dataset  # heavy, and needed only where data is read
-    from datasets.exceptions import DatasetsError
+    from datasets import disable_progress_bars  # heavy, and needed only where data is read
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
 
     disable_progress_bars()
     path = Path(source)
+    given = {"config": config, "split": split, "revision": revision}
+    name = f"dataset {source} ({', '.join(f'{key} {value}' for key, value in given.items() if value is not None)})"
     try:
-        if path.exists():
-            builder, files = _local(path, split)
-            # A text file is one document, not one row per line.
-            options: dict[str, Any] = {"sample_by": "document"} if builder == "text" else {}
-            rows = load_dataset(builder, data_files=files, split="train", **options)
-        else:
-            rows = load_dataset(str(source), config, split=split)
-    except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        # Of a name on the Hub, only what it lists can be wrong: a config or a split that it does not have.
-        kind = BadInputError if path.exists() or isinstance(error, ValueError) else HubError
-        raise kind(f"dataset {source} (config {config}, split {split}) cannot be read: {reason}") from error
+        rows = _local(path, split) if path.exists() else _of_the_hub(str(source), config, split, revision)
+    except HFValidationError:
+        raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
+    except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
+        if refused := _refused(error):
+            raise refusal(refused, f"dataset {source}", revision or "main") from error
+        kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
+        raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
-        raise BadInputError(f"dataset {source} (config {config}, split {split}) is empty")
+        raise BadInputError(f"{name} is empty")
     return rows
 
 
-def _local(path: Path, split: str) -> tuple[str, list[str]]:
+def _local(path: Path, split: str) -> "Dataset":
+    from datasets import load_dataset
+
+    builder, files = _files(path, split)
+    # A text file is one document, not one row per line.
+    options: dict[str, Any] = {"sample_by": "document"} if builder == "text" else {}
+    return load_dataset(builder, data_files=files, split="train", **options)
+
+
+def _of_the_hub(name: str, config: str | None, split: str, revision: str | None) -> "Dataset":
+    from datasets import load_dataset_builder
+
+    # Asked first: where the Hub fails, `datasets` takes what the cache holds, of whatever commit.
+    if not constants.HF_HUB_OFFLINE:
+        revision = HfApi().dataset_info(name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT).sha
+    builder = load_dataset_builder(name, config, revision=revision)
+    if revision not in (None, builder.hash):
+        raise ConnectionError(f"the cache holds commit {builder.hash} instead")
+    builder.download_and_prepare()
+    return cast("Dataset", builder.as_dataset(split))
+
+
+def _refused(error: BaseException | None) -> Exception | None:
+    """The cause of `error` that is an answer of the Hub, or else the innermost one that is of the network."""
+    found = None
+    while error is not None and not isinstance(found, HfHubHTTPError):
+        found = error if isinstance(error, HTTPError | ConnectionError | TimeoutError) else found
+        error = error.__cause__
+    return found
+
+
+def _reason(error: Exception) -> str:
+    """The first two lines: what is wrong and, often, what there is instead."""
+    from datasets.exceptions import DatasetGenerationError
+
+    cause = error.__cause__ if isinstance(error, DatasetGenerationError) else None
+    lines = [line.strip() for line in str(cause or error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__
+
+
+def _files(path: Path, split: str) -> tuple[str, list[str]]:
     if path.is_dir():
         path = path / split if (path / split).is_dir() else path
         files = sorted(file for file in path.rglob("*") if file.is_file())

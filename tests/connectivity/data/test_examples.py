@@ -24,8 +24,8 @@ def words() -> PreTrainedTokenizerFast:
 
 
 def test_blocks():
-    """Documents in a row, each with its end; what does not fill a block is left out."""
-    blocks = packed_blocks(["a b c", "d", "e f"], words(), block_size=4)
+    """Documents in a row, each with its end; empty ones and what does not fill a block are left out."""
+    blocks = packed_blocks(["", "a b c", "", "d", "e f"], words(), block_size=4)
     assert [blocks[i]["input_ids"].tolist() for i in range(len(blocks))] == [[3, 4, 5, 1], [6, 1, 7, 8]]
     assert torch.equal(blocks[0]["labels"], blocks[0]["input_ids"])
 
