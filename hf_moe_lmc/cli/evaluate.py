@@ -48,10 +48,11 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     evaluate.add_argument(
         "--repair",
         nargs="+",
-        choices=("norms", "rescale", "consensus", "preactivations", "router", "refit", "random refit", "auto"),
+        choices=("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "random refit", "auto"),
         default=("norms", "rescale", "auto"),
-        help="which repairs, each on every path; auto: those that lower the aligned midpoint's loss on calibration "
-        "examples that no repair was calibrated on (default: norms rescale auto)",
+        help="which repairs, each on every path; auto: those of norms, gram and moments that together give "
+        "the aligned midpoint its lowest loss on calibration examples that no repair was calibrated on "
+        "(default: norms rescale auto)",
     )
     evaluate.add_argument(
         "--metrics",

@@ -70,9 +70,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     repairs.add_argument(
         "--repair",
         nargs="+",
-        choices=("norms", "rescale", "consensus", "preactivations", "router", "refit", "auto"),
+        choices=("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "auto"),
         metavar="REPAIR",
-        help="repairs on calibration data, one after the other: norms (as --keep-norms), rescale, consensus, "
+        help="repairs on calibration data, one after the other: norms (as --keep-norms), gram, moments, rescale, "
         "preactivations, router, refit; or auto alone, which chooses as `evaluate` does. Loads one model",
     )
     add_output(merge, "folder of the merge")

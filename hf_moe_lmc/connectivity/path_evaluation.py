@@ -73,11 +73,11 @@ def evaluate_path(
         t: number of points, equally spaced, or the points themselves.
         calibration: batches that are not among `data`, the same in every process. With at least two, half of them
             calibrate repairs, the other half fits temperatures and chooses repairs; without, there are no temperatures
-            and only the repair that needs no data, "norms".
+            and only the repairs that need no data, "norms" and "gram".
         arrangements: which of `ARRANGEMENTS` to evaluate; "naive" is always among them.
         repairs: each is evaluated on every arrangement, so that it stands beside its controls; see
-            `hf_moe_lmc.connectivity.repairs`. "auto": those that lower the loss of the aligned midpoint on held-out
-            calibration data, one after the other.
+            `hf_moe_lmc.connectivity.repairs`. "auto": those of "norms", "gram" and "moments" that together give the
+            aligned midpoint its lowest loss on held-out calibration data.
         routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
         resamples: of the bootstrap.
         seed: of the random element and of the bootstrap.

@@ -15,7 +15,8 @@ from hf_moe_lmc.merging import (
     refit_random_units,
     repair_preactivations,
     rescale_outputs,
-    rescale_to_consensus,
+    restore_gram,
+    restore_moments,
     solve_router,
     widest_dtype,
 )
@@ -23,24 +24,33 @@ from hf_moe_lmc.moe import MoeLayer
 
 from .path import Layerwise, Path
 
-Repair = Literal["norms", "rescale", "consensus", "preactivations", "router", "refit", "random refit"]
+Repair = Literal["norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "random refit"]
 LayerRepair = Callable[[MoeLayer, MoeLayer, MoeLayer, float, LayerCalibration], MoeLayer]
 """(merged, reference, other, t, calibration) -> the repaired layer."""
 Calibrate = Callable[[float], Mapping[str, LayerCalibration]]
 """t -> what reaches the layers of the merge at t, by layer name."""
 
+DATA_FREE: dict[Repair, Callable[[MoeLayer, MoeLayer, MoeLayer, float], MoeLayer]] = {
+    "norms": preserve_norms,
+    "gram": restore_gram,
+}
+"""Repairs that need no calibration data."""
+
 CALIBRATED: dict[Repair, LayerRepair] = {
+    "moments": restore_moments,
     "rescale": rescale_outputs,
-    "consensus": rescale_to_consensus,
     "preactivations": repair_preactivations,
     "router": solve_router,
     "refit": refit_down_proj,
     "random refit": refit_random_units,
 }
-"""Repairs that need calibration data; "norms" is the one that needs none."""
+"""Repairs that need calibration data."""
 
-AUTOMATIC: tuple[Repair, ...] = ("norms", "rescale", "consensus", "preactivations", "router")
-"""What `choose_repairs` chooses from. A refit is distillation, not connectivity: its control fits random units."""
+AUTOMATIC: tuple[Repair, ...] = ("norms", "gram", "moments")
+"""What `choose_repairs` chooses from, in the order in which they are applied: each leaves less to the next.
+
+A refit is distillation, not connectivity: its control fits random units.
+"""
 
 
 def repaired_name(path: str, repairs: Sequence[Repair]) -> str:
@@ -80,8 +90,8 @@ def repaired_path(
             a, b = a.to(dtype), b.to(dtype)
             layer, calibration = interpolate_layers(a, b, t), found.get(spec.name)
             for repair in repairs:
-                if repair == "norms":
-                    layer = preserve_norms(layer, a, b, t)
+                if repair in DATA_FREE:
+                    layer = DATA_FREE[repair](layer, a, b, t)
                 elif calibration is not None:
                     layer = CALIBRATED[repair](layer, a, b, t, calibration)
             return layer

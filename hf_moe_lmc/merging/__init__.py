@@ -1,12 +1,14 @@
 """Weights of two models -> weights of their merge."""
 
+from .answer_moments import restore_moments
 from .average import average
 from .calibration import Activation, ExpertCalibration, LayerCalibration, token_weights
 from .down_refit import refit_down_proj, refit_random_units
+from .gram_restoring import restore_gram
 from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
 from .layer_interpolation import interpolate_layers, widest_dtype
 from .norm_preserving import interpolate_experts, interpolate_router, preserve_norms
-from .output_rescale import rescale_outputs, rescale_to_consensus
+from .output_rescale import rescale_outputs
 from .preactivations import repair_preactivations
 from .router_solve import solve_router
 
@@ -27,7 +29,8 @@ __all__ = [
     "refit_random_units",
     "repair_preactivations",
     "rescale_outputs",
-    "rescale_to_consensus",
+    "restore_gram",
+    "restore_moments",
     "solve_router",
     "token_weights",
     "widest_dtype",

@@ -50,8 +50,9 @@ def test_norms(name, dtype):
 
 CHANGED = {
     "norms": {"router", "up", "down"},
+    "gram": {"up", "down"},
+    "moments": {"down"},
     "rescale": {"down"},
-    "consensus": {"down"},
     "preactivations": {"up"},
     "router": {"router"},
     "refit": {"down"},

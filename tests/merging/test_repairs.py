@@ -14,7 +14,7 @@ from hf_moe_lmc.merging import (
     refit_random_units,
     repair_preactivations,
     rescale_outputs,
-    rescale_to_consensus,
+    restore_moments,
     solve_router,
     token_weights,
 )
@@ -24,7 +24,7 @@ from tests.layers import LAYER_KINDS, derangement, naive_expert, naive_routing, 
 
 REPAIRS = [
     rescale_outputs,
-    rescale_to_consensus,
+    restore_moments,
     repair_preactivations,
     solve_router,
     refit_down_proj,
@@ -94,7 +94,7 @@ def test_rescaled_answers_have_the_size_between_the_ends(kind):
 def test_the_consensus_has_the_size_of_the_line_of_answers(kind):
     """Less than the line of the sizes, for the ends disagree; the same where they do not."""
     merged, a, b, calibrated = three(kind)
-    repaired = rescale_to_consensus(merged, a, b, T, calibrated)
+    repaired = restore_moments(merged, a, b, T, calibrated)
     full = rescale_outputs(merged, a, b, T, calibrated)
     for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
         for e in range(bank.num_experts):
@@ -103,7 +103,7 @@ def test_the_consensus_has_the_size_of_the_line_of_answers(kind):
             sizes = [(weights * answers.square()).sum() for answers in (known.answers(bank, e), line)]
             torch.testing.assert_close(*sizes)
     assert repaired.experts.down_proj.norm() < 0.9 * full.experts.down_proj.norm()
-    agreed = rescale_to_consensus(merged, a, a, T, calibrated), rescale_outputs(merged, a, a, T, calibrated)
+    agreed = restore_moments(merged, a, a, T, calibrated), rescale_outputs(merged, a, a, T, calibrated)
     torch.testing.assert_close(*(layer.experts.down_proj for layer in agreed))
 
 

@@ -1,0 +1,46 @@
+"""Restoring second moments: the least move that gives vectors the spread, direction by direction, that is wanted.
+
+Averaging shrinks what two layers do not share and keeps what they do. Restore the sizes, one number per vector
+(`preserve_norms`) or per expert (`rescale_outputs`), and the directions that they share have grown at the cost of all
+others. That shows in the second moment of the vectors, be they rows or answers: the matrix `C = E[v v^T]`, of which a
+size sees the trace only.
+
+For vectors of moment C, the linear map T with `T C T = W` that is symmetric and positive moves them least of all maps
+that give them the moment W: `T = C^(-1/2) (C^(1/2) W C^(1/2))^(1/2) C^(-1/2)`, the Monge map between Gaussians
+(Knott and Smith, 1984). It pairs no vector with a wanted one, so no function is fitted: it restores statistics, as
+REPAIR (arXiv:2211.08403) and CORAL (arXiv:1511.05547) do.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def second_moment(vectors: Float[Tensor, "N d"], weights: Float[Tensor, "N 1"] | None = None) -> Float[Tensor, "d d"]:
+    """`sum_i w_i v_i v_i^T` in float64, shrunk towards a multiple of the identity; equal weights of sum 1 by default.
+
+    The share of the identity, of the same trace, is `d / (d + n)` for n vectors (of unequal weights: `1 / sum w^2`):
+    with as many directions as vectors, half of it is the identity.
+    """
+    vectors, (number, width) = vectors.double(), vectors.shape
+    shares = vectors.new_full((number, 1), 1 / number) if weights is None else weights.double()
+    moment = vectors.T @ (shares * vectors)
+    doubt = width / (width + 1 / shares.square().sum())
+    return (1 - doubt) * moment + doubt * moment.trace() / width * torch.eye(width).to(moment)
+
+
+def restoring_map(found: Float[Tensor, "d d"], wanted: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """The symmetric positive T with `T found T = wanted`; the identity where one of them is zero.
+
+    Args:
+        found, wanted: second moments, positive definite or zero.
+    """
+    if not (found.trace() > 0 and wanted.trace() > 0):
+        return torch.eye(len(found)).to(found)
+    root, inverse = _power(found, 0.5), _power(found, -0.5)
+    return inverse @ _power(root @ wanted @ root, 0.5) @ inverse
+
+
+def _power(matrix: Float[Tensor, "d d"], exponent: float) -> Float[Tensor, "d d"]:
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * values**exponent) @ vectors.T
