@@ -15,10 +15,10 @@ from .second_moments import restoring_map, second_moment
 def restore_moments(
     merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: float, calibration: LayerCalibration
 ) -> MoeLayer:
-    """`merged` with the answers of every expert f of second moment `E[f f^T]` at `(1 - t) E[f_0 f_0^T] + t E[f_1 f_1^T]`.
+    """`merged` with the second moment of every expert's answers at `(1 - t) E[f_0 f_0^T] + t E[f_1 f_1^T]`.
 
-    `rescale_outputs` restores the trace of it. The `restoring_map` is folded into down_proj and down_bias. It sees how
-    the answers spread, not which token got which answer: the ends' answers in any other order give the same repair.
+    f_0 and f_1 are the answers of the ends; `rescale_outputs` restores the trace of that matrix. The `restoring_map` is
+    folded into down_proj and down_bias. It sees how the answers spread, not which token got which.
     Costs two eigendecompositions of size H for every expert.
     """
     return repair_banks(_restored, merged, reference, other, t, calibration)

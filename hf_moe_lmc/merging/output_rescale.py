@@ -2,8 +2,8 @@
 
 At the ends an expert's answers are of sizes (root mean squares over the calibration tokens) n_0 and n_1; where they
 disagree, the line of the answers, (1 - t) f_0 + t f_1, is shorter than the line of the sizes. An expert that is scaled
-to the line of the sizes answers more than both ends together would; where they disagree much, as experts do whose random
-start still shows, that can cost more than it gains.
+to the line of the sizes answers more than both ends together would; where they disagree much, as experts do whose
+random start still shows, that can cost more than it gains.
 """
 
 import torch

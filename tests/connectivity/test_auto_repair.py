@@ -8,22 +8,24 @@ from hf_moe_lmc.connectivity import borrow
 from hf_moe_lmc.connectivity.auto_repair import choose_repairs
 from tests.models import build, inputs
 
-PLAIN, NORMS, RESCALE, ROUTER = (), ("norms",), ("rescale",), ("router",)
-BOTH = ("rescale", "norms")
+PLAIN, NORMS, GRAM, TWO, ALL = (), ("norms",), ("gram",), ("norms", "moments"), ("norms", "gram", "moments")
 
 
 @pytest.mark.parametrize(
-    ("noise", "expected", "tried"),
+    ("noise", "expected"),
     [
-        ({PLAIN: 0, NORMS: 0.2, RESCALE: 0.3}, PLAIN, 4),
-        ({PLAIN: 0, NORMS: 0, RESCALE: 0}, PLAIN, 4),  # a tie changes nothing
-        ({PLAIN: 1, NORMS: 0}, NORMS, 6),
-        ({PLAIN: 1, NORMS: 0.3, RESCALE: 0.2, BOTH: 0}, BOTH, 7),  # the better one first, then the other on top
-        ({PLAIN: 1, NORMS: math.nan, RESCALE: math.nan}, PLAIN, 4),
-        ({PLAIN: math.nan, NORMS: 0}, PLAIN, 4),
+        ({PLAIN: 0, NORMS: 0.2, ALL: 0.3}, PLAIN),
+        ({PLAIN: 0, NORMS: 0, ALL: 0}, PLAIN),  # a tie changes nothing
+        ({NORMS: 0, ALL: 0}, NORMS),
+        ({GRAM: 0}, GRAM),
+        ({NORMS: 0.2, GRAM: 0.3, TWO: 0}, TWO),
+        ({NORMS: 2, GRAM: 2, TWO: 2, ALL: 0}, ALL),  # each alone is worse than nothing
+        ({NORMS: math.nan, ALL: 0}, ALL),
+        (dict.fromkeys((NORMS, GRAM, TWO, ALL), math.nan) | {PLAIN: 0}, PLAIN),
+        ({PLAIN: math.nan, NORMS: 0}, PLAIN),
     ],
 )
-def test_repairs_are_added_while_the_loss_falls(noise, expected, tried):
+def test_the_subset_of_the_lowest_loss_is_kept(noise, expected):
     """Paths to the model itself, with more or less noise."""
     model = build("mixtral", dtype=torch.float32)
     tokens = inputs(model)["input_ids"]
@@ -38,10 +40,16 @@ def test_repairs_are_added_while_the_loss_falls(noise, expected, tried):
 
     with borrow(model) as weights:
         batch = {"input_ids": tokens, "labels": labels}
-        found = choose_repairs(weights, path_of, [batch], Accelerator(cpu=True), ("norms", "rescale", "router"))
+        found = choose_repairs(weights, path_of, [batch], Accelerator(cpu=True))
     assert found.repairs == expected
-    assert list(found.held_out_loss)[:4] == [
-        "aligned", "aligned + norms", "aligned + rescale", "aligned + router"
-    ]  # fmt: skip
-    assert len(found.held_out_loss) == tried
+    assert list(found.held_out_loss) == [
+        "aligned",
+        "aligned + norms",
+        "aligned + gram",
+        "aligned + moments",
+        "aligned + norms + gram",
+        "aligned + norms + moments",
+        "aligned + gram + moments",
+        "aligned + norms + gram + moments",
+    ]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())

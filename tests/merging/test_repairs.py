@@ -19,6 +19,7 @@ from hf_moe_lmc.merging import (
     token_weights,
 )
 from hf_moe_lmc.merging.conjugate_gradient import solve
+from hf_moe_lmc.merging.second_moments import restoring_map, second_moment
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement, naive_expert, naive_routing, same_weights
 
@@ -91,20 +92,36 @@ def test_rescaled_answers_have_the_size_between_the_ends(kind):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_the_consensus_has_the_size_of_the_line_of_answers(kind):
-    """Less than the line of the sizes, for the ends disagree; the same where they do not."""
+def test_answers_are_moved_to_the_line_of_moments(kind):
+    """Token by token, biases included."""
     merged, a, b, calibrated = three(kind)
     repaired = restore_moments(merged, a, b, T, calibrated)
-    full = rescale_outputs(merged, a, b, T, calibrated)
-    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
+    pairs = zip(*(with_calibration(layer, a, b, calibrated) for layer in (repaired, merged)), strict=True)
+    for (bank, start, end, known), (before, *_) in pairs:
         for e in range(bank.num_experts):
-            line = (1 - T) * known.answers(start, e) + T * known.answers(end, e)
-            weights = known.weights[:, e, None].double()
-            sizes = [(weights * answers.square()).sum() for answers in (known.answers(bank, e), line)]
-            torch.testing.assert_close(*sizes)
-    assert repaired.experts.down_proj.norm() < 0.9 * full.experts.down_proj.norm()
-    agreed = restore_moments(merged, a, a, T, calibrated), rescale_outputs(merged, a, a, T, calibrated)
-    torch.testing.assert_close(*(layer.experts.down_proj for layer in agreed))
+            found, first, last = (
+                second_moment(known.answers(end_bank, e), known.weights[:, e, None])
+                for end_bank in (before, start, end)
+            )
+            expected = known.answers(before, e) @ restoring_map(found, (1 - T) * first + T * last)
+            torch.testing.assert_close(known.answers(bank, e), expected)
+
+
+def test_what_one_size_leaves_of_the_difference():
+    """With many tokens, moments are nearly those of the line; of rescaled answers only the trace is."""
+    a, b = (LAYER_KINDS["swiglu"](F_=40, H=5, seed=seed) for seed in (0, 1))
+    merged = interpolate_layers(a, b, T)
+    calibrated, errors = calibration(merged, 2000), []
+    known = calibrated.experts
+    for repair in (restore_moments, rescale_outputs):
+        bank = repair(merged, a, b, T, calibrated).experts
+        found, start, end = (
+            [known.answers(x, e).T @ (known.weights[:, e, None] * known.answers(x, e)) for e in range(x.num_experts)]
+            for x in (bank, a.experts, b.experts)
+        )
+        wanted = [(1 - T) * x + T * y for x, y in zip(start, end, strict=True)]
+        errors.append(sum(float((x - y).norm() / y.norm()) for x, y in zip(found, wanted, strict=True)))
+    assert errors[0] < 0.1 * errors[1]
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)
