@@ -19,7 +19,7 @@ def restore_moments(
 
     f_0 and f_1 are the answers of the ends; `rescale_outputs` restores the trace of that matrix. The `restoring_map` is
     folded into down_proj and down_bias. It sees how the answers spread, not which token got which.
-    Costs two eigendecompositions of size H for every expert.
+    Costs one eigendecomposition of size H for every expert.
     """
     return repair_banks(_restored, merged, reference, other, t, calibration)
 

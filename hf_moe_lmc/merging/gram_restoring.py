@@ -20,7 +20,7 @@ def restore_gram(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: floa
     """`merged` with the Gram matrices of its experts, routed and shared, at `(1 - t) G_0 + t G_1`.
 
     All three layers are taken with units of `|up| = |down|` where units have a free scale, as `merged` is given back.
-    Costs two eigendecompositions of size H for every projection of every expert.
+    Costs one eigendecomposition of size H for every projection of every expert.
 
     Args:
         merged: the point t between two layers, in float32 or better.

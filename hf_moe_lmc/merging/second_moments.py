@@ -6,7 +6,7 @@ others. That shows in the second moment of the vectors, be they rows or answers:
 size sees the trace only.
 
 For vectors of moment C, the linear map T with `T C T = W` that is symmetric and positive moves them least of all maps
-that give them the moment W: `T = C^(-1/2) (C^(1/2) W C^(1/2))^(1/2) C^(-1/2)`, the Monge map between Gaussians
+that give them the moment W: `T = R^(-T) (R^T W R)^(1/2) R^(-1)` for any `R R^T = C`, the Monge map between Gaussians
 (Knott and Smith, 1984). It pairs no vector with a wanted one, so no function is fitted: it restores statistics, as
 REPAIR (arXiv:2211.08403) and CORAL (arXiv:1511.05547) do.
 """
@@ -37,10 +37,7 @@ def restoring_map(found: Float[Tensor, "d d"], wanted: Float[Tensor, "d d"]) -> 
     """
     if not (found.trace() > 0 and wanted.trace() > 0):
         return torch.eye(len(found)).to(found)
-    root, inverse = _power(found, 0.5), _power(found, -0.5)
-    return inverse @ _power(root @ wanted @ root, 0.5) @ inverse
-
-
-def _power(matrix: Float[Tensor, "d d"], exponent: float) -> Float[Tensor, "d d"]:
-    values, vectors = torch.linalg.eigh(matrix)
-    return (vectors * values**exponent) @ vectors.T
+    root = torch.linalg.cholesky(found)
+    values, vectors = torch.linalg.eigh(root.T @ wanted @ root)
+    half = torch.linalg.solve_triangular(root.T, vectors, upper=True)
+    return (half * values.sqrt()) @ half.T
