@@ -1,7 +1,7 @@
 """Restoring second moments: the least move that gives vectors the spread, direction by direction, that is wanted.
 
 Averaging shrinks what two layers do not share and keeps what they do. Restore the sizes, one number per vector
-(`preserve_norms`) or per expert (`rescale_outputs`), and the directions that they share have grown at the cost of all
+(`preserve_norms`) or per expert (`rescale_outputs`), and the directions that they share have grown at the cost of
 others. That shows in the second moment of the vectors, be they rows or answers: the matrix `C = E[v v^T]`, of which a
 size sees the trace only.
 
