@@ -5,8 +5,9 @@
 
 ViTs on MNIST are those of the demo. Language models: a backbone is pretrained on the manual that ships with Python,
 one character per token; in every copy the first Mixture of Experts starts anew, and everything is trained.
-Beside every repair stands the same repair without alignment and on a random symmetric rewrite; beside the refit of down
-projections, which is distillation, the same on random units; beside learned matching, learning from shuffled weights.
+Beside every repair stands the same repair without alignment, on a random symmetric rewrite, and on random features: from
+an other end whose Mixtures of Experts have their entries shuffled, aligned as well as it can be. Beside the refit of down projections,
+which is distillation, stands the same on random units; beside learned matching, learning from the shuffled end.
 "auto" is chosen on held-out calibration data.
 No setting was chosen on the reported seeds: the demo's were chosen on 1 to 4, and so were the repairs "gram" and
 "moments" and that "auto" chooses among them and "norms"; those of learning and calibration on 1 to 3; the rest is an
@@ -43,7 +44,7 @@ from transformers import (
 from hf_moe_lmc import Alignment, align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.connectivity import PathReport, borrow, evaluate, evaluate_path, repaired_path
-from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS
+from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
 from hf_moe_lmc.connectivity.data.language_modeling import Blocks
 from hf_moe_lmc.connectivity.learned_matching import learn_matching, shuffled_layers
 from hf_moe_lmc.connectivity.path import moved
@@ -150,23 +151,35 @@ def rows(cell: str, done: set[tuple[int, int]]) -> Iterator[dict[str, object]]:
     copies, data, calibration = endpoints(cell)
     for a, b in missing:
         started = time.process_time()
-        report = evaluate_path(
-            copies[a],
-            copies[b],
-            align(copies[a], copies[b]),
-            data,
-            POINTS,
-            calibration=calibration,
-            repairs=REPAIRS,
-            routing_tokens=0,
-            resamples=200,
-            accelerator=Accelerator(cpu=True),
-        )
-        new = row(cell, (a, b), report)
+        new = row(cell, (a, b), measured(copies[a], copies[b], data, calibration))
         midpoints = midpoints_by_order(copies[a], copies[b], data)
         midpoints |= midpoints_learned(copies[a], copies[b], data, list(calibration))
+        midpoints |= midpoints_shuffled(copies[a], copies[b], data, calibration)
         new["barrier"] |= {name: loss - new["endpoint_loss"] for name, loss in midpoints.items()}
         yield new | {"cpu_seconds": round(time.process_time() - started, 1)}
+
+
+def measured(
+    reference: PreTrainedModel,
+    other: PreTrainedModel,
+    data: DataLoader,
+    calibration: DataLoader,
+    arrangements: Sequence[Arrangement] = tuple(ARRANGEMENTS),
+) -> PathReport:
+    """Every repair of every arrangement."""
+    return evaluate_path(
+        reference,
+        other,
+        align(reference, other),
+        data,
+        POINTS,
+        calibration=calibration,
+        arrangements=arrangements,
+        repairs=REPAIRS,
+        routing_tokens=0,
+        resamples=200,
+        accelerator=Accelerator(cpu=True),
+    )
 
 
 def midpoints_by_order(reference: PreTrainedModel, other: PreTrainedModel, data: DataLoader) -> dict[str, float]:
@@ -186,14 +199,31 @@ def midpoints_learned(
 
     The shuffled end has nothing to align: what learning gains there is no alignment.
     """
-    shuffled, found = deepcopy(other), {}
-    shuffled.load_state_dict(dict(shuffled_layers(other.state_dict(), alignable_layers(other))))
-    for name, end in (("aligned", other), ("shuffled", shuffled)):
+    found = {}
+    for name, end in (("aligned", other), ("shuffled", shuffled(other))):
         start, weights = align(reference, end), end.state_dict()
         learned = learn_matching(reference, weights, start, batches[::2], batches[1::2]).alignment
         found[f"{name} + norms"] = midpoint(reference, weights, start, data, ("norms",))
         found[f"{name} + learned + norms"] = midpoint(reference, weights, learned, data, ("norms",))
     return found
+
+
+def midpoints_shuffled(
+    reference: PreTrainedModel, other: PreTrainedModel, data: DataLoader, calibration: DataLoader
+) -> dict[str, float]:
+    """The loss of the midpoint to the shuffled end, aligned, under every repair."""
+    report = measured(reference, shuffled(other), data, calibration, ("aligned",))
+    chosen = report.repair.repairs if report.repair else ()
+    chains = {f" + {repair}": (repair,) for repair in REPAIRS} | {" + auto": chosen, "": ()}
+    curves = {name: report.curves[repaired_name("aligned", chain)] for name, chain in chains.items()}
+    return {f"shuffled{name}": curve.evaluations[1].loss for name, curve in curves.items()}
+
+
+def shuffled(model: PreTrainedModel) -> PreTrainedModel:
+    """`model` with the entries of every tensor of its Mixtures of Experts shuffled."""
+    copy = deepcopy(model)
+    copy.load_state_dict(dict(shuffled_layers(model.state_dict(), alignable_layers(model))))
+    return copy
 
 
 def midpoint(

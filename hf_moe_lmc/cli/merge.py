@@ -72,8 +72,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         nargs="+",
         choices=("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "auto"),
         metavar="REPAIR",
-        help="repairs on calibration data, one after the other: norms (as --keep-norms), gram, moments, rescale, "
-        "preactivations, router, refit; or auto alone, which chooses as `evaluate` does. Loads one model",
+        help="repairs, one after the other: norms (as --keep-norms) and gram without data, moments, rescale, "
+        "preactivations, router and refit on calibration data; or auto alone, which chooses as `evaluate` does. "
+        "Loads one model",
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)
@@ -114,7 +115,11 @@ def _check(options: argparse.Namespace) -> None:
     if options.repair and "auto" in options.repair and len(options.repair) > 1:
         raise BadInputError("--repair auto chooses all repairs; name no others beside it")
     if options.repair and not options.dataset:
-        raise BadInputError("--repair needs calibration data: give --dataset, or --keep-norms, which needs none")
+        from hf_moe_lmc.connectivity.repairs import DATA_FREE
+
+        if not set(options.repair) <= DATA_FREE.keys():
+            free = " and ".join(DATA_FREE)
+            raise BadInputError(f"--repair needs calibration data: give --dataset; {free} need none")
 
 
 def _merge_pair(options: argparse.Namespace) -> Answer | None:
@@ -160,10 +165,12 @@ def _repaired(
     """The repairs that the options ask for, calibrated."""
     from hf_moe_lmc.connectivity import calibrate_repairs
 
-    model = loaded(reference, options)
-    calibration = calibration_of(examples_of(model, options, options.calibration_examples), options)
+    model, calibration, source = loaded(reference, options), [], None
+    if options.dataset:
+        calibration = calibration_of(examples_of(model, options, options.calibration_examples), options)
+        source = source_of(options)
     repairs = "auto" if "auto" in options.repair else options.repair
-    return calibrate_repairs(model, other.tensors, alignment, points, repairs, calibration, source=source_of(options))
+    return calibrate_repairs(model, other.tensors, alignment, points, repairs, calibration, source=source)
 
 
 def _merge_several(options: argparse.Namespace) -> Answer | None:

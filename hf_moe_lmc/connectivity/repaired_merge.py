@@ -32,19 +32,21 @@ class CalibratedRepairs:
         repairs: in their order.
         calibrations: t -> what reaches the layers of the merge at t, by layer name.
         held_out_loss: as of `RepairChoice`; None where nothing was chosen.
-        data: digest of the calibration data.
+        data: digest of the calibration data; None where none was given, since the repairs need none.
         source: where that came from, in words of the command line; empty where that is not known.
     """
 
     repairs: tuple[Repair, ...]
     calibrations: Mapping[float, Mapping[str, LayerCalibration]] = field(repr=False)
     held_out_loss: Mapping[str, float] | None
-    data: str
+    data: str | None
     source: Mapping[str, str | int]
 
     @property
     def record(self) -> dict[str, Any]:
         """Repairs, held-out losses and data, in JSON values."""
+        if self.data is None:
+            return {"repairs": list(self.repairs)}
         losses = {} if self.held_out_loss is None else {"held_out_loss": dict(self.held_out_loss)}
         source = {"source": dict(self.source)} if self.source else {}
         return {"repairs": list(self.repairs), "calibration": {"data": self.data} | source | losses}
@@ -83,7 +85,7 @@ def calibrate_repairs(
         points: every t that will be merged.
         repairs: one after the other; "auto" chooses them as `evaluate_path` does, at the midpoint.
         calibration: batches, as for `evaluate_path`: the first, third, ... calibrate, the others choose. Never those
-            that the merge will be judged on.
+            that the merge will be judged on. Empty for repairs that need none.
         accelerator: the processes; each does the same.
         source: kept with the answer.
 
@@ -113,7 +115,7 @@ def calibrate_repairs(
             repairs, losses = choice.repairs, choice.held_out_loss
         calibrated = any(repair in CALIBRATED for repair in repairs)
         found = {t: reaching(t) if calibrated else {} for t in points if 0 < t < 1}
-    return CalibratedRepairs(tuple(repairs), found, losses, _digest(batches), source or {})
+    return CalibratedRepairs(tuple(repairs), found, losses, _digest(batches) if batches else None, source or {})
 
 
 def _digest(batches: Sequence[Mapping[str, Tensor]]) -> str:

@@ -33,7 +33,7 @@ def reproduction(made: MadeFolder, alignment: Alignment | None) -> list[Markdown
 def _repairs(made: MadeFolder) -> list[str]:
     """The options of how a merge was repaired; a dataset that is not known by name is called DATA."""
     if made.calibration is None:
-        return ["--keep-norms"] if made.repairs else []
+        return ["--keep-norms"] if made.repairs == ("norms",) else ["--repair", *made.repairs] if made.repairs else []
     flags = [part for name, value in made.calibration.items() for part in (f"--{name}", str(value))]
     return ["--repair", *(made.repairs or ("auto",)), *flags]
 

@@ -124,8 +124,12 @@ def test_a_merge_of_the_evaluated_model(folder, tmp_path, capsys):
     card = (tmp_path / "merged" / "README.md").read_text()
     assert f"--repair {' '.join(record['repairs'])} --dataset manual.txt --split train --length 32" in card
     assert f"one after the other: {', '.join(record['repairs'])}.\nCalibrated on manual.txt.\n" in card
+    assert main(["merge", *models, "--repair", "norms", "gram", "-o", str(tmp_path / "without-data")]) == 0
+    card = (tmp_path / "without-data" / "README.md").read_text()
+    assert "--t 0.5 --repair norms gram -o merged" in card
+    assert "Calibrated" not in card
     capsys.readouterr()
     assert main(["merge", *models, "--repair", "rescale", "-o", str(tmp_path / "more")]) == 3
-    assert "--repair needs calibration data: give --dataset, or --keep-norms" in capsys.readouterr().err
+    assert "--repair needs calibration data: give --dataset; norms and gram need none" in capsys.readouterr().err
     assert main(["merge", *models, "--repair", "auto", "norms", *data, "-o", str(tmp_path / "more")]) == 3
     assert "--repair auto chooses all repairs" in capsys.readouterr().err
