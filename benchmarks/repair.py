@@ -5,9 +5,9 @@
 
 ViTs on MNIST are those of the demo. Language models: a backbone is pretrained on the manual that ships with Python,
 one character per token; in every copy the first Mixture of Experts starts anew, and everything is trained.
-Beside every repair stands the same repair without alignment, on a random symmetric rewrite, and on random features: from
-an other end whose Mixtures of Experts have their entries shuffled, aligned as well as it can be. Beside the refit of down projections,
-which is distillation, stands the same on random units; beside learned matching, learning from the shuffled end.
+Beside every repair stands the same repair without alignment, on a random symmetric rewrite, and on random features: an
+other end whose Mixtures of Experts have their entries shuffled, aligned as well as it can be. Beside the refit of down
+projections, which is distillation, stands the same on random units; beside learned matching, learning from that end.
 "auto" is chosen on held-out calibration data.
 No setting was chosen on the reported seeds: the demo's were chosen on 1 to 4, and so were the repairs "gram" and
 "moments" and that "auto" chooses among them and "norms"; those of learning and calibration on 1 to 3; the rest is an
