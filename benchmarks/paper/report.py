@@ -8,6 +8,8 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from hf_moe_lmc.connectivity.repairs import AUTOMATIC
+
 from .grid import Table, load_grid
 from .plots import plot_study
 from .run import RUNS, holds
@@ -48,7 +50,7 @@ def render(tables: Sequence[Table], rows: Mapping[str, dict]) -> str:
         "## Does merging pay?\n\nMidpoint or mean of predictions, minus the endpoints; below 0 is better in loss.\n"
     )
     parts.append(merging([row for name, row in rows.items() if not name.startswith("study")]))
-    parts.append(_not_run(tables, rows))
+    parts += [_not_run(tables, rows), _chosen_otherwise(rows)]
     return "\n".join(parts)
 
 
@@ -80,11 +82,22 @@ def _not_run(tables: Sequence[Table], rows: Mapping[str, dict]) -> str:
     return "## Not run\n\n" + ("\n".join(lines) or "Nothing.") + "\n"
 
 
+def _chosen_otherwise(rows: Mapping[str, dict]) -> str:
+    """The cells whose *auto + repair* had other repairs to choose from than there are now."""
+    found = [name for name, row in rows.items() if row.get("repairs") != list(AUTOMATIC)]
+    text = f"""## Earlier repairs
+
+*auto + repair* is of before `auto` chose among {", ".join(AUTOMATIC)} in {len(found)} cells: {", ".join(found)}.
+"""
+    return text if found else ""
+
+
 def main() -> None:
     """Write all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=RUNS, help="the folder that they go to")
     out = parser.parse_args().out
+    out.mkdir(parents=True, exist_ok=True)
     tables = load_grid()
     rows = load_rows(tables, RUNS)
     (out / "paper.md").write_text(render(tables, rows), encoding="utf-8")

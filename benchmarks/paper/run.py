@@ -20,6 +20,8 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import disable_progress_bars
 
+from hf_moe_lmc.connectivity.repairs import AUTOMATIC
+
 from .cells import Cell
 from .comparison import compare
 from .data import load
@@ -57,6 +59,7 @@ def run_cell(cell: Cell, folder: Path = RUNS) -> dict[str, object]:
     row = {
         "cell": asdict(cell),
         "pairs": pairs,
+        "repairs": AUTOMATIC,
         "cpu_seconds": {
             "backbone": backbone.cpu_seconds,
             "copies": sum(copy.cpu_seconds for copy in copies.values()),
