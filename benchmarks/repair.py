@@ -214,7 +214,7 @@ def midpoints_shuffled(
     """The loss of the midpoint to the shuffled end, aligned, under every repair."""
     report = measured(reference, shuffled(other), data, calibration, ("aligned",))
     chosen = report.repair.repairs if report.repair else ()
-    chains = {f" + {repair}": (repair,) for repair in REPAIRS} | {" + auto": chosen, "": ()}
+    chains = {"": ()} | {f" + {repair}": (repair,) for repair in REPAIRS} | {" + auto": chosen}
     curves = {name: report.curves[repaired_name("aligned", chain)] for name, chain in chains.items()}
     return {f"shuffled{name}": curve.evaluations[1].loss for name, curve in curves.items()}
 
