@@ -5,6 +5,7 @@ python -m benchmarks.paper.report [--out benchmarks/results]
 
 import argparse
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -83,12 +84,10 @@ def _not_run(tables: Sequence[Table], rows: Mapping[str, dict]) -> str:
 
 
 def _chosen_otherwise(rows: Mapping[str, dict]) -> str:
-    """The cells whose *auto + repair* had other repairs to choose from than there are now."""
-    found = [name for name, row in rows.items() if row.get("repairs") != list(AUTOMATIC)]
-    text = f"""## Earlier repairs
-
-*auto + repair* is of before `auto` chose among {", ".join(AUTOMATIC)} in {len(found)} cells: {", ".join(found)}.
-"""
+    """Where *auto + repair* had other repairs to choose from than there are now."""
+    found = Counter(name.partition("/")[0] for name, row in rows.items() if row.get("repairs") != list(AUTOMATIC))
+    cells = ", ".join(f"{number} of `{table}`" for table, number in found.items())
+    text = f"## Earlier repairs\n\nNot yet among {', '.join(AUTOMATIC)} chose *auto + repair* in: {cells}.\n"
     return text if found else ""
 
 
