@@ -87,8 +87,8 @@ def _chosen_otherwise(rows: Mapping[str, dict]) -> str:
     """Where *auto + repair* had other repairs to choose from than there are now."""
     found = Counter(name.partition("/")[0] for name, row in rows.items() if row.get("repairs") != list(AUTOMATIC))
     cells = ", ".join(f"{number} of `{table}`" for table, number in found.items())
-    text = f"## Earlier repairs\n\nNot yet among {', '.join(AUTOMATIC)} chose *auto + repair* in: {cells}.\n"
-    return text if found else ""
+    text = f"*auto + repair* had another set to choose from than {', '.join(AUTOMATIC)} in {cells}."
+    return f"## Earlier repairs\n\n{text}\n" if found else ""
 
 
 def main() -> None:
