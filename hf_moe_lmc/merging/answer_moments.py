@@ -17,8 +17,9 @@ def restore_moments(
 ) -> MoeLayer:
     """`merged` with the second moment of every expert's answers at `(1 - t) E[f_0 f_0^T] + t E[f_1 f_1^T]`.
 
-    f_0 and f_1 are the answers of the ends; `rescale_outputs` restores the trace of that matrix. The `restoring_map` is
-    folded into down_proj and down_bias. It sees how the answers spread, not which token got which.
+    f_0 and f_1 are the answers of the ends; `rescale_outputs` restores the trace of that matrix. All three moments are
+    shrunk by `second_moment`, the less the more tokens there are. The `restoring_map` is folded into down_proj and
+    down_bias. It sees how the answers spread, not which token got which.
     Costs one eigendecomposition of size H for every expert.
     """
     return repair_banks(_restored, merged, reference, other, t, calibration)

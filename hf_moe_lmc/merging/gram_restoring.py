@@ -17,8 +17,9 @@ from .second_moments import restoring_map, second_moment
 
 
 def restore_gram(merged: MoeLayer, reference: MoeLayer, other: MoeLayer, t: float) -> MoeLayer:
-    """`merged` with the Gram matrices of its experts, routed and shared, at `(1 - t) G_0 + t G_1`.
+    """`merged` with the Gram matrices of its experts, routed and shared, at `(1 - t) G_0 + t G_1`, all three shrunk.
 
+    The shrinkage is that of `second_moment`: the more units there are to a direction, the less.
     All three layers are taken with units of `|up| = |down|` where units have a free scale, as `merged` is given back.
     Costs one eigendecomposition of size H for every projection of every expert.
 

@@ -137,6 +137,17 @@ def test_where_candidates_do_not_suffice_the_whole_matrix_is_solved(monkeypatch)
     check(found, matrix)
 
 
+@pytest.mark.parametrize(("kind", "n"), [("half siblings", 400), ("heavy rows", 200), ("near ties", 200)])
+def test_few_rounds_suffice_since_each_takes_twice_the_candidates(monkeypatch, kind, n):
+    """As many candidates in every round would leave rows of these without the column that they need."""
+    for name, value in {"_CANDIDATES": 8, "_TIED": 64, "_ROUNDS": 3}.items():
+        monkeypatch.setattr(candidate_assignment, name, value)
+    matrix = similarity(kind, n, dtype=torch.float32)
+    columns, prices = solve_by_candidates(matrix)
+    objective = matrix.gather(1, columns[:, None]).double().sum().item()
+    check(Assignment(columns.long(), objective, "candidates", prices), matrix)
+
+
 def test_without_lapx_scipy_solves(monkeypatch):
     monkeypatch.setitem(sys.modules, "lap", None)  # makes the import fail
     monkeypatch.setattr(routes, "_PRICED_FROM", 256)
