@@ -1,4 +1,4 @@
-"""The report: rows -> tables, the rows themselves and plots: `paper.md`, `paper.jsonl`, `paper-study-*.png`.
+"""The report: rows -> tables, the rows themselves and plots: `paper.md`, `paper.jsonl`, `paper-*.png`.
 
 python -m benchmarks.paper.report [--out benchmarks/results]
 """
@@ -12,7 +12,7 @@ from pathlib import Path
 from hf_moe_lmc.connectivity.repairs import AUTOMATIC
 
 from .grid import Table, load_grid
-from .plots import plot_study
+from .plots import PICTURES
 from .run import RUNS, holds
 from .tables import SHAPES, merging
 
@@ -40,13 +40,15 @@ experts, top-2 routing is dense routing.
 """
 
 
-def render(tables: Sequence[Table], rows: Mapping[str, dict]) -> str:
-    """The whole report; `rows` by name of their cell."""
+def render(tables: Sequence[Table], rows: Mapping[str, dict], pictures: Mapping[str, str]) -> str:
+    """The whole report; `rows` by name of their cell, the files of `pictures` by name of their table."""
     parts = [INTRODUCTION, _versions(rows)]
     for table in tables:
         found = [rows[cell.name] for cell in table.cells if cell.name in rows]
         if found:
             parts.append(f"## {table.title}\n\n`{table.name}`\n\n{SHAPES[table.shape](found)}")
+            if table.name in pictures:
+                parts.append(f"![{table.title}]({pictures[table.name]})\n")
     parts.append(
         "## Does merging pay?\n\nMidpoint or mean of predictions, minus the endpoints; below 0 is better in loss.\n"
     )
@@ -63,6 +65,16 @@ def load_rows(tables: Sequence[Table], folder: Path) -> dict[str, dict]:
         if file.exists() and holds(row := json.loads(file.read_text(encoding="utf-8")), cell, reduced=True):
             rows[cell.name] = row
     return rows
+
+
+def draw(tables: Sequence[Table], rows: Mapping[str, dict], out: Path) -> dict[str, str]:
+    """Draws every table that has a picture into `out`; the files by name of their table."""
+    files = {}
+    for table in tables:
+        if table.shape in PICTURES and (figure := PICTURES[table.shape](table, rows)):
+            files[table.name] = f"paper-{table.name}.png"
+            figure.savefig(out / files[table.name], dpi=110)
+    return files
 
 
 def _versions(rows: Mapping[str, dict]) -> str:
@@ -99,12 +111,10 @@ def main() -> None:
     out.mkdir(parents=True, exist_ok=True)
     tables = load_grid()
     rows = load_rows(tables, RUNS)
-    (out / "paper.md").write_text(render(tables, rows), encoding="utf-8")
+    pictures = draw(tables, rows, out)
+    (out / "paper.md").write_text(render(tables, rows, pictures), encoding="utf-8")
     lines = (json.dumps(row, separators=(",", ":")) + "\n" for row in rows.values())
     (out / "paper.jsonl").write_text("".join(lines), encoding="utf-8")
-    for table in tables:
-        if table.shape == "study":
-            plot_study(table, rows, out / f"paper-{table.name}.png")
 
 
 if __name__ == "__main__":

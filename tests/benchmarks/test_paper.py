@@ -4,6 +4,7 @@ import bz2
 import io
 import json
 import math
+import re
 import tarfile
 import zipfile
 from dataclasses import replace
@@ -17,8 +18,8 @@ from benchmarks.paper import data, texts
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.grid import chosen, load_grid, quick_cells
 from benchmarks.paper.pair import METHODS
-from benchmarks.paper.plots import plot_study
-from benchmarks.paper.report import render
+from benchmarks.paper.plots import plot_paths, plot_study
+from benchmarks.paper.report import draw, render
 from benchmarks.paper.run import run_cell, share_of
 from benchmarks.paper.tables import REPAIRED, orders
 from tests.hub.data_sets import data_set, images
@@ -236,21 +237,38 @@ def test_reported_seeds_chose_nothing():
     assert quick_cells()
 
 
-def test_report(runs):
+def test_report(runs, tmp_path):
     rows = {name: run_cell(tiny(name), runs) for name in CELLS}
-    found = render(load_grid(), rows)
+    tables = load_grid()
+    pictures = draw(tables, rows, tmp_path)
+    found = render(tables, rows, pictures)
     assert found.count("not run") > 1
     naive = rows["upcycled/qwen2_moe"]["pairs"][0]["results"]["wikipedia"]["naive"]["loss_barrier"]
     assert f"| {naive:.3f} |" in found
     assert "Seeds" in found
+    assert set(re.findall(r"\((\S+\.png)\)", found)) == {file.name for file in tmp_path.iterdir()}
+    assert set(pictures) == {"verification-vit", "upcycled"}  # nothing but one cell of its study was run
 
 
-def test_plot(runs, tmp_path):
+def test_paths_are_drawn_where_their_cell_belongs(runs):
+    (table,) = (table for table in load_grid() if table.name == "verification-vit")
+    row = run_cell(tiny("verification-vit/experts=4-all-shared"), runs)
+    figure = plot_paths(table, {row["cell"]["name"]: row})
+    panels = np.array(figure.axes).reshape(4, 9)
+    assert [panel.get_title() for panel in panels[0]][6:8] == ["all-sparse", "all-shared"]
+    assert panels[1, 0].get_ylabel().startswith("4 experts")
+    assert [(i, j) for i, j in np.ndindex(4, 9) if panels[i, j].lines] == [(1, 7)]
+    for line in panels[1, 7].lines:
+        losses = [pair["results"]["mnist"][line.get_label()]["loss"] for pair in row["pairs"]]
+        np.testing.assert_allclose(line.get_ydata(), np.mean(losses, axis=0))
+
+
+def test_plot(runs):
     names = ("study-vit/base", "study-vit/expert_width=64")
     rows = {
         name: run_cell(tiny(name, **{"expert_width": width}), runs) for name, width in zip(names, (4, 6), strict=True)
     }
     (table,) = (table for table in load_grid() if table.name == "study-vit")
-    plot_study(table, {}, tmp_path / "empty.png")
-    plot_study(table, rows, tmp_path / "study.png")
-    assert [file.name for file in tmp_path.iterdir()] == ["study.png"]
+    assert plot_study(table, {}) is None
+    (panel,) = plot_study(table, rows).axes
+    assert [tick.get_text() for tick in panel.get_xticklabels()] == ["4", "6"]
