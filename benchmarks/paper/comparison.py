@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.connectivity import Curve
-from hf_moe_lmc.connectivity.evaluation import answer
+from hf_moe_lmc.connectivity.predictions import IGNORED_LABEL, answer
 
 from .pair import Pair
 
@@ -53,6 +53,7 @@ def ensemble(
         (logits, labels), (others, _) = answer(first, batch), answer(second, batch)
         both = torch.logaddexp(logits.log_softmax(-1), others.log_softmax(-1)).flatten(0, 1) - math.log(2)
         labels = labels.flatten()
-        loss += float(F.nll_loss(both, labels, reduction="sum"))
-        right, count = right + int((both.argmax(-1) == labels).sum()), count + len(labels)
+        loss += float(F.nll_loss(both, labels, reduction="sum", ignore_index=IGNORED_LABEL))
+        right += int((both.argmax(-1) == labels).sum())
+        count += int((labels != IGNORED_LABEL).sum())
     return {"loss": loss / count, "accuracy": right / count}

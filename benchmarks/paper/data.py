@@ -75,14 +75,14 @@ def train_tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
 def _images(train: Dataset, test: Dataset, **sizes: int) -> Data:
     size = min(TEST_IMAGES, len(test))
     calibration = tuple(DataLoader(Subset(train, range(CALIBRATION)), batch_size=CALIBRATION // 4))
-    return Data(train, calibration, tuple(DataLoader(Subset(test, range(size)), batch_size=500)), sizes)
+    return Data(train, calibration, tuple(DataLoader(Subset(test, range(size)), batch_size=125)), sizes)
 
 
 def _blocks(texts: Texts, tokenizer: PreTrainedTokenizerFast) -> Data:
     train, test = (packed_blocks(part, tokenizer, BLOCK) for part in (texts.train, texts.test))
     # Spread over all texts, not the beginning of the first: one article is about one thing.
     calibration = tuple(DataLoader(_spread(train, CALIBRATION // 4), batch_size=16))
-    held_out = tuple(DataLoader(_spread(test, TEST_BLOCKS), batch_size=64))
+    held_out = tuple(DataLoader(_spread(test, TEST_BLOCKS), batch_size=32))
     return Data(train, calibration, held_out, {"vocab_size": len(tokenizer)})
 
 

@@ -17,8 +17,8 @@ def answer(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Float[T
     """The logits of every prediction in `batch`, and its label; -100 where there is nothing to predict.
 
     Labels without a sequence axis are classes, with S = 1. Those of a causal language model are its own tokens:
-    position s predicts label s + 1. Those of an encoder-decoder, a token classifier or a masked language model stand
-    at their position.
+    position s predicts label s + 1, and the last position nothing. Those of an encoder-decoder, a token classifier or a
+    masked language model stand at their position.
 
     Raises:
         BadInputError: the batch has no labels, or the model answers no logits.
@@ -36,7 +36,8 @@ def answer(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> tuple[Float[T
     labels = labels.to(logits.device)
     if labels.ndim == 1:
         return logits[:, None], labels[:, None]
-    return (logits[:, :-1], labels[:, 1:]) if causal else (logits, labels)
+    # Logits without their last position would have to be copied to lie in one piece, and they are large.
+    return logits, F.pad(labels[:, 1:], (0, 1), value=IGNORED_LABEL) if causal else labels
 
 
 def score(
@@ -51,5 +52,8 @@ def score(
 
     plain = loss(rows)
     calibrated = plain if temperature == 1 else loss(rows / temperature)
-    correct = (rows.argmax(dim=-1) == flat) & counted
+    largest = counted & (rows.gather(1, flat.clamp(min=0)[:, None])[:, 0] == rows.amax(dim=-1))
+    # Among equals the first is predicted. On a CPU argmax takes many times as long as amax: only these rows are asked.
+    correct = largest.clone()
+    correct[largest] = rows[largest].argmax(dim=-1) == flat[largest]
     return torch.stack([plain, correct.float(), counted.float(), calibrated], dim=-1).unflatten(0, labels.shape)

@@ -8,6 +8,7 @@ from hf_moe_lmc import align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, linear_path, measure
+from hf_moe_lmc.connectivity.predictions import score
 from hf_moe_lmc.errors import BadInputError
 from tests.layers import derangement
 from tests.models import build, inputs
@@ -56,6 +57,18 @@ def test_language_models_equal_their_own_loss(accelerator, name):
     assert found.count == int((shifted != -100).sum())
     assert found.loss == pytest.approx(expected.loss.item(), rel=1e-5)
     assert found.accuracy == pytest.approx(right.float().mean().item())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_of_equal_logits_the_first_is_predicted(dtype):
+    """Half precision ties often; argmax takes the first, and so does what counts as right."""
+    logits = torch.randint(-2, 3, (4, 50, 9), generator=torch.Generator().manual_seed(0)).to(dtype)
+    labels = torch.randint(9, (4, 50), generator=torch.Generator().manual_seed(1))
+    labels[:, ::7] = -100
+    likely = logits.gather(-1, labels.clamp(min=0)[..., None])[..., 0] == logits.amax(-1)
+    expected = (logits.argmax(-1) == labels).float()
+    assert 0 < expected.sum() < (likely & (labels != -100)).sum()
+    torch.testing.assert_close(score(logits, labels)[..., 1], expected, rtol=0, atol=0)
 
 
 def test_the_load_balancing_loss_does_not_count(accelerator):
