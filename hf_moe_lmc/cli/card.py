@@ -29,5 +29,5 @@ def run(options: argparse.Namespace) -> Answer:
     from hf_moe_lmc.hub import write_card
 
     alignment = Alignment.from_pretrained(options.alignment) if options.alignment else None
-    write_card(options.folder, alignment, options.report, dataset=options.dataset, licence=options.license)
+    write_card(options.folder, alignment, options.report, dataset=options.dataset, license=options.license)
     return Answer(f"Written to {options.folder}/README.md\n", {"output": f"{options.folder}/README.md"})

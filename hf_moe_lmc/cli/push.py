@@ -22,7 +22,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     push.add_argument("--private", action="store_true", help="only members may see the repository")
     push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
     push.add_argument(
-        "--license", metavar="ID", help="licence, as the Hub calls it (default: what the parents' cards allow)"
+        "--license", metavar="ID", help="license, as the Hub calls it (default: what the parents' cards allow)"
     )
     push.add_argument("--dry-run", action="store_true", help="only say what would be sent")
 
@@ -34,8 +34,8 @@ def run(options: argparse.Namespace) -> Answer:
     if options.dry_run:
         plan = plan_push(options.folder, options.repository, options.license)
         files = {file.name: file.nbytes for file in plan.files}
-        return Answer(plan.text, {"repository": plan.repository, "license": plan.licence, "files": files})
+        return Answer(plan.text, {"repository": plan.repo_id, "license": plan.license, "files": files})
     address = push_folder(
-        options.folder, options.repository, options.private, options.create_pr, licence=options.license
+        options.folder, options.repository, options.private, options.create_pr, license=options.license
     )
     return Answer(f"Pushed: {address}\n", {"address": address})

@@ -1,19 +1,62 @@
-"""The report of the path between two models, as a card shows it."""
+"""The figures of a card: of alignments, of their verification, and of the path between the parents."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.connectivity.report import REPORT_NAME
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.matching import judge_layer
 
-FOLDER_NAME = "report"
+REPORT_FOLDER = "report"
 REPORT_FILES = (REPORT_NAME, "report.md", "curves.png", "curves.svg", "routing.png", "routing.svg")
+
+
+@dataclass(frozen=True)
+class LayerFigures:
+    """One layer of an alignment.
+
+    Args:
+        name: module name.
+        distance_before, distance_after: to the reference.
+        experts_permuted, units_permuted: share of the experts, and of the units within their expert (shared experts
+            included), that are not at the place that they had.
+        verdict: of the layer; None where the alignment was not found by matching.
+    """
+
+    name: str
+    distance_before: float
+    distance_after: float
+    experts_permuted: float
+    units_permuted: float
+    verdict: str | None
+
+
+def layer_figures(alignment: Alignment) -> list[LayerFigures]:
+    """The figures of every layer, in the order of the alignment."""
+    figures = []
+    for name, layer in alignment.layers.items():
+        symmetry = layer.symmetry
+        units = [part.permutation.index for part in (symmetry.units, symmetry.shared_units) if part is not None]
+        figures.append(
+            LayerFigures(
+                name,
+                layer.distance_before,
+                layer.distance_after,
+                _permuted([symmetry.experts.index]),
+                _permuted(units),
+                judge_layer(layer.evidence) if layer.evidence else None,
+            )
+        )
+    return figures
 
 
 @dataclass(frozen=True)
@@ -49,13 +92,13 @@ class RoutingRow:
 
 @dataclass(frozen=True)
 class PathFigures:
-    """What a card says of the paths.
+    """The paths between two models.
 
     Args:
         examples, predictions: how many were evaluated.
         dtype: of the evaluation.
         t: of the merge.
-        line: name of the path that the merge lies on, such as "aligned + norms".
+        merged: name of the path that the merge lies on, such as "aligned + norms".
         paths, routing: one row per path.
     """
 
@@ -63,19 +106,19 @@ class PathFigures:
     predictions: int
     dtype: str
     t: float
-    line: str
+    merged: str
     paths: list[PathRow]
     routing: list[RoutingRow]
 
     @property
     def merge(self) -> PathRow | None:
         """The path that the merge lies on, if it was measured at its t."""
-        return next((row for row in self.paths if row.name == self.line and row.loss is not None), None)
+        return next((row for row in self.paths if row.name == self.merged and row.loss is not None), None)
 
 
 def store_report(report: PathReport | str | Path, folder: Path) -> None:
     """Put the files of a report, or of the folder where one was saved, into `report/` of `folder`."""
-    target = folder / FOLDER_NAME
+    target = folder / REPORT_FOLDER
     if isinstance(report, PathReport):
         report.save(target)
     elif Path(report).resolve() != target.resolve():
@@ -86,36 +129,43 @@ def store_report(report: PathReport | str | Path, folder: Path) -> None:
                 shutil.copyfile(Path(report) / name, target / name)
 
 
-def read_path_figures(folder: Path, t: float, repairs: Sequence[str]) -> PathFigures | None:
-    """The figures of the report in `report/` of `folder`, at the `t` of the merge; None without a report.
+def read_path_figures(folder: Path, t: float, merged: str) -> PathFigures | None:
+    """The figures of the report in `report/` of `folder`; None without a report.
 
     Args:
-        folder: of the merge.
-        t, repairs: of the merge.
+        folder: of a merge of two models.
+        t: of the merge.
+        merged: name of the path that it lies on.
 
     Raises:
         BadInputError: it is not a report as `evaluate` writes it.
     """
-    file = folder / FOLDER_NAME / REPORT_NAME
+    file = folder / REPORT_FOLDER / REPORT_NAME
     if not file.exists():
         return None
-    found = read_json(file)
+    report = read_json(file)
     try:
         return PathFigures(
-            int(found["examples"]),
-            int(found["predictions"]),
-            str(found["dtype"]),
+            int(report["examples"]),
+            int(report["predictions"]),
+            str(report["dtype"]),
             t,
-            " + ".join(("aligned", *repairs)),
-            [_path_row(name, path, t) for name, path in found["paths"].items()],
+            merged,
+            [_path_row(name, path, t) for name, path in report["paths"].items()],
             [
                 _routing_row(name, routing, t)
-                for name, routing in found["routing"].items()
+                for name, routing in report["routing"].items()
                 if routing["layers"] and t in routing["t"]
             ],
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise BadInputError(f"{file} is no report as evaluate writes it ({error!r}); write it again") from None
+
+
+def _permuted(orders: list[Tensor]) -> float:
+    """Share of the entries, along the last axis of index tensors, that are not at their place."""
+    stays = [(order == torch.arange(order.shape[-1])).flatten() for order in orders]
+    return 1 - torch.cat(stays).double().mean().item()
 
 
 def _path_row(name: str, path: dict[str, Any], t: float) -> PathRow:
