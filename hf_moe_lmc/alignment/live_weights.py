@@ -1,8 +1,8 @@
-"""The weights of a live model: read, replaced for a while, and given back; those that Accelerate offloads included."""
+"""The weights of a live model: read, replaced for a while, and restored; those that Accelerate offloads included."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from accelerate.hooks import AlignDevicesHook
@@ -46,7 +46,7 @@ class LiveWeights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class Beside(Mapping[str, Tensor]):
+class OnDevice(Mapping[str, Tensor]):
     """`tensors`, each brought when asked for to the device where the model of `weights` has its own.
 
     Offloaded weights have their place in host memory.
@@ -59,6 +59,9 @@ class Beside(Mapping[str, Tensor]):
         own = self._weights.resident.get(name)
         return self._tensors[name].to("cpu" if own is None else own.device)
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -66,7 +69,7 @@ class Beside(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-class Kept(Mapping[str, Tensor]):
+class Cached(Mapping[str, Tensor]):
     """`tensors`, each of which is asked for once and then kept."""
 
     def __init__(self, tensors: Mapping[str, Tensor]):
@@ -77,6 +80,9 @@ class Kept(Mapping[str, Tensor]):
             self._kept[name] = self._tensors[name]
         return self._kept[name]
 
+    def __contains__(self, name: object) -> bool:
+        return name in self._tensors
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._tensors)
 
@@ -84,8 +90,8 @@ class Kept(Mapping[str, Tensor]):
         return len(self._tensors)
 
 
-class BorrowedWeights(LiveWeights):
-    """The weights that `model` had when it was borrowed, and the means to load others into it; see `borrow`.
+class SavedWeights(LiveWeights):
+    """The weights that `model` had, while others are loaded into it; see `temporarily_loaded`.
 
     Args:
         model: has other weights in the meantime.
@@ -107,7 +113,7 @@ class BorrowedWeights(LiveWeights):
             hook.weights_map = _Prefixed(weights, prefix)
 
     @torch.no_grad()
-    def give_back(self) -> None:
+    def restore(self) -> None:
         """Give the model its own weights again."""
         for name, tensor in self._live.items():
             tensor.copy_(self.resident[name])
@@ -117,16 +123,57 @@ class BorrowedWeights(LiveWeights):
 
 
 @contextmanager
-def borrow(model: PreTrainedModel) -> Iterator[BorrowedWeights]:
+def temporarily_loaded(model: PreTrainedModel) -> Iterator[SavedWeights]:
     """Within, `model` can be given other weights; afterwards it has its own again, bit for bit.
 
     The weights on devices are kept twice meanwhile; offloaded ones stay where they are, and no file is written.
     """
-    weights = BorrowedWeights(model)
+    weights = SavedWeights(model)
     try:
         yield weights
     finally:
-        weights.give_back()
+        weights.restore()
+
+
+@torch.no_grad()
+def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Give `model`, which is not offloaded, `weights` for good; tied tensors are written once."""
+    # Of the names of a tied tensor the first.
+    own = dict({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(model.state_dict().items())}.values())
+    for name, tensor in reversed(own.items()):
+        tensor.copy_(weights[name])
+
+
+Placement = Literal["device", "host memory", "disk"]
+
+
+def placed(tensors: Mapping[str, Tensor], weights: LiveWeights, placement: Placement) -> Mapping[str, Tensor]:
+    """`tensors` on the devices of `weights`, from where they are held; the values do not depend on it.
+
+    Args:
+        tensors: of a checkpoint, which reads them when asked for.
+        weights: of the model that takes the points of a path.
+        placement: where they are kept once they are read; "disk" keeps none.
+    """
+    if placement == "device":
+        return Cached(OnDevice(tensors, weights))
+    return OnDevice(Cached(tensors) if placement == "host memory" else tensors, weights)
+
+
+def placement_for(size: int, weights: LiveWeights, memory: int) -> Placement:
+    """Where an endpoint of `size` bytes is held that may take `memory` bytes.
+
+    On a GPU where half of what is free holds it and the copy that is made of the model's own weights: the rest is for
+    the evaluation itself. On the CPU, "device" and "host memory" are the same.
+    """
+    if size > memory:
+        return "disk"
+    devices = {tensor.device for tensor in weights.resident.values()}
+    if len(devices) == 1 and not weights.offloaded and (device := devices.pop()).type == "cuda":
+        own = sum(tensor.nbytes for tensor in weights.resident.values())
+        if 2 * (size + own) <= torch.cuda.mem_get_info(device)[0]:
+            return "device"
+    return "host memory"
 
 
 class _Prefixed(Mapping[str, Tensor]):

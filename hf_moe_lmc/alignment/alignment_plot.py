@@ -1,4 +1,4 @@
-"""The picture of an alignment."""
+"""The plot of an alignment."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,7 +18,7 @@ _BEFORE = "#999999"
 
 
 def plot_alignment(alignment: Alignment, file: str | Path, layer: str | None = None) -> None:
-    """Distances of all layers as bars, and of one layer how well every pair of experts fits as a heat map.
+    """Distances of all layers as bars, and of one layer the similarity of every pair of experts as a heat map.
 
     Bars: distance before and after, and a mark at what the best of several random symmetric rewrites reaches
     (`LayerEvidence.random_distance`, an estimate). Heat map: `LayerAlignment.expert_table`, the partners ringed.

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +16,17 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.matching import LayerAlignment, LayerEvidence
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
-from .config import CONFIG_NAME, AlignmentConfig
+from .config import CONFIG_NAME, AlignmentConfig, versions
 from .model_record import ModelRecord
-from .versions import versions
 
 WEIGHTS_NAME = "alignment.safetensors"
-ARTEFACT = (WEIGHTS_NAME, CONFIG_NAME)
+SAVED_FILES = (WEIGHTS_NAME, CONFIG_NAME)
+FORMAT = 2  # 1, that of version 0.1, has no such entry
 
 Parts = tuple[dict[str, LayerAlignment], AlignmentConfig | None, ModelRecord | None, ModelRecord | None]
 
 
-def write_artefact(
+def write_alignment(
     folder: Path,
     layers: Mapping[str, LayerAlignment],
     config: AlignmentConfig | None,
@@ -41,6 +41,7 @@ def write_artefact(
     }
     save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
     described = {
+        "format": FORMAT,
         "versions": versions(),
         "config": asdict(config) if config else None,
         "reference": asdict(reference) if reference else None,
@@ -57,14 +58,16 @@ def write_artefact(
     (folder / CONFIG_NAME).write_text(json.dumps(described, indent=2) + "\n", encoding="utf-8")
 
 
-def read_artefact(folder: Path) -> Parts:
-    """What `write_artefact` wrote.
+def read_alignment(folder: Path) -> Parts:
+    """Read the parts of an alignment that `write_alignment` wrote, in this format or an older one.
 
     Raises:
-        BadInputError: a file is missing or does not hold an alignment.
+        BadInputError: a file is missing or does not hold an alignment, or a newer version wrote it.
     """
     try:
         described = read_json(folder / CONFIG_NAME)
+        if (found := described.get("format", 1)) not in range(1, FORMAT + 1):
+            raise BadInputError(f"its format is {found!r}, this version reads up to {FORMAT}; install a newer hf_moe_lmc")
         tensors = {key: entry.read() for key, entry in read_header(folder / WEIGHTS_NAME).items()}
         layers = {name: _layer(name, figures, tensors) for name, figures in described["layers"].items()}
         if tensors:
@@ -73,8 +76,8 @@ def read_artefact(folder: Path) -> Parts:
         return (
             layers,
             AlignmentConfig.of_record(config) if config else None,
-            ModelRecord(**reference) if reference else None,
-            ModelRecord(**other) if other else None,
+            ModelRecord.of_record(reference) if reference else None,
+            ModelRecord.of_record(other) if other else None,
         )
     except KeyError as error:
         raise BadInputError(f"{folder} does not hold an alignment: {error.args[0]} is missing") from None
@@ -107,7 +110,16 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
     table = tensors.pop(f"{name}.expert_table", None)
     if table is not None and table.shape != (symmetry.experts.size,) * 2:
         raise ValueError(f"{name}.expert_table has the shape {tuple(table.shape)}")
-    return LayerAlignment(symmetry, before, after, LayerEvidence(**evidence) if evidence else None, table)
+    return LayerAlignment(symmetry, before, after, _evidence(evidence), table)
+
+
+def _evidence(entries: Mapping[str, Any] | None) -> LayerEvidence | None:
+    """The evidence in `entries`, without figures that this version does not know; None where one that it needs lacks."""
+    known = {field.name: entries[field.name] for field in fields(LayerEvidence) if field.name in (entries or {})}
+    try:
+        return LayerEvidence(**known)
+    except TypeError:
+        return None
 
 
 def _permutation(tensors: dict[str, Tensor], name: str) -> Permutation:
