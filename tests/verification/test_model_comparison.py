@@ -8,7 +8,7 @@ from hf_moe_lmc import scramble, verify
 from hf_moe_lmc.adapters import alignable_layers, experts_per_token, moe_layers, router_of
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.verification import OutputDifference, random_batches
-from hf_moe_lmc.verification.routing import selected_experts
+from hf_moe_lmc.verification.block_comparison import selected_experts
 from tests import families, models
 
 # Each takes its inputs otherwise: embeddings only; patches in a grid.

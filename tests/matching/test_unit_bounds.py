@@ -4,8 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_moe_lmc.matching import solve_assignment
-from hf_moe_lmc.matching.bounds import bounding_rows, total_similarity_bound
-from hf_moe_lmc.matching.sibling_units import match_sibling_units
+from hf_moe_lmc.matching.unit_bounds import bounding_rows, match_sibling_units, total_similarity_bound
 from hf_moe_lmc.matching.unit_matching import match_pair
 from hf_moe_lmc.matching.units import Units
 
@@ -62,7 +61,7 @@ def test_a_false_bound_would_be_seen():
 
 
 @pytest.mark.parametrize("signs", [False, True])
-def test_strangers_and_twins_are_left_to_the_full_product(signs):
+def test_unrelated_units_and_twins_are_left_to_the_full_product(signs):
     a, _, _ = siblings(0.0, signs, seed=0)
     b, _, _ = siblings(0.0, signs, seed=1)
     assert match_sibling_units(a, b) is None

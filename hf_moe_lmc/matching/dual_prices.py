@@ -1,14 +1,14 @@
-"""Passes over a similarity matrix where it lives (CPU or GPU), in blocks of rows: nothing of its size is allocated.
+"""Dual prices of an assignment, in passes over blocks of rows where the similarity matrix lives (CPU or GPU).
 
-A price v_j per column shifts what row i gains from column j to `S_ij - v_j`. The prices that prove an assignment
-optimal are those at which every row gains most from its own column.
+A price v_j per column shifts the gain of row i from column j to `S_ij - v_j`. The prices that prove an assignment
+optimal are those at which every row gains most from its own column. Nothing of the size of the matrix is allocated.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 _ROWS = 32
@@ -46,22 +46,56 @@ def best_columns(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"]) 
     return torch.cat([_argmax(rows) for rows in gains(similarity, prices)])
 
 
-def promising(similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"], k: int, limit: int) -> Int[Tensor, " c"]:
-    """Where `S_ij - v_j` is largest in its row: `i * n + j` of k or somewhat more columns per row, ascending.
+def largest_gains(
+    similarity: Float[Tensor, "m n"], prices: Float[Tensor, " n"], k: int, limit: int
+) -> Int[Tensor, " c"]:
+    """Keys `i * n + j` of the largest `S_ij - v_j` of every row: k or somewhat more columns per row, ascending.
 
     Those that reach the k-th largest maximum of some 4 k groups: no row is sorted. Of equal ones,
     all; it stops where there are more than `limit`.
     """
-    n, found = similarity.shape[1], []
+    n, keys = similarity.shape[1], []
     size = max(1, n // (4 * k))
     groups = n // size
     for number, rows in enumerate(gains(similarity, prices)):
         maxima = rows[:, : groups * size].reshape(len(rows), size, groups).amax(dim=1)
         least = maxima.topk(min(k, groups), dim=1, sorted=False).values.amin(dim=1, keepdim=True)
-        found.append(_at_least(rows, least) + number * _ROWS * n)
-        if (limit := limit - len(found[-1])) < 0:
+        keys.append(_at_least(rows, least) + number * _ROWS * n)
+        if (limit := limit - len(keys[-1])) < 0:
             break
-    return torch.cat(found)
+    return torch.cat(keys)
+
+
+def row_margins(
+    similarity: Float[Tensor, "n n"], columns: Int[Tensor, " n"], prices: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """Difference of `S_ip(i) - v_p(i)` and the largest other `S_ij - v_j` of its row."""
+    margins = []
+    for rows, own in zip(similarity.split(_ROWS), columns[:, None].split(_ROWS), strict=True):
+        gains = rows - prices
+        chosen = gains.gather(1, own)[:, 0]
+        margins.append(chosen - gains.scatter_(1, own, -torch.inf).amax(dim=1))
+    return torch.cat(margins)
+
+
+def proving_prices(similarity: Float[np.ndarray, "n n"], columns: Int64[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """Prices v at which every row of an optimal assignment gains most from its own column, up to rounding.
+
+    `v_j = max(v_j, S_ij - S_ip(i) + v_p(i))`, repeated for the rows whose price rose (Bellman-Ford): longest paths,
+    which are finite since the assignment is optimal.
+    """
+    n = len(similarity)
+    own, owners = similarity[np.arange(n), columns], np.argsort(columns)
+    prices, active = np.zeros_like(own), np.arange(n)
+    for _ in range(n):
+        before = prices.copy()
+        for rows in np.split(active, range(_ROWS, len(active), _ROWS)):
+            steps = similarity[rows] - (own[rows] - prices[columns[rows]])[:, None]
+            np.maximum(prices, steps.max(axis=0), out=prices)
+        active = owners[np.flatnonzero(prices > before)]
+        if not len(active):
+            break
+    return prices
 
 
 def _second_best(rows: Float[Tensor, "m n"]) -> Float[Tensor, "m 1"]:
@@ -78,15 +112,3 @@ def _at_least(rows: Float[Tensor, "m n"], least: Float[Tensor, "m 1"]) -> Int[Te
     if rows.device.type == "cpu":  # numpy takes a quarter of the time
         return torch.from_numpy(np.flatnonzero(rows.numpy() >= least.numpy()))
     return torch.nonzero((rows >= least).flatten())[:, 0]
-
-
-def row_margins(
-    similarity: Float[Tensor, "n n"], columns: Int[Tensor, " n"], prices: Float[Tensor, " n"]
-) -> Float[Tensor, " n"]:
-    """By how much `S_ip(i) - v_p(i)` exceeds every other `S_ij - v_j` of its row."""
-    margins = []
-    for rows, own in zip(similarity.split(_ROWS), columns[:, None].split(_ROWS), strict=True):
-        gains = rows - prices
-        chosen = gains.gather(1, own)[:, 0]
-        margins.append(chosen - gains.scatter_(1, own, -torch.inf).amax(dim=1))
-    return torch.cat(margins)

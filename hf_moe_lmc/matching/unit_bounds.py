@@ -1,6 +1,7 @@
-"""Matching the units of siblings: the optimum is proven from a few coordinates, without the similarity of all pairs.
+"""Proofs from a few coordinates of the units: upper bounds on similarities, and the matching of siblings.
 
-Two units that are not partners differ in any few coordinates by more than partners differ in all of them.
+Siblings need no similarity of all pairs: two units that are not partners differ in any few coordinates by more than
+partners differ in all of them.
 """
 
 import numpy as np
@@ -8,13 +9,36 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .bounds import bounding_rows
 from .units import Partners, Units
 
 _COORDINATES = (32, 128, 512)
 _NEAR = 0.03  # median of |x - y|^2 / |x|^2; farther apart, the bounds tell too little
 _ROUNDING = 1e-5
 _ROWS = 64
+
+
+def bounding_rows(part: Float[Tensor, "m k"], squares: Float[Tensor, " m"]) -> Float[Tensor, "m l"]:
+    """Rows z_i whose products bound similarities: `S_ij <= <z_i, w_j>`, for either sign.
+
+    They are the chosen coordinates and the norm of all that these leave out, by Cauchy-Schwarz.
+
+    Args:
+        part: some coordinates that no sign touches, the same for both experts.
+        squares: `|x_i|^2` of the whole units.
+    """
+    rest = (squares - part.square().sum(dim=1)).clamp(min=0).sqrt()
+    return torch.cat([part, rest[:, None]], dim=1)
+
+
+def total_similarity_bound(left: Float[Tensor, "m l"], right: Float[Tensor, "n l"]) -> float:
+    """Upper bound of `sum_i S_ip(i)` over all moves of units; `left` and `right` are bounding rows of two experts.
+
+    `sum_j v_j + sum_i max_j (<z_i, w_j> - v_j)` at the prices `v_j = |w_j|^2 / 2`, where every unit takes the partner
+    that is nearest in the chosen coordinates (weak duality, as in `certify`).
+    """
+    prices = right.square().sum(dim=1) / 2
+    best = [torch.addmm(-prices, rows, right.T).amax(dim=1).sum(dtype=torch.float64) for rows in left.split(_ROWS)]
+    return (prices.sum(dtype=torch.float64) + torch.stack(best).sum()).item()
 
 
 def match_sibling_units(reference: Units, other: Units) -> tuple[Partners, Float[Tensor, " F"]] | None:
@@ -26,7 +50,7 @@ def match_sibling_units(reference: Units, other: Units) -> tuple[Partners, Float
     fewer than the full product needs.
 
     Returns:
-        the partners, and `[F]`, how much unit i loses at least with any other.
+        the partners, and `[F]`, the least that unit i loses with any other.
     """
     squares, other_squares = reference.squares, other.squares
     prices, rounding = other_squares / 2, _ROUNDING * (squares * other_squares.max()).sqrt()
