@@ -4,13 +4,13 @@ from .alignment import Alignment, MutualAlignment
 from .alignment_plot import plot_alignment
 from .config import AlignmentConfig
 from .live_weights import LiveWeights, SavedWeights, load_into, temporarily_loaded
-from .merge import Alignments, Merge, MergeRepairs, Shares, normalised_shares, shares_at, write_aligned
+from .merge import Alignments, Merge, MergeRepairs, Shares, load_aligned, normalised_shares, shares_at, write_aligned
 from .mutual import align_models
 from .opened_model import LoadOptions, Model, OpenedModel, Pretrained, load_model, open_model, open_skeleton
 from .pair import CheckedModels, check_models, open_models
 from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
-from .processes import accelerator_of_all, processes
+from .processes import accelerator_of_all, keep_freed_memory, processes
 from .resources import Resources
 from .scramble import scramble
 from .weights import Weights, aligned, mean, repaired
@@ -41,6 +41,8 @@ __all__ = [
     "align_pair",
     "aligned",
     "check_models",
+    "keep_freed_memory",
+    "load_aligned",
     "load_into",
     "load_model",
     "mean",

@@ -148,7 +148,7 @@ class Merge:
             repairs: of the merge.
             options: how a checkpoint is held in memory.
         """
-        like = self._like(shares)
+        like = self.like(shares)
         model = deepcopy(load_model(like)) if like.source is None else load_model(like, options)
         load_into(model, self.weights(shares, repairs, model.dtype))
         return model
@@ -176,7 +176,7 @@ class Merge:
         }
         return {
             name: Output(
-                self._at(inputs, shares, repairs, dtype), self._like(shares), record | {"shares": list(shares)}
+                self._at(inputs, shares, repairs, dtype), self.like(shares), record | {"shares": list(shares)}
             )
             for name, shares in points.items()
         }
@@ -202,9 +202,18 @@ class Merge:
         specs, statistics = self.models.reference.layers, repairs.statistics.get(shares)
         return repaired(inputs, shares, specs, repairs.repairs, statistics, dtype)
 
-    def _like(self, shares: Shares) -> OpenedModel:
-        """The first model with a share; at t = 1 the result is the other model."""
+    def like(self, shares: Shares) -> OpenedModel:
+        """The model that the merge is like: the first with a share, so that at t = 1 it is the other model."""
         return next(model for model, share in zip(self.models.models, shares, strict=True) if share)
+
+
+def load_aligned(
+    model: OpenedModel, alignment: Alignment, options: LoadOptions | None = None, check_weights: bool = True
+) -> PreTrainedModel:
+    """A model of its own, rewritten by an alignment; arguments as for `write_aligned` and `load_model`."""
+    loaded = deepcopy(load_model(model)) if model.source is None else load_model(model, options)
+    load_into(loaded, _aligned(model, alignment, check_weights))
+    return loaded
 
 
 def write_aligned(
@@ -227,12 +236,16 @@ def write_aligned(
         IncompatiblePairError: the alignment was made for another model.
         OutputError: the folder may not be written.
     """
+    record = {"command": "apply", "models": [model.origin], "alignments": [alignment.digest]}
+    output = Output(_aligned(model, alignment, check_weights), model, record)
+    if processes().is_main_process:
+        write_checkpoints(folder, {"": output}, [model], options, finish)
+    processes().wait_for_everyone()
+
+
+def _aligned(model: OpenedModel, alignment: Alignment, check_weights: bool) -> Weights:
     check_layers(alignment, model)
     weights = model.tensors
     if check_weights and alignment.other:
         weights = verified(weights, model.layers, alignment.other, model.name)
-    record = {"command": "apply", "models": [model.origin], "alignments": [alignment.digest]}
-    output = Output(aligned(weights, model.layers, alignment.symmetries), model, record)
-    if processes().is_main_process:
-        write_checkpoints(folder, {"": output}, [model], options, finish)
-    processes().wait_for_everyone()
+    return aligned(weights, model.layers, alignment.symmetries)

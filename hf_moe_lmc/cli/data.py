@@ -1,21 +1,21 @@
-"""Data for evaluation and calibration, and how the model that sees it is held."""
+"""Data for evaluation and calibration, and the way a model that sees it is held."""
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
-    from transformers import PreTrainedModel
 
-    from hf_moe_lmc.alignment import LoadOptions, OpenedModel
+    from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.connectivity import CalibrationData
     from hf_moe_lmc.connectivity.data.examples import Examples
 
 CALIBRATION_EXAMPLES = 32
 
 
 def add_data(command: argparse.ArgumentParser, split: str, why: str, required: bool = True) -> Any:
-    """Where examples come from; `why` some of them are for calibration."""
+    """The source of examples; `why` some of them are for calibration."""
     data = command.add_argument_group("data")
     data.add_argument(
         "--dataset",
@@ -39,31 +39,40 @@ def add_data(command: argparse.ArgumentParser, split: str, why: str, required: b
 
 
 def add_loading(command: argparse.ArgumentParser) -> None:
-    """How a model is held in memory."""
+    """The way a model is held in memory."""
     command.add_argument("--device-map", help="'auto' spreads the model over all devices, memory and disk")
     command.add_argument("--experts-implementation", help="of Transformers: eager, grouped_mm, batched_mm")
 
 
-def loaded(opened: "OpenedModel", options: argparse.Namespace, **given: str | None) -> "PreTrainedModel":
-    """The model of a checkpoint, as the options say; `given` are further keywords of `LoadOptions`."""
-    from hf_moe_lmc.alignment import load_model
-
-    wanted = {name: getattr(options, name) for name in ("device_map", "experts_implementation")} | given
-    return load_model(opened, cast("LoadOptions", {name: value for name, value in wanted.items() if value}))
+def load_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Keywords of `LoadOptions`, out of the parsed arguments."""
+    given = {name: getattr(options, name) for name in ("device_map", "experts_implementation")}
+    return {name: value for name, value in given.items() if value}
 
 
-def examples_of(model: "PreTrainedModel", options: argparse.Namespace, number: int | None) -> "Examples":
-    """The first `number` examples for the model of `options.reference`; all for None."""
-    from hf_moe_lmc.checkpoints import find_source
+def examples_of(aligner: "MoeAligner", options: argparse.Namespace, number: int | None) -> "Examples":
+    """So many examples for the models of `aligner`; all for None."""
     from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 
+    reference = aligner.models.reference
     rows = load_rows(options.dataset, options.dataset_config, options.split, options.dataset_revision)
-    processor = processor_of(model, find_source(options.reference).folder)
-    return examples_for(model, rows, processor, length=options.length, max_examples=number)
+    processor = processor_of(reference.model, reference.source.folder)
+    return examples_for(reference.model, rows, processor, length=options.length, max_examples=number)
 
 
-def calibration_of(examples: "Examples", options: argparse.Namespace) -> "DataLoader[Any]":
-    """Two or more batches of the first examples, those that are set apart for calibration.
+def calibration_data(
+    aligner: "MoeAligner", options: argparse.Namespace, examples: "Examples | None" = None
+) -> "CalibrationData":
+    """Two or more batches of the examples that are set apart for calibration, and where they come from."""
+    from hf_moe_lmc.connectivity import CalibrationData
+
+    if examples is None:
+        examples = examples_of(aligner, options, options.calibration_examples)
+    return CalibrationData(list(_batches(examples, options)), _source(options))
+
+
+def _batches(examples: "Examples", options: argparse.Namespace) -> "DataLoader[Any]":
+    """Batches of the first examples, those that are set apart for calibration.
 
     Raises:
         BadInputError: there are not so many, or fewer than two.
@@ -82,7 +91,7 @@ def calibration_of(examples: "Examples", options: argparse.Namespace) -> "DataLo
     return DataLoader(Subset(examples, range(apart)), batch_size=halves)
 
 
-def source_of(options: argparse.Namespace) -> dict[str, str | int]:
+def _source(options: argparse.Namespace) -> dict[str, str | int]:
     """The options that say where calibration data comes from; local files are called by the last part of their path."""
     names = ("dataset", "dataset_config", "dataset_revision", "split", "length", "calibration_examples", "batch_size")
     given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
