@@ -5,7 +5,7 @@ from .config_file import read_config
 from .conversion import tied_names
 from .json_file import read_json
 from .layout import Layout, place
-from .magnitude import largest_magnitude
+from .magnitude import largest_magnitude as max_abs
 from .output_folder import MANIFEST_NAME, StagedFolder, check_output, output_folder
 from .quantisation import quantisation
 from .reused_memory import ReusedMemory
@@ -27,7 +27,7 @@ __all__ = [
     "StagedFolder",
     "check_output",
     "find_source",
-    "largest_magnitude",
+    "max_abs",
     "meta_model",
     "output_folder",
     "place",

@@ -4,11 +4,11 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.names import Layout
 
 from .checkpoint import Checkpoint
 from .conversion import original_tensors
@@ -16,7 +16,6 @@ from .quantisation import quantisation
 from .shards import SINGLE_NAME
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
-Layout = Literal["kept", "original", "fused"]
 SHARD_BYTES = 5 * 10**9  # as Transformers
 
 # Key -> where the tensor will lie.

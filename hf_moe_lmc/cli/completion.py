@@ -27,9 +27,7 @@ def run(options: argparse.Namespace) -> CommandResult:
     """The script."""
     import shtab
 
-    from .parser import command_line
-
-    root = command_line()
+    root = options.root
     for action in root.arguments:
         if action.metavar in PATHS:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  (how shtab wants it)

@@ -73,7 +73,7 @@ def command_line() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="show the version of this package and exit")
-    root.set_defaults(**{flag.removeprefix("--"): False for flag in COMMON})
+    root.set_defaults(root=root, **{flag.removeprefix("--"): False for flag in COMMON})
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

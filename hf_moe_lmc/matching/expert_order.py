@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.symmetry import Permutation
 
@@ -20,7 +21,6 @@ from .gram import glimpsed_gram_cost, gram_cost, sketched_squares
 from .joint import JointTable, best_known_order, fill_until_certified
 from .unit_matching import UnitMatching
 
-ExpertOrder = Literal["units", "gate", "gram", "joint", "auto"]
 
 _AUTO_BUDGET = 4  # unit assignments per expert
 _CLEAR = 2.0
