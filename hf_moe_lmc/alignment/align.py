@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import HubOptions, largest_magnitude
+from hf_moe_lmc.checkpoints import HubOptions, max_abs
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import ExpertOrder, align_layers
 
@@ -138,7 +138,7 @@ def _align_layer(
 
 def _check_values(side: OpenedModel, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> None:
     for name, tensor in tensors.items():
-        largest = largest_magnitude(tensor)
+        largest = max_abs(tensor)
         if not math.isfinite(largest):
             side.check_finite(spec.tensor_names)
             raise BadInputError(f"{name} holds NaN or infinite values in {side.name}")
