@@ -65,7 +65,7 @@ def output_folder(
     work = out.with_name(f".{out.name}.hf_moe_lmc")
     new, old = work / "new", work / "old"
     recipe = json.loads(json.dumps(recipe))  # as the journal gives it back
-    with _locked(work):
+    with _locked(out, work):
         try:
             _restore(new, out, old)
             _check_free(out, overwrite, marker)
@@ -90,7 +90,7 @@ def output_folder(
 
 
 @contextmanager
-def _locked(work: Path) -> Iterator[None]:
+def _locked(out: Path, work: Path) -> Iterator[None]:
     """Within, the folder `work` exists and is this process's; the lock of a dead process is void."""
     # A file that is there or not, for not every file system knows other locks.
     lock = SoftFileLock(work.with_name(f"{work.name}.lock"), LOCK_SECONDS)
@@ -100,8 +100,8 @@ def _locked(work: Path) -> Iterator[None]:
             work.mkdir(exist_ok=True)
         except Timeout:
             raise OutputError(
-                f"{work} is in use by another process (if there is none, delete {lock.lock_file}); wait for it or give "
-                "another output"
+                f"{lock.lock_file} (delete it if its process is dead) says that {out.name} is in use by another process; "
+                "wait for it or give another output"
             ) from None
         except OSError as error:
             raise OutputError(f"cannot write to {work.parent}: {error.strerror}; give another output") from None
