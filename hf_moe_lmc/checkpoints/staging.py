@@ -8,17 +8,19 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filelock import SoftFileLock, Timeout
+
 from hf_moe_lmc.errors import MoeLmcError, OutputError
 
-from .journal import Journal, open_journal
-from .sync import sync
+from .durable import Journal, sync
 
 MANIFEST_NAME = "hf_moe_lmc_manifest.json"
+LOCK_SECONDS = 0.5  # enough to find out that the process that holds a lock is dead
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def output_folder(
     work = out.with_name(f".{out.name}.hf_moe_lmc")
     new, old = work / "new", work / "old"
     recipe = json.loads(json.dumps(recipe))  # as the journal gives it back
-    with open_journal(work / "journal.jsonl") as journal:
+    with _locked(out, work):
         try:
             _restore(new, out, old)
             _check_free(out, overwrite, marker)
@@ -73,6 +75,7 @@ def output_folder(
             if not new.is_dir():
                 _discard(work)
             raise
+        journal = Journal.read(work / "journal.jsonl")
         if journal.recipe != recipe or not new.is_dir():
             _discard(new)
             journal = journal.start(recipe)
@@ -86,8 +89,27 @@ def output_folder(
         _discard(work)
 
 
+@contextmanager
+def _locked(out: Path, work: Path) -> Iterator[None]:
+    """Within, the folder `work` exists and is this process's; the lock of a dead process is void."""
+    # A file that is there or not, for not every file system knows other locks.
+    lock = SoftFileLock(work.with_name(f"{work.name}.lock"), LOCK_SECONDS)
+    with ExitStack() as held:
+        try:
+            held.enter_context(lock)
+            work.mkdir(exist_ok=True)
+        except Timeout:
+            raise OutputError(
+                f"{lock.lock_file} (delete it if its process is dead) says that {out.name} is in use by another process; "
+                "wait for it or give another output"
+            ) from None
+        except OSError as error:
+            raise OutputError(f"cannot write to {work.parent}: {error.strerror}; give another output") from None
+        yield
+
+
 def check_output(out: Path, inputs: Sequence[Path], overwrite: bool, marker: str = MANIFEST_NAME) -> None:
-    """What `output_folder` asks of `out`, before any work is done for it.
+    """Check all that `output_folder` asks of `out`, before any work is done for it.
 
     Raises:
         OutputError: `out` may not be written.

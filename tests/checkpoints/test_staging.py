@@ -204,6 +204,17 @@ def test_the_lock_of_a_dead_process_is_void(out):
     assert resumed(out) == ["one"]
 
 
+def test_the_lock_of_another_host_holds(out):
+    """Whether its process lives cannot be asked from here."""
+    lock = out.with_name(".out.hf_moe_lmc.lock")
+    lock.write_text("1\nanother-host\n")
+    with pytest.raises(OutputError, match=f"{lock} .delete it if its process is dead.* in use by another process"):
+        write(out)
+    lock.unlink()
+    write(out)
+    assert alone(out)
+
+
 def die_writing(out) -> None:
     with writing(out) as staged:
         (staged.path / "one").write_text("one")
