@@ -48,7 +48,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     evaluate.add_argument(
         "--repair",
         nargs="+",
-        choices=("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "random refit", "auto"),
+        choices=("norms", "gram", "moments", "rescale", "router", "auto"),
         default=("norms", "rescale", "auto"),
         help="which repairs, each on every path; auto: those of norms, gram and moments that together give "
         "the aligned midpoint its lowest loss on calibration examples that no repair was calibrated on "

@@ -70,11 +70,10 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     repairs.add_argument(
         "--repair",
         nargs="+",
-        choices=("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "auto"),
+        choices=("norms", "gram", "moments", "rescale", "router", "auto"),
         metavar="REPAIR",
-        help="repairs, one after the other: norms (as --keep-norms) and gram without data, moments, rescale, "
-        "preactivations, router and refit on calibration data; or auto alone, which chooses as `evaluate` does. "
-        "Loads one model",
+        help="repairs, one after the other: norms (as --keep-norms) and gram without data, moments, rescale and "
+        "router on calibration data; or auto alone, which chooses as `evaluate` does. Loads one model",
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)

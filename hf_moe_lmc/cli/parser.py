@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import align, apply, card, completion, demo, evaluate, inspect, learn, merge, push, verify
+from . import align, apply, card, completion, demo, evaluate, inspect, merge, push, verify
 from .failures import USAGE
 from .settings_file import settings_file, take_settings
 
-COMMANDS = (inspect, align, learn, apply, merge, evaluate, verify, card, push, demo, completion)
+COMMANDS = (inspect, align, apply, merge, evaluate, verify, card, push, demo, completion)
 """Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to an `Answer`."""
 
 COMMON = {

@@ -4,7 +4,6 @@ from .barrier import Barrier
 from .calibrate import calibrate
 from .curve import Curve, measure
 from .evaluation import Evaluation, evaluate
-from .learned_matching import LearnedMatching, learn_from_shuffled, learn_matching, shuffled_layers
 from .live_weights import BorrowedWeights, LiveWeights, borrow
 from .path import Path, linear_path
 from .path_evaluation import evaluate_path
@@ -19,7 +18,6 @@ __all__ = [
     "CalibratedRepairs",
     "Curve",
     "Evaluation",
-    "LearnedMatching",
     "LiveWeights",
     "Path",
     "PathReport",
@@ -28,11 +26,8 @@ __all__ = [
     "calibrate_repairs",
     "evaluate",
     "evaluate_path",
-    "learn_from_shuffled",
-    "learn_matching",
     "linear_path",
     "measure",
     "plot_barriers",
     "repaired_path",
-    "shuffled_layers",
 ]

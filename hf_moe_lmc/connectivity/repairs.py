@@ -11,9 +11,6 @@ from hf_moe_lmc.merging import (
     LayerCalibration,
     interpolate_layers,
     preserve_norms,
-    refit_down_proj,
-    refit_random_units,
-    repair_preactivations,
     rescale_outputs,
     restore_gram,
     restore_moments,
@@ -24,7 +21,7 @@ from hf_moe_lmc.moe import MoeLayer
 
 from .path import Layerwise, Path
 
-Repair = Literal["norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "random refit"]
+Repair = Literal["norms", "gram", "moments", "rescale", "router"]
 LayerRepair = Callable[[MoeLayer, MoeLayer, MoeLayer, float, LayerCalibration], MoeLayer]
 """(merged, reference, other, t, calibration) -> the repaired layer."""
 Calibrate = Callable[[float], Mapping[str, LayerCalibration]]
@@ -39,18 +36,12 @@ DATA_FREE: dict[Repair, Callable[[MoeLayer, MoeLayer, MoeLayer, float], MoeLayer
 CALIBRATED: dict[Repair, LayerRepair] = {
     "moments": restore_moments,
     "rescale": rescale_outputs,
-    "preactivations": repair_preactivations,
     "router": solve_router,
-    "refit": refit_down_proj,
-    "random refit": refit_random_units,
 }
 """Repairs that need calibration data."""
 
 AUTOMATIC: tuple[Repair, ...] = ("norms", "gram", "moments")
-"""What `choose_repairs` chooses from, in the order in which they are applied: each leaves less to the next.
-
-A refit is distillation, not connectivity: its control fits random units.
-"""
+"""What `choose_repairs` chooses from, in the order in which they are applied: each leaves less to the next."""
 
 
 def repaired_name(path: str, repairs: Sequence[Repair]) -> str:

@@ -3,13 +3,11 @@
 from .answer_moments import restore_moments
 from .average import average
 from .calibration import Activation, ExpertCalibration, LayerCalibration, token_weights
-from .down_refit import refit_down_proj, refit_random_units
 from .gram_restoring import restore_gram
 from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
 from .layer_interpolation import interpolate_layers, widest_dtype
 from .norm_preserving import interpolate_experts, interpolate_router, preserve_norms
 from .output_rescale import rescale_outputs
-from .preactivations import repair_preactivations
 from .router_solve import solve_router
 
 __all__ = [
@@ -25,9 +23,6 @@ __all__ = [
     "interpolate_router",
     "interpolate_tensor",
     "preserve_norms",
-    "refit_down_proj",
-    "refit_random_units",
-    "repair_preactivations",
     "rescale_outputs",
     "restore_gram",
     "restore_moments",

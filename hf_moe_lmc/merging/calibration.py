@@ -30,16 +30,13 @@ class ExpertCalibration:
     weights: Float[Tensor, "N E"]
     activation: Activation
 
-    def before_units(self, bank: ExpertBank, e: int) -> tuple[Float[Tensor, "N F"] | None, Float[Tensor, "N F"]]:
-        """What gate_proj and up_proj of expert e answer to all tokens, in the dtype of the bank."""
+    def units(self, bank: ExpertBank, e: int) -> Float[Tensor, "N F"]:
+        """The units of expert e for all tokens, in the dtype of the bank."""
         tokens, gate = self.tokens.to(bank.up_proj), None
         if bank.gate_proj is not None:
             gate = F.linear(tokens, bank.gate_proj[e], None if bank.gate_bias is None else bank.gate_bias[e])
-        return gate, F.linear(tokens, bank.up_proj[e], None if bank.up_bias is None else bank.up_bias[e])
-
-    def units(self, bank: ExpertBank, e: int) -> Float[Tensor, "N F"]:
-        """The units of expert e for all tokens."""
-        return self.activation(*self.before_units(bank, e))
+        up = F.linear(tokens, bank.up_proj[e], None if bank.up_bias is None else bank.up_bias[e])
+        return self.activation(gate, up)
 
     def answers(self, bank: ExpertBank, e: int) -> Float[Tensor, "N D"]:
         """What expert e answers to all tokens, routed to it or not."""
