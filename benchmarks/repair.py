@@ -9,7 +9,8 @@ Beside every repair stands the same repair without alignment, on a random symmet
 other end whose Mixtures of Experts have their entries shuffled, aligned as well as it can be.
 "auto" is chosen on held-out calibration data.
 No setting was chosen on the reported seeds: the demo's were chosen on 1 to 4, and so were the repairs "gram" and
-"moments" and that "auto" chooses among them and "norms"; those of calibration on 1 to 3; the rest is an untuned guess. The kept rows of the shuffled end come from a second pass, over copies that were trained again.
+"moments" and that "auto" chooses among them and "norms"; those of calibration on 1 to 3; the rest is an untuned guess.
+The kept rows of the shuffled end come from a second pass, over copies that were trained again.
 Barriers are those of t = 0, 1/2 and 1.
 Rows go to `results/repair.jsonl`, one per pair; the table to `results/repair.md`.
 """
@@ -44,7 +45,7 @@ from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.connectivity import PathReport, borrow, evaluate, evaluate_path, repaired_path
 from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
 from hf_moe_lmc.connectivity.controls import shuffled_layers
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
+from hf_moe_lmc.connectivity.data import Blocks
 from hf_moe_lmc.connectivity.path import moved
 from hf_moe_lmc.connectivity.repairs import Repair, repaired_name
 from hf_moe_lmc.demo import Recipe

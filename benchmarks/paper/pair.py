@@ -15,8 +15,8 @@ from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import BorrowedWeights, Curve, Path, calibrate, linear_path, measure, repaired_path
 from hf_moe_lmc.connectivity.auto_repair import choose_repairs
+from hf_moe_lmc.connectivity.evaluation import best_temperature
 from hf_moe_lmc.connectivity.repairs import Repair
-from hf_moe_lmc.connectivity.temperature import best_temperature
 from hf_moe_lmc.matching import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry
 
@@ -102,7 +102,7 @@ class Pair:
             self.accelerator,
             self.cell.name,
             temperature=self._temperature if self.cell.temperature else None,
-            same_ends=self._first.get(source),
+            same_endpoints=self._first.get(source),
         )
         self._first.setdefault(source, found)
         return found

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from hf_moe_lmc.alignment import LoadOptions, OpenedModel
-    from hf_moe_lmc.connectivity.data.examples import Examples
+    from hf_moe_lmc.connectivity.data import Examples
 
 CALIBRATION_EXAMPLES = 32
 

@@ -58,7 +58,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--metrics",
         nargs="+",
         default=(),
-        help="further figures at every point: accuracy, perplexity, expected_calibration_error, or a metric on the Hub",
+        help="further figures at every point: expected_calibration_error, or a metric on the Hub",
     )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
     add_loading(evaluate)

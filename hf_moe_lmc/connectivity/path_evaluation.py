@@ -22,17 +22,17 @@ from hf_moe_lmc.errors import BadInputError
 
 from .arrangements import ARRANGEMENTS, Arrangement, arranged
 from .auto_repair import RepairChoice, choose_repairs
-from .bootstrap import bootstrap
+from .barrier import barrier_intervals
 from .calibrate import calibrated_line, halved
 from .curve import Curve, measure
+from .evaluation import best_temperature
 from .live_weights import BorrowedWeights, LiveWeights, borrow
+from .metrics import check_metrics
 from .other_endpoint import beside, place_for
 from .path import Path, points_of
-from .prediction_metrics import check_metrics
 from .repairs import CALIBRATED, Repair, repaired_name, repaired_path
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
-from .temperature import best_temperature
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -81,8 +81,8 @@ def evaluate_path(
         routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
         resamples: of the bootstrap.
         seed: of the random element and of the bootstrap.
-        metrics: of Hugging Face `evaluate`, from its `load` or from `hf_moe_lmc.connectivity.metrics`, computed at
-            every point; their features may be named as in `prediction_metrics.COLUMNS`.
+        metrics: of Hugging Face `evaluate`, from its `load` or from `metrics.load_metric`, computed at every point;
+            their features may be named as in `metrics.COLUMNS`.
         accelerator: the processes and their device; None makes one.
         memory: so many bytes may be taken to hold a checkpoint `other`, on the device or in host memory; where it does
             not fit, it is read from disk at every point. The figures are the same.
@@ -145,7 +145,7 @@ def evaluate_path(
                     temperature,
                     recorder.record,
                     metrics,
-                    same_ends=curves.get(arrangement),  # a repaired path has the ends of the plain one
+                    same_endpoints=curves.get(arrangement),  # a repaired path has those of the plain one
                 )
                 if any(recorder.choices):
                     routing[name] = routing_along(points, recorder.choices)
@@ -155,7 +155,9 @@ def evaluate_path(
         model=type(reference).__name__,
         dtype=str(reference.dtype).removeprefix("torch."),
         curves=curves,
-        intervals=bootstrap(curves, "naive", resamples, seed),
+        intervals=barrier_intervals(
+            {name: curve.examples for name, curve in curves.items()}, points, resamples=resamples, seed=seed
+        ),
         routing=routing,
         repair=choice,
     )

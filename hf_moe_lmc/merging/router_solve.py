@@ -25,8 +25,8 @@ def solve_router(
     d runs over the ends, c = (1 - t, t), x over the calibration tokens (with a 1 for the bias, if there is one). H_d is
     the Fisher matrix of the end's routing: `diag(r) - r r^T` of the softmax r of its scores, `diag(r (1 - r))` of their
     sigmoid; so this is the distance of the routing distributions to second order. The ridge draws towards the router of
-    `merged`, with 0.1 of the mean diagonal. Solved matrix-free, by conjugate gradients in float64: until the residual is 1e-6 of the
-    right-hand side, or 100 steps are done.
+    `merged`, with 0.1 of the mean diagonal. Solved matrix-free, by conjugate gradients in float64,
+    until the residual is 1e-6 of the right-hand side or 100 steps are done.
     Source: HARC, arXiv:2606.03391, which shrinks likewise; the sigmoid is ours.
 
     Routers that do not see the experts' tokens, or do not score at all, stay as they are.
@@ -59,7 +59,7 @@ def solve_router(
         return (form(change[None]) + ridge * change).flatten().cpu().numpy()
 
     right = form(rows - current).flatten().cpu().numpy()
-    matrix = LinearOperator((len(right), len(right)), matvec, dtype=right.dtype)
+    matrix = LinearOperator(shape=(len(right), len(right)), matvec=matvec, dtype=right.dtype)  # pyrefly: ignore
     change, _ = cg(matrix, right, rtol=TOLERANCE, maxiter=ITERATIONS)
     return replace(merged, router=_with_rows(router, current + unflattened(change)))
 

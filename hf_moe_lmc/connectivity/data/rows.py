@@ -79,11 +79,11 @@ def _of_the_hub(name: str, config: str | None, split: str, revision: str | None)
 
 def _refused(error: BaseException | None) -> Exception | None:
     """The cause of `error` that is an answer of the Hub, or else the innermost one that is of the network."""
-    found = None
-    while error is not None and not isinstance(found, HfHubHTTPError):
-        found = error if isinstance(error, HTTPError | ConnectionError | TimeoutError) else found
+    cause = None
+    while error is not None and not isinstance(cause, HfHubHTTPError):
+        cause = error if isinstance(error, HTTPError | ConnectionError | TimeoutError) else cause
         error = error.__cause__
-    return found
+    return cause
 
 
 def _reason(error: Exception) -> str:
@@ -104,7 +104,7 @@ def _files(path: Path, split: str) -> tuple[str, list[str]]:
     suffixes = {file.suffix.lower() for file in files}
     builders = {BUILDERS[suffix] for suffix in suffixes if suffix in BUILDERS}
     if len(builders) != 1:
-        found = ", ".join(sorted(suffixes)) or "nothing"
-        raise BadInputError(f"{path} holds {found}; give files of one kind: {', '.join(BUILDERS)}")
+        held = ", ".join(sorted(suffixes)) or "nothing"
+        raise BadInputError(f"{path} holds {held}; give files of one kind: {', '.join(BUILDERS)}")
     (builder,) = builders
     return builder, [str(file) for file in files if BUILDERS.get(file.suffix.lower()) == builder]
