@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import TypedDict
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import validate_repo_id
 
-from hf_moe_lmc.errors import BadInputError, HubError
+from hf_moe_lmc.errors import BadInputError
 
+from .hub_errors import BusyError, hub_access
 from .received import drop_damaged
-from .refusal import BusyError, refusal
 
 # Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
 # each wait ten seconds.
@@ -115,7 +115,7 @@ def _download(
     token, subfolder = options.get("token"), options.get("subfolder", "")
     local = bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-    try:
+    with hub_access(repository, revision, token=token):
         # Asked first, for snapshot_download would hide a refusal behind what is cached.
         listed = None if local else _listing(repository, revision, token)
         new = _not_cached(repository, listed, options.get("cache_dir")) if listed else []
@@ -128,12 +128,6 @@ def _download(
             local_files_only=local,
             allow_patterns=wanted,
         )
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        if not local:
-            raise BusyError(f"the connection to the Hub failed for {repository}@{revision}; try again later") from None
-        raise HubError(f"{repository}@{revision} is not in the cache, and the network may not be used") from None
-    except Exception as error:
-        raise refusal(error, repository, revision) from None
     # A snapshot's folder is called like its commit.
     found = Path(folder).name
     if listed and listed.sha != found:

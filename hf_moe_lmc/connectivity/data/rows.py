@@ -7,7 +7,7 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
 from yaml import YAMLError
 
-from hf_moe_lmc.checkpoints.refusal import refusal
+from hf_moe_lmc.checkpoints.hub_errors import hub_error
 from hf_moe_lmc.errors import BadInputError, HubError
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def load_rows(
         raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
         if refused := _refused(error):
-            raise refusal(refused, f"dataset {source}", revision or "main") from error
+            raise hub_error(refused, f"dataset {source}", revision or "main") from error
         kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
         raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
