@@ -85,8 +85,7 @@ def hub_error(
     Returns:
         HubError; BusyError where waiting helps; BadInputError where the Hub refuses what was sent.
     """
-    place = f"{repository}@{revision}" if revision else repository
-    kind, line = _translated(hub_cause(error) or error, repository, place, writing)
+    kind, line = _translated(hub_cause(error) or error, repository, revision, writing)
     line = " ".join(f"{line}; {remedy}".split() if remedy else line.split())
     for secret in (token, get_token()):
         line = line.replace(secret, "***") if isinstance(secret, str) and secret else line
@@ -104,7 +103,10 @@ def hub_cause(error: BaseException | None) -> BaseException | None:
     return cause
 
 
-def _translated(error: BaseException, repository: str, place: str, writing: bool) -> tuple[type[MoeLmcError], str]:
+def _translated(
+    error: BaseException, repository: str, revision: str | None, writing: bool
+) -> tuple[type[MoeLmcError], str]:
+    place = f"{repository}@{revision}" if revision else repository
     match error:
         case LocalTokenNotFoundError():
             return HubError, "no token of the Hub was found; log in (hf auth login)"
@@ -117,7 +119,7 @@ def _translated(error: BaseException, repository: str, place: str, writing: bool
         case GatedRepoError():
             return HubError, f"{repository} is gated; ask for access on its page and log in (hf auth login)"
         case RevisionNotFoundError():
-            return HubError, f"{place} has no such revision; check its name"
+            return HubError, f"{repository} has no revision {revision}"
         case RepositoryNotFoundError():
             return HubError, _absent(repository)
         case HfHubHTTPError():

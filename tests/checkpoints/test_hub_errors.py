@@ -22,7 +22,7 @@ ABSENT = "is not on the Hub, or the token may not see it"
 READING = {
     "gated": (answered(403, errors.GatedRepoError), HubError, "org/a is gated; ask for access"),
     "no repository": (answered(401, errors.RepositoryNotFoundError), HubError, f"org/a {ABSENT}"),
-    "no revision": (answered(404, errors.RevisionNotFoundError), HubError, "org/a@v9 has no such revision"),
+    "no revision": (answered(404, errors.RevisionNotFoundError), HubError, "org/a has no revision v9"),
     "no file": (answered(404, errors.RemoteEntryNotFoundError), HubError, f"org/a@v9 {ABSENT}"),
     "not cached": (errors.LocalEntryNotFoundError("x"), HubError, "org/a@v9 is not in the cache"),
     "offline": (errors.OfflineModeIsEnabled("x"), HubError, "org/a@v9 is not in the cache"),
@@ -91,13 +91,17 @@ def test_the_cause():
     assert hub_cause(None) is None
 
 
+def access_and(error: Exception) -> None:
+    with hub_access("org/a"):
+        assert get_session().timeout.read == TIMEOUT
+        raise error
+
+
 def test_access():
     before = get_session().timeout
-    with pytest.raises(HubError, match=r"the Hub failed \(500\)") as caught, hub_access("org/a"):
-        assert get_session().timeout.read == TIMEOUT
-        raise answered(500)
-    assert caught.value.__cause__ is None
+    with pytest.raises(HubError, match=r"the Hub failed \(500\)") as caught:
+        access_and(answered(500))
     assert caught.value.__suppress_context__
-    with pytest.raises(OutputError), hub_access("org/a"):
-        raise OutputError("ours")
+    with pytest.raises(OutputError):
+        access_and(OutputError("ours"))
     assert get_session().timeout == before

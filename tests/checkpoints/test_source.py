@@ -102,7 +102,7 @@ def test_download(hub, client, cache):
         ("unauthorized", "does not accept the token for someone/mixtral; log in again"),
         ("gated", "someone/mixtral is gated; ask for access"),
         ("no repository", "someone/mixtral is not on the Hub, or the token may not see it"),
-        ("no revision", "someone/mixtral@v9 has no such revision"),
+        ("no revision", "someone/mixtral has no revision v9"),
         ("absent", "someone/mixtral@v9 is not on the Hub"),
         ("403", "the token may not read someone/mixtral@v9"),
         ("bad JSON", "the Hub answered something else than expected for someone/mixtral@v9"),
