@@ -42,8 +42,15 @@ from .alignment import (
 from .alignment.live_weights import OnDevice
 from .alignment.plan import both
 from .checkpoints import HubOptions, check_output, quantisation
-from .connectivity import CalibrationData, PathReport, PathSettings, evaluate_path, points_of
-from .connectivity.repair_choice import Calibrated, calibrate_repairs
+from .connectivity import (
+    Calibrated,
+    CalibrationData,
+    PathReport,
+    PathSettings,
+    calibrate_repairs,
+    evaluate_path,
+    points_of,
+)
 from .errors import BadInputError
 from .hub import check_token, push_folder, write_card
 from .merging import needs_data

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from hf_moe_lmc.aligner import MoeAligner
     from hf_moe_lmc.connectivity import CalibrationData
-    from hf_moe_lmc.connectivity.data.examples import Examples
+    from hf_moe_lmc.connectivity.data import Examples
 
 CALIBRATION_EXAMPLES = 32
 

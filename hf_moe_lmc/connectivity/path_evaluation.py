@@ -23,11 +23,11 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import REPAIRS
 from hf_moe_lmc.names import Repair, Variant
 
-from .barrier import bootstrap
+from .barrier import barrier_intervals
 from .calibration import CalibrationData
 from .curve import Curve, measure
 from .evaluation import best_temperature
-from .prediction_metrics import check_metrics
+from .metrics import check_metrics
 from .repair_choice import Calibrated, RepairChoice, choose_repairs, repaired_name
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
@@ -49,8 +49,8 @@ class PathSettings:
         repairs: each is evaluated on every variant, so that it stands beside its controls; see
             `hf_moe_lmc.merging.REPAIRS`. "auto": those of "norms", "gram" and "moments" that together give the aligned
             midpoint its lowest loss on held-out calibration data.
-        metrics: of Hugging Face `evaluate`, from its `load` or from `hf_moe_lmc.connectivity.metrics`, computed at
-            every point; their features may be named as in `prediction_metrics.COLUMNS`.
+        metrics: of Hugging Face `evaluate`, from its `load` or from `metrics.load_metric`, computed at every point;
+            their features may be named as in `metrics.COLUMNS`.
         routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
         resamples: of the bootstrap.
         seed: of the random element and of the bootstrap.
@@ -134,7 +134,12 @@ def evaluate_path(
         model=type(model).__name__,
         dtype=str(model.dtype).removeprefix("torch."),
         curves=curves,
-        intervals=bootstrap(curves, "naive", settings.resamples, settings.seed),
+        intervals=barrier_intervals(
+            {name: curve.examples for name, curve in curves.items()},
+            points,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        ),
         routing=evaluation.routing,
         repair=choice,
     )
