@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,7 @@ from .alignment.live_weights import OnDevice
 from .alignment.plan import both
 from .checkpoints import HubOptions, check_output, quantisation
 from .connectivity import (
+    VARIANTS,
     Calibrated,
     CalibrationData,
     PathReport,
@@ -75,7 +76,8 @@ class MergeOptions(LoadOptions, total=False):
 
     Args:
         shares: one per model, in any unit, instead of t.
-        repairs: by name, one after the other; "auto" chooses them on calibration data. See `hf_moe_lmc.merging.REPAIRS`.
+        repairs: by name, one after the other; "auto" chooses them on calibration data; see
+            `hf_moe_lmc.merging.REPAIRS`.
         calibration: batches for repairs that need data, the same as `evaluate` was given, never those evaluated on.
         layout: of the written checkpoint: "kept", "original" or "fused".
         dtype: of the result; by default that of the first model that has a share.
@@ -184,7 +186,7 @@ class MoeAligner:
         output: str | Path | None = None,
         **options: Unpack[MergeOptions],
     ) -> Merged:
-        """Average the models, aligned: `sum_i s_i (alignment_i . model_i)`; of two `(1 - t) reference + t (aligned other)`.
+        """Average the aligned models: `sum_i s_i (alignment_i . model_i)`, of two `(1 - t) reference + t (aligned other)`.
 
         The first model with a share gives the result its configuration, generation settings, dtype and tokenizer: at
         t = 1 the result is the other model, rewritten.
@@ -249,8 +251,8 @@ class MoeAligner:
         *,
         t: Sequence[float] | None = None,
         calibration: Batches = (),
-        variants: Sequence[Variant] | None = None,
-        repairs: Sequence[Repair | Literal["auto"]] | None = None,
+        variants: Sequence[Variant] = tuple(VARIANTS),
+        repairs: Sequence[Repair | Literal["auto"]] = PathSettings.repairs,
         metrics: "Sequence[EvaluationModule]" = (),
         memory: int = 0,
         seed: int = 0,
@@ -273,10 +275,7 @@ class MoeAligner:
             load: dtype, device_map and the like of the model that is evaluated.
         """
         places, pair = points_of(points, t), self.models
-        given = {"variants": variants, "repairs": repairs}
-        settings = PathSettings(
-            metrics=metrics, memory=memory, seed=seed, **{name: value for name, value in given.items() if value is not None}
-        )
+        settings = PathSettings(variants, repairs, metrics, seed=seed, memory=memory)
         data_for_repairs = CalibrationData.of(calibration)
         self._check_computable()
         if len(pair.others) != 1:
@@ -337,9 +336,9 @@ class MoeAligner:
         for model in self.models.models:
             if model.checkpoint and (method := quantisation(model.checkpoint.model.config)):
                 raise BadInputError(
-                    f"{model.name}: the weights are quantised ({method}), which lets experts be reordered (align, apply), "
-                    "but nothing be computed; load the model with dequantize=True in its quantisation config and save it "
-                    "with save_original_format=False first"
+                    f"{model.name}: the weights are quantised ({method}), which lets experts be reordered (align, "
+                    "apply), but nothing be computed; load the model with dequantize=True in its quantisation config, "
+                    "and save it with save_original_format=False first"
                 )
 
     def _merge(self, alignment: GivenAlignment, options: MergeOptions) -> Merge:

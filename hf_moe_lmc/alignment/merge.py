@@ -20,7 +20,7 @@ from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
 from .processes import processes
-from .weights import Weights, aligned, mean, repaired, shared, verified
+from .weights import Weights, aligned, repaired, shared, verified
 from .write import Output, WriteOptions, write_checkpoints
 
 Alignments = Sequence[Alignment | None]
@@ -175,9 +175,7 @@ class Merge:
             **repairs.record,
         }
         return {
-            name: Output(
-                self._at(inputs, shares, repairs, dtype), self.like(shares), record | {"shares": list(shares)}
-            )
+            name: Output(self._at(inputs, shares, repairs, dtype), self.like(shares), record | {"shares": list(shares)})
             for name, shares in points.items()
         }
 

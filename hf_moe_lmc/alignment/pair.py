@@ -107,7 +107,10 @@ def _tensors(reference: OpenedModel, other: OpenedModel) -> list[str]:
             if (counterpart := _counterpart(name, a.keys() & b.keys(), owner)) is None:
                 return [f"tensor {name} exists in the {'reference' if name in a else 'other'} model only"]
             if not torch.equal(owner.tensors[name], owner.tensors[counterpart]):
-                return [f"{name} and {counterpart} are tied, but not equal in {owner.name}; set tie_word_embeddings to false"]
+                return [
+                    f"{name} and {counterpart} are tied, but not equal in {owner.name}; "
+                    "set tie_word_embeddings to false"
+                ]
         elif a[name].shape != b[name].shape:
             return [
                 f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the other"
@@ -130,4 +133,3 @@ def _dtypes(reference: OpenedModel, other: OpenedModel) -> list[str]:
         f"{len(names)} tensors have another dtype, such as {first}: {a[first].dtype} in the reference, "
         f"{b[first].dtype} in the other; the reference's is kept"
     ]
-

@@ -67,7 +67,9 @@ def plan_alignment(models: CheckedModels, config: AlignmentConfig, resources: Re
     return Plan(len(reference.layers), read, 0, BASE_BYTES + memory, None, models.differences, str(device))
 
 
-def plan_writing(models: CheckedModels, likes: Sequence[OpenedModel], folder: str | Path, options: WriteOptions) -> Plan:
+def plan_writing(
+    models: CheckedModels, likes: Sequence[OpenedModel], folder: str | Path, options: WriteOptions
+) -> Plan:
     """Needs of writing checkpoints made of `models`, alignment not included.
 
     Args:
@@ -79,7 +81,9 @@ def plan_writing(models: CheckedModels, likes: Sequence[OpenedModel], folder: st
     largest = max(
         step.nbytes
         for model in models.models
-        for step in cut_steps(model.sizes, model.layers, [g.names for g in model.checkpoint.groups] if model.checkpoint else [])
+        for step in cut_steps(
+            model.sizes, model.layers, [g.names for g in model.checkpoint.groups] if model.checkpoint else []
+        )
     )
     widening = max([1.0, *(written_bytes(like, options) / sum(like.sizes.values()) for like in likes)])
     held = len(models.models) + 1 + widening

@@ -67,7 +67,9 @@ def read_alignment(folder: Path) -> Parts:
     try:
         described = read_json(folder / CONFIG_NAME)
         if (found := described.get("format", 1)) not in range(1, FORMAT + 1):
-            raise BadInputError(f"its format is {found!r}, this version reads up to {FORMAT}; install a newer hf_moe_lmc")
+            raise BadInputError(
+                f"its format is {found!r}, this version reads up to {FORMAT}; install a newer hf_moe_lmc"
+            )
         tensors = {key: entry.read() for key, entry in read_header(folder / WEIGHTS_NAME).items()}
         layers = {name: _layer(name, figures, tensors) for name, figures in described["layers"].items()}
         if tensors:
@@ -114,8 +116,9 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
 
 
 def _evidence(entries: Mapping[str, Any] | None) -> LayerEvidence | None:
-    """The evidence in `entries`, without figures that this version does not know; None where one that it needs lacks."""
-    known = {field.name: entries[field.name] for field in fields(LayerEvidence) if field.name in (entries or {})}
+    """The evidence in `entries` without figures that this version does not know; None where one is missing."""
+    entries = entries or {}
+    known = {field.name: entries[field.name] for field in fields(LayerEvidence) if field.name in entries}
     try:
         return LayerEvidence(**known)
     except TypeError:

@@ -15,7 +15,7 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.adapters.layouts import PackedExperts
 from hf_moe_lmc.checkpoints import Checkpoint
 from hf_moe_lmc.errors import IncompatiblePairError
-from hf_moe_lmc.merging import LayerStatistics, mean_tensor, repaired_bank, repaired_router
+from hf_moe_lmc.merging import ExpertStatistics, LayerStatistics, mean_tensor, repaired_bank, repaired_router
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.names import Repair
 from hf_moe_lmc.symmetry import MoeSymmetry, SignedPermutation
@@ -265,22 +265,22 @@ def _repaired_layer(
 ) -> dict[str, Tensor]:
     layers, group = [spec.read(tensors) for tensors in endpoints], spec.group
 
+    def fill_bank(
+        banks: Sequence[ExpertBank], target: ExpertBank, scale_degree: int, own: ExpertStatistics | None
+    ) -> None:
+        places = target.tensors()
+        for e in range(target.num_experts):
+            alone = [bank.map(lambda tensor, e=e: tensor[e, None]) for bank in banks]
+            merged = repaired_bank(alone, shares, repairs, scale_degree, own.expert(e) if own else None)
+            for field, tensor in merged.tensors().items():
+                places[field][e].copy_(tensor[0])
+
     def fill(target: MoeLayer) -> None:
-        parts = [
-            ([x.experts for x in layers], target.experts, group.unit_scale_degree, statistics and statistics.experts),
-            (
-                [x.shared_experts for x in layers if x.shared_experts],
-                target.shared_experts,
-                group.shared_unit_scale_degree,
-                statistics and statistics.shared_experts,
-            ),
-        ]
-        for banks, place, degree, own in parts:
-            for e in range(place.num_experts if place else 0):
-                alone = [bank.map(lambda tensor, e=e: tensor[e, None]) for bank in banks]
-                found = repaired_bank(alone, shares, repairs, degree, own and own.expert(e))
-                for field, tensor in found.tensors().items():
-                    place.tensors()[field][e].copy_(tensor[0])
+        own, common = (statistics.experts, statistics.shared_experts) if statistics else (None, None)
+        fill_bank([layer.experts for layer in layers], target.experts, group.unit_scale_degree, own)
+        if target.shared_experts:
+            banks = [layer.shared_experts for layer in layers if layer.shared_experts]
+            fill_bank(banks, target.shared_experts, group.shared_unit_scale_degree, common)
 
     routers = [layer.router for layer in layers if layer.router]
     router = repaired_router(routers, shares, repairs, group.router_translation, statistics) if routers else None
@@ -305,9 +305,7 @@ def _write(
         router: the new one.
         fill: writes into all experts of the layer that it is given.
     """
-    new = {
-        name: torch.empty_like(like[name], dtype=_at_least(like[name].dtype, dtype)) for name in spec.tensor_names
-    }
+    new = {name: torch.empty_like(like[name], dtype=_at_least(like[name].dtype, dtype)) for name in spec.tensor_names}
     target = spec.read(new)
     fill(target)
     names = [name for part in spec.parts for name in part.tensor_names]

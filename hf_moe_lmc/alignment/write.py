@@ -184,7 +184,7 @@ def cut_steps(
 def _steps_of(
     outputs: Mapping[str, Output], writers: Mapping[str, CheckpointWriter], inputs: Sequence[OpenedModel]
 ) -> tuple[Step, ...]:
-    sizes = {name: size for output in reversed(outputs.values()) for name, size in output.like.sizes.items()}
+    sizes = {name: size for output in reversed(list(outputs.values())) for name, size in output.like.sizes.items()}
     owners = [*(model.checkpoint for model in inputs if model.checkpoint), *writers.values()]
     groups = [[name for name in group.names if name in sizes] for owner in owners for group in owner.groups]
     layers = {spec.name: spec for output in outputs.values() for spec in output.like.layers}

@@ -33,9 +33,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     how = {"layout": options.layout, "dtype": torch_dtype(options.dtype), "overwrite": options.overwrite}
     if options.dry_run:
         return describe_plan(plan_apply(options.other, options.output, **how, **hub))
-    apply(
-        alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub
-    )
+    apply(alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub)
     if not processes().is_main_process:
         return None
     return CommandResult(f"Written to {options.output}\n", {"output": options.output})

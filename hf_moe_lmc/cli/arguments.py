@@ -65,7 +65,9 @@ def add_writing(command: argparse.ArgumentParser) -> None:
         help="keys and shards as the input has them, as Transformers saves by default, or under module names "
         "(default: kept)",
     )
-    command.add_argument("--dtype", choices=get_args(Dtype), help="of all floating-point tensors (default: as the input)")
+    command.add_argument(
+        "--dtype", choices=get_args(Dtype), help="of all floating-point tensors (default: as the input)"
+    )
     command.add_argument(
         "--allow-other-weights",
         action="store_true",
@@ -94,8 +96,8 @@ def add_matching(command: argparse.ArgumentParser) -> None:
         "--memory",
         metavar="SIZE",
         type=size,
-        help="for one layer of both models and all that is computed from it, such as 4GB or 512MiB; refuses a layer that "
-        "needs more (default: no limit)",
+        help="for one layer of both models and all that is computed from it, such as 4GB or 512MiB; refuses a layer "
+        "that needs more (default: no limit)",
     )
 
 

@@ -64,8 +64,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         choices=(*get_args(Repair), "auto"),
         default=(),
         metavar="REPAIR",
-        help="restore what averaging shrinks, one repair after the other: norms and gram need no data; moments, rescale "
-        "and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, loads one model",
+        help="restore what averaging shrinks, one repair after the other: norms and gram need no data; moments, "
+        "rescale and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, loads one model",
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)
@@ -73,8 +73,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_data(
         merge,
         "train",
-        "examples for --repair, drawn at random; as many, of the split, as were given to `evaluate` give the model that "
-        "it measured",
+        "examples for --repair, drawn at random; as many, of the split, as were given to `evaluate` give the model "
+        "that it measured",
         required=False,
     )
     add_loading(merge)

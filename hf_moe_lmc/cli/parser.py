@@ -5,11 +5,11 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from . import align, apply, card, completion, demo, evaluate, inspect, merge, push, verify
-from .failures import USAGE
 from .config_file import settings_file, take_settings
+from .failures import USAGE
 
 COMMANDS = (inspect, align, apply, merge, evaluate, verify, card, push, demo, completion)
-"""Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to a `CommandResult`."""
+"""Modules with `add_parser(commands)`, which sets the default `run`: a function from options to a `CommandResult`."""
 
 COMMON = {
     "--json": "print one JSON document",

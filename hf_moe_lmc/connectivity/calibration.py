@@ -165,9 +165,7 @@ def _recording(
             handle.remove()
 
 
-def _layer_statistics(
-    model: nn.Module, spec: MoeLayerSpec, weights: Weights, seen: _Seen
-) -> LayerStatistics | None:
+def _layer_statistics(model: nn.Module, spec: MoeLayerSpec, weights: Weights, seen: _Seen) -> LayerStatistics | None:
     activation = _activation(model, spec.experts)
     if activation is None:
         return None
@@ -192,7 +190,9 @@ def _shared(model: nn.Module, spec: MoeLayerSpec, layer: MoeLayer, seen: _Seen) 
     tokens = torch.cat(seen.shared_tokens).float()
     ones = tokens.new_ones(len(tokens), layer.shared_experts.num_experts)
     statistics = ExpertStatistics(tokens, ones / len(tokens), activation)
-    return statistics if _outputs_agree(statistics, layer.shared_experts, ones, torch.cat(seen.shared_outputs)) else None
+    return (
+        statistics if _outputs_agree(statistics, layer.shared_experts, ones, torch.cat(seen.shared_outputs)) else None
+    )
 
 
 def _activation(model: nn.Module, layout: ExpertLayout) -> Activation | None:

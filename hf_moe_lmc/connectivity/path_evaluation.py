@@ -28,7 +28,7 @@ from .calibration import CalibrationData
 from .curve import Curve, measure
 from .evaluation import best_temperature
 from .metrics import check_metrics
-from .repair_choice import Calibrated, RepairChoice, choose_repairs, repaired_name
+from .repair_choice import Calibrated, choose_repairs, repaired_name
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
 from .variants import VARIANTS, variant_weights

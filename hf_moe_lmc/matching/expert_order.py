@@ -4,15 +4,15 @@ Each method fills an E x E table and solves one assignment on it.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_assignment
@@ -20,7 +20,6 @@ from .distance import gauged, working_dtype
 from .gram import glimpsed_gram_cost, gram_cost, sketched_squares
 from .joint import JointTable, best_known_order, fill_until_certified
 from .unit_matching import UnitMatching
-
 
 _AUTO_BUDGET = 4  # unit assignments per expert
 _CLEAR = 2.0

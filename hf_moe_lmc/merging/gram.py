@@ -50,9 +50,7 @@ def restore_gram(
     return replace(merged, **changed)
 
 
-def _expert(
-    merged: ExpertBank, endpoints: Sequence[ExpertBank], shares: Sequence[float], e: int
-) -> dict[str, Tensor]:
+def _expert(merged: ExpertBank, endpoints: Sequence[ExpertBank], shares: Sequence[float], e: int) -> dict[str, Tensor]:
     """The rows of expert e of `merged` with the wanted moments."""
     own, others = _rows(merged, e), [_rows(bank, e) for bank in endpoints]
     restored = {}

@@ -60,7 +60,7 @@ def solve_router(
         change = torch.from_numpy(flat).to(tokens.device).reshape(current.shape)
         return (form(change[None]) + ridge * change).flatten().cpu().numpy()
 
-    operator = LinearOperator((current.numel(), current.numel()), matvec=apply, dtype=np.float64)
+    operator = LinearOperator(shape=(current.numel(),) * 2, matvec=apply, dtype=np.dtype(np.float64))  # pyrefly: ignore
     change, _ = cg(operator, form(rows - current).flatten().cpu().numpy(), rtol=TOLERANCE, maxiter=ITERATIONS)
     return _with_rows(merged, current + torch.from_numpy(change).to(current).reshape(current.shape))
 
