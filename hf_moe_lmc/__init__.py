@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import moe_layers, register_adapter
-    from .aligner import MoeAligner, align, apply, from_aligned_pretrained, merge
+    from .aligner import MoeAligner, align, apply, from_aligned_pretrained, merge, push_to_hub
     from .alignment import Alignment, AlignmentConfig, MutualAlignment, Pretrained, scramble
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
@@ -26,6 +26,7 @@ __all__ = [
     "from_aligned_pretrained",
     "merge",
     "moe_layers",
+    "push_to_hub",
     "register_adapter",
     "scramble",
     "verify",
@@ -34,7 +35,7 @@ __all__ = [
 # Module -> names that are imported from it when first used (PEP 562): the command line answers before torch is loaded.
 _HOMES = {
     "adapters": ("moe_layers", "register_adapter"),
-    "aligner": ("MoeAligner", "align", "apply", "from_aligned_pretrained", "merge"),
+    "aligner": ("MoeAligner", "align", "apply", "from_aligned_pretrained", "merge", "push_to_hub"),
     "alignment": ("Alignment", "AlignmentConfig", "MutualAlignment", "Pretrained", "scramble"),
     "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
     "verification": ("Verification", "verify"),

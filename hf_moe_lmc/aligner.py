@@ -53,7 +53,7 @@ from .connectivity import (
     points_of,
 )
 from .errors import BadInputError
-from .hub import check_token, push_folder, write_card
+from .hub import check_token, push_alignment, push_folder, write_card
 from .merging import needs_data
 from .names import ExpertOrder, Layout, Repair, Variant
 
@@ -215,7 +215,7 @@ class MoeAligner:
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
-        merge.write(Path(output), points, repairs, write, self._card(merge.alignments, Path(output)))
+        merge.write(Path(output), points, repairs, write, self._card(merge.alignments))
         return Path(output)
 
     def plan_merge(
@@ -371,8 +371,8 @@ class MoeAligner:
             specs, data = self.models.reference.layers, data.to(accelerator.device)
             return calibrate_repairs(Calibrated(saved, others, specs, data, accelerator), points, repairs)
 
-    def _card(self, alignments: Alignments, output: Path) -> Callable[[Path], None]:
-        return lambda folder: cast(None, write_card(folder, alignments, name=_name_of(folder, output)))
+    def _card(self, alignments: Alignments) -> Callable[[Path], None]:
+        return lambda folder: cast(None, write_card(folder, alignments))
 
 
 def align(
@@ -440,7 +440,7 @@ def apply(
         Path(output),
         WriteOptions(layout, dtype, overwrite),
         not allow_other_weights,
-        lambda folder: cast(None, write_card(folder, [alignment], name=Path(output).name)),
+        lambda folder: cast(None, write_card(folder, [alignment])),
     )
     return Path(output)
 
@@ -482,6 +482,33 @@ def from_aligned_pretrained(
     return cast(PreTrainedModel, merge(align_to, name, alignment=config, t=t, **options))
 
 
+def push_to_hub(
+    result: Alignment | str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    license: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Send an alignment, or the folder of a merge, of a rewritten checkpoint or of an alignment, with its card.
+
+    Args:
+        result: the alignment or the folder.
+        repo_id: `name` or `organisation/name`.
+        private, create_pr, license, token: see `hf_moe_lmc.hub.push_folder`.
+
+    Returns:
+        address of the commit or of the pull request.
+
+    Raises:
+        As `hf_moe_lmc.hub.push_folder`.
+    """
+    if isinstance(result, Alignment):
+        return push_alignment(result, repo_id, private, create_pr, license, token)
+    return push_folder(result, repo_id, private, create_pr, license, token)
+
+
 def _write_options(options: MergeOptions) -> WriteOptions:
     dtype = options.get("dtype")
     if isinstance(dtype, str):
@@ -495,8 +522,3 @@ def _load_options(options: MergeOptions) -> LoadOptions:
 
 def _resources(options: MergeOptions) -> Resources:
     return Resources(options.get("device"), options.get("memory"))
-
-
-def _name_of(folder: Path, output: Path) -> str:
-    """The name that a staged folder will have: that of the output, or of one of several folders in it."""
-    return folder.name if folder.name.startswith("t-") else output.name

@@ -75,7 +75,7 @@ class Alignment:
         before = math.hypot(*(layer.distance_before for layer in self.layers.values()))
         after = math.hypot(*(layer.distance_after for layer in self.layers.values()))
         changed = sum(not layer.symmetry.is_identity for layer in self.layers.values())
-        return f"{changed} of {len(self.layers)} layers reordered: distance {before:.4g} before, {after:.4g} after"
+        return f"{changed} of {len(self.layers)} layers permuted: distance {before:.4g} before, {after:.4g} after"
 
     def verdict(self) -> Verdict | None:
         """The verdict of the pair; None where the alignment was not found by matching."""
@@ -85,7 +85,7 @@ class Alignment:
     def layer_table(self) -> list[dict[str, Any]]:
         """One row per layer, for `pandas.DataFrame`.
 
-        `experts_reordered` and `units_reordered` are shares (units within their expert, shared experts included) that
+        `experts_permuted` and `units_permuted` are shares (units within their expert, shared experts included) that
         are at another place than they were; `verdict` is None where the alignment was not found by matching.
         """
         rows = []
@@ -97,8 +97,8 @@ class Alignment:
                     "name": name,
                     "distance_before": layer.distance_before,
                     "distance_after": layer.distance_after,
-                    "experts_reordered": _reordered([symmetry.experts.index]),
-                    "units_reordered": _reordered(units),
+                    "experts_permuted": _permuted([symmetry.experts.index]),
+                    "units_permuted": _permuted(units),
                     "verdict": judge_layer(layer.evidence) if layer.evidence else None,
                 }
             )
@@ -111,7 +111,7 @@ class Alignment:
                 "layer": name,
                 "slot": slot,
                 "source": source,
-                "units_reordered": _reordered([layer.symmetry.units.permutation.index[slot]]),
+                "units_permuted": _permuted([layer.symmetry.units.permutation.index[slot]]),
             }
             for name, layer in self.layers.items()
             for slot, source in enumerate(layer.symmetry.experts.index.tolist())
@@ -200,7 +200,7 @@ class MutualAlignment(Sequence[Alignment]):
         return iter(self.alignments)
 
 
-def _reordered(orders: Sequence[Tensor]) -> float:
+def _permuted(orders: Sequence[Tensor]) -> float:
     """Share of the entries, along the last axis of index tensors, that are not at their place."""
     stays = [(order == torch.arange(order.shape[-1])).flatten() for order in orders]
     return 1 - torch.cat(stays).double().mean().item()

@@ -1,7 +1,6 @@
-"""The report of the path between two models, as a card shows it."""
+"""The figures of a card: of their verification, and of the path between the parents."""
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
@@ -12,7 +11,7 @@ from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.connectivity.report import REPORT_NAME
 from hf_moe_lmc.errors import BadInputError
 
-FOLDER_NAME = "report"
+REPORT_FOLDER = "report"
 REPORT_FILES = (REPORT_NAME, "report.md", "curves.png", "curves.svg", "routing.png", "routing.svg")
 
 
@@ -49,13 +48,13 @@ class RoutingRow:
 
 @dataclass(frozen=True)
 class PathFigures:
-    """What a card says of the paths.
+    """The paths between two models.
 
     Args:
         examples, predictions: how many were evaluated.
         dtype: of the evaluation.
         t: of the merge.
-        line: name of the path that the merge lies on, such as "aligned + norms".
+        merged: name of the path that the merge lies on, such as "aligned + norms".
         paths, routing: one row per path.
     """
 
@@ -63,19 +62,19 @@ class PathFigures:
     predictions: int
     dtype: str
     t: float
-    line: str
+    merged: str
     paths: list[PathRow]
     routing: list[RoutingRow]
 
     @property
     def merge(self) -> PathRow | None:
         """The path that the merge lies on, if it was measured at its t."""
-        return next((row for row in self.paths if row.name == self.line and row.loss is not None), None)
+        return next((row for row in self.paths if row.name == self.merged and row.loss is not None), None)
 
 
 def store_report(report: PathReport | str | Path, folder: Path) -> None:
     """Put the files of a report, or of the folder where one was saved, into `report/` of `folder`."""
-    target = folder / FOLDER_NAME
+    target = folder / REPORT_FOLDER
     if isinstance(report, PathReport):
         report.save(target)
     elif Path(report).resolve() != target.resolve():
@@ -86,36 +85,38 @@ def store_report(report: PathReport | str | Path, folder: Path) -> None:
                 shutil.copyfile(Path(report) / name, target / name)
 
 
-def read_path_figures(folder: Path, t: float, repairs: Sequence[str]) -> PathFigures | None:
-    """The figures of the report in `report/` of `folder`, at the `t` of the merge; None without a report.
+def read_path_figures(folder: Path, t: float, merged: str) -> PathFigures | None:
+    """The figures of the report in `report/` of `folder`; None without a report.
 
     Args:
-        folder: of the merge.
-        t, repairs: of the merge.
+        folder: of a merge of two models.
+        t: of the merge.
+        merged: name of the path that it lies on.
 
     Raises:
         BadInputError: it is not a report as `evaluate` writes it.
     """
-    file = folder / FOLDER_NAME / REPORT_NAME
+    file = folder / REPORT_FOLDER / REPORT_NAME
     if not file.exists():
         return None
-    found = read_json(file)
+    report = read_json(file)
     try:
         return PathFigures(
-            int(found["examples"]),
-            int(found["predictions"]),
-            str(found["dtype"]),
+            int(report["examples"]),
+            int(report["predictions"]),
+            str(report["dtype"]),
             t,
-            " + ".join(("aligned", *repairs)),
-            [_path_row(name, path, t) for name, path in found["paths"].items()],
+            merged,
+            [_path_row(name, path, t) for name, path in report["paths"].items()],
             [
                 _routing_row(name, routing, t)
-                for name, routing in found["routing"].items()
+                for name, routing in report["routing"].items()
                 if routing["layers"] and t in routing["t"]
             ],
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise BadInputError(f"{file} is no report as evaluate writes it ({error!r}); write it again") from None
+
 
 
 def _path_row(name: str, path: dict[str, Any], t: float) -> PathRow:
