@@ -19,7 +19,6 @@ from hf_moe_lmc.verification import Verification
 
 from .figures import (
     REPORT_FOLDER,
-    layer_figures,
     read_path_figures,
     spread,
     store_report,
@@ -130,7 +129,7 @@ def make_card(
             ["hf-moe-lmc", "apply", name, *([other.argument for other in others] or ["OTHER"]), "-o", "aligned"]
         ),
         alignments=[
-            (other.label if other else "", verdict_sentence(one), spread(layer_figures(one)), len(one.layers))
+            (other.label if other else "", verdict_sentence(one), spread(one.layer_table()), len(one.layers))
             for other, one in zip_longest(others, alignments)
             if one
         ],

@@ -1,4 +1,4 @@
-"""The figures of a card: of alignments, of their verification, and of the path between the parents."""
+"""The figures of a card: of their verification, and of the path between the parents."""
 
 import shutil
 from collections.abc import Sequence
@@ -7,60 +7,17 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, TypeVar
 
-import torch
-from torch import Tensor
-
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.connectivity.report import REPORT_NAME
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.matching import judge_layer
 from hf_moe_lmc.verification import LayerVerification, Verification
 
 MAX_ROWS = 8  # of a table
 REPORT_FOLDER = "report"
 REPORT_FILES = (REPORT_NAME, "report.md", "curves.png", "curves.svg", "routing.png", "routing.svg")
 Row = TypeVar("Row")
-
-
-@dataclass(frozen=True)
-class LayerFigures:
-    """One layer of an alignment.
-
-    Args:
-        name: module name.
-        distance_before, distance_after: to the reference.
-        experts_permuted, units_permuted: share of the experts, and of the units within their expert (shared experts
-            included), that are not at the place that they had.
-        verdict: of the layer; None where the alignment was not found by matching.
-    """
-
-    name: str
-    distance_before: float
-    distance_after: float
-    experts_permuted: float
-    units_permuted: float
-    verdict: str | None
-
-
-def layer_figures(alignment: Alignment) -> list[LayerFigures]:
-    """The figures of every layer, in the order of the alignment."""
-    figures = []
-    for name, layer in alignment.layers.items():
-        symmetry = layer.symmetry
-        units = [part.permutation.index for part in (symmetry.units, symmetry.shared_units) if part is not None]
-        figures.append(
-            LayerFigures(
-                name,
-                layer.distance_before,
-                layer.distance_after,
-                _permuted([symmetry.experts.index]),
-                _permuted(units),
-                judge_layer(layer.evidence) if layer.evidence else None,
-            )
-        )
-    return figures
 
 
 def spread(rows: Sequence[Row]) -> list[Row]:
@@ -217,12 +174,6 @@ def read_path_figures(report: Path, t: float, merged: str) -> PathFigures:
         )
     except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise BadInputError(f"{file} is no report as evaluate writes it ({error!r}); write it again") from None
-
-
-def _permuted(orders: list[Tensor]) -> float:
-    """Share of the entries, along the last axis of index tensors, that are not at their place."""
-    stays = [(order == torch.arange(order.shape[-1])).flatten() for order in orders]
-    return 1 - torch.cat(stays).double().mean().item()
 
 
 def _path_row(name: str, path: dict[str, Any], t: float) -> PathRow:

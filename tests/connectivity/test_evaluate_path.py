@@ -5,13 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.repairs import repaired_name
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.connectivity import LiveWeights, evaluate_path
-from hf_moe_lmc.connectivity.repairs import repaired_name
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from tests.connectivity import finetuned
 from tests.models import build, inputs
@@ -54,7 +54,7 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     scrambled, _ = scramble(deepcopy(b), seed=3)
     own = {name: tensor.clone() for name, tensor in a.state_dict().items()}
     every = ("naive", "random", "units", "aligned")
-    repairs = ("norms", "rescale", "preactivations", "router", "refit", "random refit")
+    repairs = ("norms", "rescale", "router")
     options = {"arrangements": every, "calibration": finetuned.loader(12, 16), "repairs": (*repairs, "auto")}
     report = evaluate(a, scrambled, accelerator, **options)
     chains = [(), *((repair,) for repair in repairs)]
