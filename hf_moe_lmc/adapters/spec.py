@@ -1,4 +1,4 @@
-"""Where one Mixture-of-Experts layer lives, and how to read and write it."""
+"""The place of one Mixture-of-Experts layer in a model, read as a `MoeLayer` and written back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup, act
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .layouts import ExpertLayout
-from .packed_experts import PackedExperts
+from .layouts import ExpertLayout, PackedExperts
 
 
 @dataclass(frozen=True)
@@ -30,10 +29,10 @@ class RouterSpec:
 
     def read(self, tensors: Mapping[str, Tensor]) -> Router:
         """The router out of tensors under module names."""
-        found = {field: tensors[name] for field, name in self.tensors}
-        table = found.pop("expert_table", None)
+        fields = {field: tensors[name] for field, name in self.tensors}
+        table = fields.pop("expert_table", None)
         # Ernie stores its selection biases as [1, E].
-        rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in found.items()}
+        rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in fields.items()}
         if self.product_keys:
             rows["weight"] = torch.cat(rows["weight"].chunk(2), dim=1)
         return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()}, expert_table=table)
@@ -48,13 +47,13 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class MoeLayerSpec:
-    """Where one layer lives in the module tree, how to read and write it, and what leaves its function unchanged.
+    """One layer: its place in the module tree, how to read and write it, and its symmetries.
 
     Args:
         name: module name of the block, such as `model.layers.3.mlp`.
         router: None for a dense MLP, which is one expert.
         experts, shared_experts: its experts.
-        group: the symmetries that it admits.
+        group: its symmetries.
     """
 
     name: str
@@ -107,7 +106,7 @@ class MoeLayerSpec:
         return self.write_router(layer.router, tensors) | written
 
     def act(self, symmetry: MoeSymmetry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`write(act(symmetry, read(tensors)), tensors)`; packed experts move along."""
+        """`write(act(symmetry, read(tensors)), tensors)`; packed experts are permuted, too."""
         written = self.write(act(symmetry, self.read(tensors)), tensors)
         if isinstance(self.experts, PackedExperts):
             written |= self.experts.permute(symmetry.experts, tensors)

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.adapters.layouts import ExpertLayout, FusedExperts
-from hf_moe_lmc.adapters.mlp_layouts import DenseMlp
+from hf_moe_lmc.adapters.layouts import DenseMlp, ExpertLayout, FusedExperts
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import Activation, ExpertCalibration, LayerCalibration, token_weights
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
