@@ -1,7 +1,7 @@
 """Detection of the modules that hold routed experts, shared experts and MLPs, and of the layout of each."""
 
 import re
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
@@ -36,12 +36,21 @@ LINEARS = (
 )
 
 
-class RoutedExperts(NamedTuple):
-    """The layout of routed experts, their number E, and the module name of the block that routes to them."""
+@dataclass(frozen=True)
+class RoutedExperts:
+    """Routed experts of a model.
+
+    Args:
+        layout: their layout.
+        num_experts: E.
+        block: module name of the block that routes to them.
+        further_rows: module name of a tensor -> number of its rows that follow those of experts, which nothing reads.
+    """
 
     layout: ExpertLayout
     num_experts: int
     block: str
+    further_rows: dict[str, int] = field(default_factory=dict)
 
 
 def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
@@ -61,13 +70,17 @@ def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
             return RoutedExperts(FlatExperts(name, size), size, _block(name))
         case "product keys":
             size = int(module.num_keys)  # pyrefly: ignore[bad-argument-type]
-            return RoutedExperts(ProductKeyExperts(name, size), size, name)
+            layout = ProductKeyExperts(name, size)
+            further = module.get_parameter("down_embed.weight").shape[0] - size**2
+            return RoutedExperts(layout, size, name, dict.fromkeys(layout.tensor_names, further) if further else {})
         case "linears":
             size = module.get_parameter("input_linear.weight").shape[0]
             layout = FusedExperts(name, "input_linear.weight", "output_linear.weight", facts.gate == "gated")
             return RoutedExperts(layout, size, name)
     if down_proj is not None and down_proj.ndim == 3 and tensors.keys() & {"gate_up_proj", "up_proj"}:
-        return RoutedExperts(_fused(name, module, tensors), down_proj.shape[0], _block(name))
+        layout, size = _fused(name, module, tensors), len(down_proj)
+        further = len(tensors[layout.inward]) - size
+        return RoutedExperts(layout, size, _block(name), {f"{name}.{layout.inward}": further} if further else {})
     if own_name != "experts" or holds_nothing(module):
         return None
     for tensor_name, tensor in tensors.items():

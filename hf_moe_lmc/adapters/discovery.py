@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from torch import nn
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
@@ -61,6 +61,8 @@ def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ..
     modules = dict(model.named_modules())
     _refuse_adapters(modules)
     routed = [experts for name, module in modules.items() if (experts := routed_experts(name, module))]
+    # Before rows are compared with experts: a list shows one with two names once.
+    _refuse_tied((name for experts in routed for name in experts.layout.tensor_names), model)
     # Blocks of one layer may share their shared experts; the first one has them.
     specs, taken = [], set()
     for experts in routed:
@@ -93,23 +95,51 @@ def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[
     # Only the block knows what a plain linear is used for.
     router = block if type(router) is nn.Linear else router
     group = routed_group(name, router, layout, shared, modules)
-    tensors = _router_tensors(routed.block, block, child, router_facts(name, router))
+    facts = router_facts(name, router)
+    tensors = _router_tensors(routed.block, block, child, facts)
+    names = tuple(sorted((field, tensor_name) for field, (tensor_name, _) in tensors.items()))
+    further = routed.further_rows | _further_rows(tensors, routed.num_experts, group.product_keys, facts)
     return MoeLayerSpec(
-        routed.block, RouterSpec(tensors, routed.num_experts, group.product_keys), layout, shared, group
+        routed.block,
+        RouterSpec(names, routed.num_experts, group.product_keys),
+        layout,
+        shared,
+        group,
+        tuple(further.items()),
     )
 
 
-def _router_tensors(block_name: str, block: nn.Module, child: str, facts: RouterFacts) -> tuple[tuple[str, str], ...]:
+def _router_tensors(block_name: str, block: nn.Module, child: str, facts: RouterFacts) -> dict[str, tuple[str, Tensor]]:
+    """Field of `Router` -> the tensor that it is, and its module name."""
     tensors, router = {}, f"{block_name}.{child}"
-    for name, _ in module_tensors(block.get_submodule(child), recurse=True):
+    for name, tensor in module_tensors(block.get_submodule(child), recurse=True):
         if name in ROUTER_TENSORS:
-            tensors[ROUTER_TENSORS[name]] = f"{router}.{name}"
+            tensors[ROUTER_TENSORS[name]] = f"{router}.{name}", tensor
         elif not any(name == common or name.startswith(f"{common}.") for common in facts.common_tensors):
             raise UnsupportedArchitectureError(f"router {router}: tensor {name} is not known; its role is not guessed")
-    for name, _ in module_tensors(block, recurse=False):
+    for name, tensor in module_tensors(block, recurse=False):
         if ROUTER_TENSORS.get(name) == "selection_bias":
-            tensors["selection_bias"] = f"{block_name}.{name}"
-    return tuple(sorted(tensors.items()))
+            tensors["selection_bias"] = f"{block_name}.{name}", tensor
+    return tensors
+
+
+def _further_rows(
+    tensors: dict[str, tuple[str, Tensor]], num_experts: int, product_keys: bool, facts: RouterFacts
+) -> dict[str, int]:
+    """Module name of a tensor of a router -> number of its rows that follow those of the experts, if there are any."""
+    further = {}
+    for field, (name, tensor) in tensors.items():
+        if field == "expert_table":
+            continue
+        rows = len(tensor) if field == "weight" else tensor.numel()
+        own = 2 * num_experts if product_keys else num_experts
+        if rows < own or (rows > own and facts.further_rows is None):
+            raise UnsupportedArchitectureError(
+                f"tensor {name} has {rows} rows for {num_experts} experts; the role of the others is not guessed"
+            )
+        if rows > own:
+            further[name] = rows - own
+    return further
 
 
 def _refuse_adapters(modules: dict[str, nn.Module]) -> None:

@@ -41,8 +41,8 @@ class RouterFacts:
         renormalises: whether the routing weight of one expert chosen alone is 1; so it is, too, where the attribute
             norm_topk_prob is true.
         selection_bias_constant: whether a number added to all selection biases leaves the choice of experts alone.
-        further_rows: whether the rows of other things follow those of the routed experts: of zero experts, skipped
-            tokens or shared experts. A shift of the routed rows alone then changes the output.
+        further_rows: owner of the rows that follow those of the routed experts; None if none follow. A shift of the
+            routed rows alone then changes the output.
         expert_groups: attribute of the router that holds the number of groups of group-limited routing.
         top_k: K, or the field of the configuration that holds it, where no attribute top_k does.
         common_tensors: tensors that belong to no expert: names, or modules in front of names.
@@ -52,7 +52,7 @@ class RouterFacts:
     scores_attribute: str | None = None
     renormalises: bool = False
     selection_bias_constant: bool = True
-    further_rows: bool = False
+    further_rows: Literal["shared experts", "zero experts", "skipped tokens"] | None = None
     expert_groups: str = "num_group"
     top_k: int | str | None = None
     common_tensors: tuple[str, ...] = ()
@@ -197,7 +197,9 @@ FAMILIES: dict[str, dict[str, ClassFacts]] = {
     "hy_v3": {"HYV3TopKRouter": SIGMOID, "HYV3MLP": GATED},
     "hy_v4": {"HYV4TopkRouter": SIGMOID, "HYV4Experts": ODD_EXPERTS, "HYV4MLP": GATED},
     "inkling": {
-        "InklingTopkRouter": ClassFacts(RouterFacts("sigmoid", further_rows=True, common_tensors=("global_scale",))),
+        "InklingTopkRouter": ClassFacts(
+            RouterFacts("sigmoid", further_rows="shared experts", common_tensors=("global_scale",))
+        ),
         "InklingSharedExperts": GATED,
         "InklingMLP": GATED,
     },
@@ -215,7 +217,7 @@ FAMILIES: dict[str, dict[str, ClassFacts]] = {
     "lfm2_moe": {"Lfm2MoeTopKRouter": SIGMOID, "Lfm2MoeMLP": GATED},
     "llama4": {"Llama4Router": SIGMOID, "Llama4TextExperts": GATED_EXPERTS, "Llama4TextMLP": GATED},
     "longcat_flash": {
-        "LongcatFlashTopkRouter": ClassFacts(RouterFacts("softmax", further_rows=True)),
+        "LongcatFlashTopkRouter": ClassFacts(RouterFacts("softmax", further_rows="zero experts")),
         "LongcatFlashExperts": GATED_EXPERTS,
         "LongcatFlashMLP": GATED,
     },
@@ -283,7 +285,7 @@ FAMILIES: dict[str, dict[str, ClassFacts]] = {
         "ZayaRouter": ClassFacts(
             RouterFacts(
                 "softmax",
-                further_rows=True,
+                further_rows="skipped tokens",
                 common_tensors=(
                     "router_states_scale",
                     "down_proj",

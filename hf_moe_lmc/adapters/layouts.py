@@ -218,7 +218,9 @@ class DenseMlp:
             else:
                 tensors |= {f"{self.gate}.{kind}": gate, f"{self.up}.{kind}": up}
         return {
-            f"{self.name}.{name}": self._turned(tensor[0]) for name, tensor in tensors.items() if tensor is not None
+            f"{self.name}.{name}": self._turned(tensor.squeeze(0))
+            for name, tensor in tensors.items()
+            if tensor is not None
         }
 
     def _inward(self, tensors: Mapping[str, Tensor], kind: str) -> tuple[Tensor | None, Tensor]:
