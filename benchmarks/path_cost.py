@@ -17,7 +17,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, repaired_path
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
+from hf_moe_lmc.connectivity.data import Blocks
 from hf_moe_lmc.connectivity.path import moved, points_of
 
 

@@ -19,7 +19,7 @@ from transformers import MixtralConfig
 from hf_moe_lmc import Alignment, align
 from hf_moe_lmc.alignment import load_model, open_checkpoint
 from hf_moe_lmc.connectivity import evaluate_path
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
+from hf_moe_lmc.connectivity.data import Blocks
 
 from .merge_vs_mergekit import measure
 from .pair import write_pair

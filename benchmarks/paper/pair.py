@@ -15,9 +15,8 @@ from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import BorrowedWeights, Curve, Path, calibrate, linear_path, measure, repaired_path
 from hf_moe_lmc.connectivity.auto_repair import choose_repairs
-from hf_moe_lmc.connectivity.learned_matching import learn_matching
+from hf_moe_lmc.connectivity.evaluation import best_temperature
 from hf_moe_lmc.connectivity.repairs import Repair
-from hf_moe_lmc.connectivity.temperature import best_temperature
 from hf_moe_lmc.matching import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry
 
@@ -73,8 +72,6 @@ class Pair:
         paths["auto + norms"] = self.repaired(aligned, ["norms"])
         paths["auto + rescale"] = self.repaired(aligned, ["rescale"])
         self.repairs, paths["auto + repair"] = self.chosen(aligned)
-        if self.cell.further:
-            paths["learned + norms"] = self.repaired(self.learned(), ["norms"])
         return paths
 
     def repaired(
@@ -91,14 +88,6 @@ class Pair:
         choice = choose_repairs(self.weights, repaired, self.calibration[1::2], self.accelerator)
         return choice.repairs, repaired(choice.repairs)
 
-    def learned(self) -> dict[str, Tensor]:
-        """The other endpoint under units that the loss of the merge arranged, starting from "auto"."""
-        batches, held_out = self.calibration[::2], self.calibration[1::2]
-        found = learn_matching(
-            self.reference, self.ends[1], self.found["auto"], batches, held_out, accelerator=self.accelerator
-        )
-        return self.moved(found.alignment.symmetries)
-
     def moved(self, symmetries: Symmetries) -> dict[str, Tensor]:
         """The other endpoint with the layers of `symmetries` rewritten."""
         return apply_symmetries(self.ends[1], [spec for spec in self.specs if spec.name in symmetries], symmetries)
@@ -112,8 +101,8 @@ class Pair:
             self.test[source],
             self.accelerator,
             self.cell.name,
-            temperature=self._temperature if self.cell.further else None,
-            same_ends=self._first.get(source),
+            temperature=self._temperature if self.cell.temperature else None,
+            same_endpoints=self._first.get(source),
         )
         self._first.setdefault(source, found)
         return found

@@ -4,7 +4,7 @@ from .checkpoint import Checkpoint
 from .conversion import tied_names
 from .durable import sync
 from .json_file import read_json
-from .layout import Layout, place
+from .layout import place
 from .reused_memory import ReusedMemory
 from .skeleton import meta_model, quantisation, read_config
 from .source import COMPANIONS, HubOptions, Source, find_source
@@ -18,7 +18,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "HubOptions",
-    "Layout",
     "ReusedMemory",
     "Source",
     "StagedFolder",

@@ -4,13 +4,13 @@ import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.names import Layout
 
 from .checkpoint import Checkpoint
 from .conversion import original_tensors, saved_tensors
@@ -18,7 +18,6 @@ from .shards import SINGLE_NAME
 from .skeleton import quantisation
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
-Layout = Literal["kept", "original", "fused"]
 SHARD_NAME = "model{suffix}.safetensors"
 SHARD_BYTES = 50 * 10**9  # as `save_pretrained`
 

@@ -1,7 +1,7 @@
 """A checkpoint written as a stream: any part of the model in any order, every tensor straight to its place."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -41,8 +41,10 @@ class CheckpointWriter:
             _prepare(file, tensors)
         sync(folder)
 
-    def write(self, tensors: Mapping[str, Tensor]) -> Digests:
-        """Write `tensors`, whole groups of them; they are on the disk when this returns.
+    def write(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> Digests:
+        """Write the tensors of `names`, whole groups of them; they are on the disk when this returns.
+
+        Each tensor is asked for once, and forgotten when its group is written.
 
         Returns:
             their XXH3 digests.
@@ -51,7 +53,8 @@ class CheckpointWriter:
             BadInputError: a value does not fit the dtype that it is written in.
         """
         digests, files = {}, set()
-        for group in {id(group): group for group in map(self._group_of.__getitem__, tensors)}.values():
+        for group in {id(group): group for group in map(self._group_of.__getitem__, names)}.values():
+            tensors = {name: weights[name] for name in group.names}
             for key, tensor in group.to_stored(tensors).items():
                 place = self._placement[key]
                 digests[key] = _write(place, _cast(key, tensor, place.dtype))

@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.alignment import Alignment, align, apply_symmetries, scramble
 from hf_moe_lmc.connectivity import Barrier, BorrowedWeights, Path, calibrate, linear_path, measure, repaired_path
-from hf_moe_lmc.matching import ExpertOrder, align_layers
+from hf_moe_lmc.names import ExpertOrder, align_layers
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 Order = tuple[int, ...]

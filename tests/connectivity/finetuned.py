@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Subset, default_collate
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
+from hf_moe_lmc.connectivity.data import Blocks
 from hf_moe_lmc.demo.digits import digits_file, load_digits
 from tests import families
 from tests.models import moe_gpt2, moe_vit

@@ -9,7 +9,7 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from hf_moe_lmc.connectivity import evaluate_path
-from hf_moe_lmc.connectivity.metrics import ExpectedCalibrationError
+from hf_moe_lmc.connectivity.calibration_error import ExpectedCalibrationError
 from tests.connectivity import finetuned
 
 WITH_EVERYTHING = ("mixtral", finetuned.IMAGES)

@@ -72,7 +72,7 @@ def test_the_points_are_the_models_own_losses(kind):
 
 def test_answers_without_logits():
     a, b = (mixtral(MixtralForQuestionAnswering, seed) for seed in (0, 1))
-    with pytest.raises(BadInputError, match="a MixtralForQuestionAnswering answers no logits"):
+    with pytest.raises(BadInputError, match="a MixtralForQuestionAnswering gives no logits"):
         evaluate_path(a, b, None, batches(tokens(CLASSES, ROWS)), 3, accelerator=Accelerator(cpu=True))
 
 

@@ -6,13 +6,8 @@ from accelerate import Accelerator
 from datasets import Features, Value
 
 from hf_moe_lmc.connectivity import evaluate_path
-from hf_moe_lmc.connectivity.metrics import (
-    Accuracy,
-    ExpectedCalibrationError,
-    LossBarrier,
-    Perplexity,
-    load_metric,
-)
+from hf_moe_lmc.connectivity.calibration_error import ExpectedCalibrationError
+from hf_moe_lmc.connectivity.metrics import load_metric
 from hf_moe_lmc.errors import BadInputError, HubError
 from tests.connectivity import finetuned
 
@@ -20,17 +15,6 @@ from tests.connectivity import finetuned
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path))
-
-
-def test_perplexity():
-    assert Perplexity().compute(losses=[0.5, 1.5])["perplexity"] == pytest.approx(np.e)
-
-
-def test_accuracy_in_batches():
-    metric = Accuracy()
-    metric.add_batch(predictions=[1, 2, 3], references=[1, 0, 3])
-    metric.add_batch(predictions=[4], references=[0])
-    assert metric.compute()["accuracy"] == 0.5
 
 
 def test_calibration_error_equals_the_loop():
@@ -48,10 +32,6 @@ def test_calibration_error_equals_the_loop():
     assert found["expected_calibration_error"] == pytest.approx(expected)
     sure = ExpectedCalibrationError().compute(predictions=[1] * 4, references=[1, 1, 1, 0], confidences=[1.0] * 4)
     assert sure["expected_calibration_error"] == pytest.approx(0.25)
-
-
-def test_loss_barrier():
-    assert LossBarrier().compute(predictions=[1.0, 4.0, 3.0], references=[0.0, 0.5, 1.0])["loss_barrier"] == 2.0
 
 
 class Columns(evaluate.Metric):
@@ -78,18 +58,16 @@ def evaluated(*metrics, **options):
 
 def test_along_a_path():
     """At every point of every path, over the predictions that the losses are means of."""
-    report = evaluated(Perplexity(), Accuracy(), ExpectedCalibrationError(), Columns("losses", "confidences"))
+    report = evaluated(ExpectedCalibrationError(), Columns("losses", "confidences"))
     for curve in report.curves.values():
         for point in curve.evaluations:
-            assert point.metrics["perplexity"] == pytest.approx(np.exp(point.loss), rel=1e-5)
-            assert point.metrics["accuracy"] == pytest.approx(point.accuracy)
             assert point.metrics["mean losses"] == pytest.approx(point.loss, rel=1e-5)
             assert point.metrics["number"] == point.count == 11 * 31
             gap = abs(point.metrics["mean confidences"] - point.accuracy)
             assert point.metrics["expected_calibration_error"] >= gap - 1e-6
     naive = report.curves["naive"].evaluations
-    assert report.to_json()["paths"]["naive"]["metrics"]["perplexity"] == [p.metrics["perplexity"] for p in naive]
-    assert "| path: reference, least, most, other | perplexity | accuracy |" in report.markdown()
+    assert report.to_json()["paths"]["naive"]["metrics"]["mean losses"] == [p.metrics["mean losses"] for p in naive]
+    assert "| path: reference, least, most, other | expected_calibration_error | mean losses |" in report.markdown()
 
 
 def test_calibration_error_of_a_model():
@@ -110,11 +88,11 @@ def test_a_metric_that_asks_for_more():
 
 
 def test_metrics_by_name(monkeypatch):
-    assert isinstance(load_metric("perplexity"), Perplexity)
+    assert isinstance(load_metric("expected_calibration_error"), ExpectedCalibrationError)
 
     def missing(name):
         raise FileNotFoundError(f"Couldn't find a module script for {name}.\nMore.")
 
     monkeypatch.setattr(evaluate, "load", missing)
-    with pytest.raises(HubError, match=r"metric f2: Couldn't find .* without the network there are accuracy, "):
+    with pytest.raises(HubError, match=r"metric f2: Couldn't find .* without the network there is expected"):
         load_metric("f2")

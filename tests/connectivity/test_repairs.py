@@ -53,10 +53,7 @@ CHANGED = {
     "gram": {"up", "down"},
     "moments": {"down"},
     "rescale": {"down"},
-    "preactivations": {"up"},
     "router": {"router"},
-    "refit": {"down"},
-    "random refit": {"up", "down"},
 }
 
 

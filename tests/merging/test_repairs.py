@@ -10,27 +10,16 @@ from hf_moe_lmc.merging import (
     ExpertCalibration,
     LayerCalibration,
     interpolate_layers,
-    refit_down_proj,
-    refit_random_units,
-    repair_preactivations,
     rescale_outputs,
     restore_moments,
     solve_router,
     token_weights,
 )
-from hf_moe_lmc.merging.conjugate_gradient import solve
 from hf_moe_lmc.merging.second_moments import restoring_map, second_moment
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement, naive_expert, naive_routing, same_weights
 
-REPAIRS = [
-    rescale_outputs,
-    restore_moments,
-    repair_preactivations,
-    solve_router,
-    refit_down_proj,
-    refit_random_units,
-]
+REPAIRS = [rescale_outputs, restore_moments, solve_router]
 T = 0.4
 
 
@@ -125,24 +114,6 @@ def test_what_one_size_leaves_of_the_difference():
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_preactivations_have_the_statistics_between_the_ends(kind):
-    merged, a, b, calibrated = three(kind)
-    repaired = repair_preactivations(merged, a, b, T, calibrated)
-    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
-        for e in range(bank.num_experts):
-            weights = known.weights[:, e, None].double()
-            for found, first, last in zip(*(known.before_units(x, e) for x in (bank, start, end)), strict=True):
-                if found is None:
-                    continue
-                mean, size = ([(weights * x**p).sum(0) for x in (found, first, last)] for p in (1, 2))
-                if bank.up_bias is not None:
-                    torch.testing.assert_close(mean[0], (1 - T) * mean[1] + T * mean[2])
-                    size = [s - m**2 for s, m in zip(size, mean, strict=True)]
-                found, first, last = (s.sqrt() for s in size)
-                torch.testing.assert_close(found, (1 - T) * first + T * last)
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
 def test_the_router_equals_the_dense_solution(kind):
     """Against the normal equations, written out with Kronecker products token by token."""
     merged, a, b, calibrated = three(kind)
@@ -172,37 +143,7 @@ def test_the_router_equals_the_dense_solution(kind):
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_the_refit_equals_the_dense_solution(kind):
-    merged, a, b, calibrated = three(kind)
-    repaired = refit_down_proj(merged, a, b, T, calibrated)
-    known, e = calibrated.experts, 2
-    units, weights = known.units(merged.experts, e), known.weights[:, e, None].double()
-    if merged.experts.down_bias is not None:
-        units = torch.cat([units, torch.ones(len(units), 1)], dim=1)
-    missing = (1 - T) * known.answers(a.experts, e) + T * known.answers(b.experts, e) - known.answers(merged.experts, e)
-    gram = units.T @ (weights * units)
-    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-    change = torch.linalg.solve(gram, units.T @ (weights * missing))
-    expected = merged.experts.down_proj[e] + change[:7].T
-    torch.testing.assert_close(repaired.experts.down_proj[e], expected, rtol=1e-3, atol=1e-3)
-    if merged.experts.down_bias is not None:
-        bias = merged.experts.down_bias[e] + change[7]
-        torch.testing.assert_close(repaired.experts.down_bias[e], bias, rtol=1e-3, atol=1e-3)
-
-
-def test_random_units_keep_their_norms_and_nothing_else():
-    merged, a, b, calibrated = three("swiglu, shared experts")
-    found = refit_random_units(merged, a, b, T, calibrated)
-    for before, after in ((merged.experts, found.experts), (merged.shared_experts, found.shared_experts)):
-        for name in ("gate_proj", "up_proj"):
-            x, y = before.tensors()[name], after.tensors()[name]
-            torch.testing.assert_close(x.norm(dim=-1), y.norm(dim=-1))
-            assert torch.cosine_similarity(x, y, dim=-1).abs().mean() < 0.5
-    assert found.router is merged.router
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-@pytest.mark.parametrize("repair", REPAIRS[:4], ids=lambda repair: repair.__name__)
+@pytest.mark.parametrize("repair", REPAIRS, ids=lambda repair: repair.__name__)
 def test_repairs_commute_with_symmetries(repair, kind):
     merged, a, b, calibrated = three(kind)
     symmetry = derangement(merged)
@@ -214,7 +155,7 @@ def test_repairs_commute_with_symmetries(repair, kind):
         torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("repair", REPAIRS[:4], ids=lambda repair: repair.__name__)
+@pytest.mark.parametrize("repair", REPAIRS, ids=lambda repair: repair.__name__)
 def test_two_equal_ends_need_no_repair(repair):
     layer = LAYER_KINDS["mlp, shared experts"]()
     repaired = repair(layer, layer, layer, T, calibration(layer)).tensors()
@@ -231,11 +172,3 @@ def test_an_expert_that_answers_nothing_stays_as_it_is():
     for repair in REPAIRS:
         repaired = repair(merged, a, b, T, calibration(merged))
         assert all(torch.isfinite(tensor).all() for tensor in repaired.tensors().values())
-
-
-def test_conjugate_gradients():
-    root = torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    matrix, right = root @ root.T + torch.eye(9), torch.arange(18.0, dtype=torch.float64).reshape(9, 2)
-    expected = torch.linalg.solve(matrix, right)
-    torch.testing.assert_close(solve(lambda x: matrix @ x, right), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(solve(lambda x: matrix @ x, torch.zeros_like(right)), torch.zeros_like(right))
