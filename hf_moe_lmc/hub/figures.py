@@ -118,7 +118,6 @@ def read_path_figures(folder: Path, t: float, merged: str) -> PathFigures | None
         raise BadInputError(f"{file} is no report as evaluate writes it ({error!r}); write it again") from None
 
 
-
 def _path_row(name: str, path: dict[str, Any], t: float) -> PathRow:
     place = path["t"].index(t) if t in path["t"] else None
     low, high = path["intervals"]["loss_barrier"]

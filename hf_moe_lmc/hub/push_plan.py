@@ -10,7 +10,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.alignment.artefact import WEIGHTS_NAME
+from hf_moe_lmc.alignment.saved_alignment import WEIGHTS_NAME
 from hf_moe_lmc.checkpoints import COMPANIONS
 from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
 from hf_moe_lmc.errors import BadInputError
