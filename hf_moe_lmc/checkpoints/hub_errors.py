@@ -85,7 +85,9 @@ def hub_error(
     Returns:
         HubError; BusyError where waiting helps; BadInputError where the Hub refuses what was sent.
     """
-    kind, line = _translated(hub_cause(error) or error, repository, revision, writing)
+    # Says more than the 400 that it comes from.
+    refused = isinstance(error, ValueError) and "Invalid metadata" in str(error)
+    kind, line = _translated((not refused and hub_cause(error)) or error, repository, revision, writing)
     line = " ".join(f"{line}; {remedy}".split() if remedy else line.split())
     for secret in (token, get_token()):
         line = line.replace(secret, "***") if isinstance(secret, str) and secret else line

@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from yaml import YAMLError
 
-from hf_moe_lmc.checkpoints.hub_errors import hub_error
+from hf_moe_lmc.checkpoints.hub_errors import hub_cause, hub_error
 from hf_moe_lmc.errors import BadInputError, HubError
 
 if TYPE_CHECKING:
@@ -46,8 +46,8 @@ def load_rows(
     except HFValidationError:
         raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
-        if refused := _refused(error):
-            raise hub_error(refused, f"dataset {source}", revision or "main") from error
+        if cause := hub_cause(error):
+            raise hub_error(cause, f"dataset {source}", revision or "main") from error
         kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
         raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
@@ -75,15 +75,6 @@ def _of_the_hub(name: str, config: str | None, split: str, revision: str | None)
         raise ConnectionError(f"the cache holds commit {builder.hash} instead")
     builder.download_and_prepare()
     return cast("Dataset", builder.as_dataset(split))
-
-
-def _refused(error: BaseException | None) -> Exception | None:
-    """The cause of `error` that is an answer of the Hub, or else the innermost one that is of the network."""
-    cause = None
-    while error is not None and not isinstance(cause, HfHubHTTPError):
-        cause = error if isinstance(error, HTTPError | ConnectionError | TimeoutError) else cause
-        error = error.__cause__
-    return cause
 
 
 def _reason(error: Exception) -> str:
