@@ -78,9 +78,11 @@ def points_of(t: int | Sequence[float]) -> tuple[float, ...]:
     """`t` equally spaced points from 0 to 1, or the given ones.
 
     Raises:
-        BadInputError: there are fewer than two, or the given ones do not ascend from 0 to 1.
+        BadInputError: there are fewer than three, or the given ones do not ascend from 0 to 1.
     """
-    points = tuple(np.linspace(0, 1, t).tolist() if isinstance(t, int) else t)
-    if len(points) < 2 or (points[0], points[-1]) != (0, 1) or not all(a < b for a, b in pairwise(points)):
-        raise BadInputError(f"a path needs two points or more, ascending from 0 to 1, not {t}")
+    points = tuple(np.linspace(0, 1, max(t, 0)).tolist() if isinstance(t, int) else t)
+    if len(points) < 3 or (points[0], points[-1]) != (0, 1) or not all(a < b for a, b in pairwise(points)):
+        raise BadInputError(
+            f"a path needs three points or more, ascending from 0 to 1, not {t}: its endpoints alone show no barrier"
+        )
     return points
