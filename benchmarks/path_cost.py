@@ -11,6 +11,7 @@ from copy import deepcopy
 
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.path import moved, points_of
 from torch.utils.data import DataLoader
 from transformers import MixtralConfig, MixtralForCausalLM
 
@@ -18,7 +19,6 @@ from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, repaired_path
 from hf_moe_lmc.connectivity.data import Blocks
-from hf_moe_lmc.connectivity.path import moved, points_of
 
 
 def main() -> None:

@@ -29,6 +29,9 @@ from statistics import fmean
 
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
+from hf_moe_lmc.connectivity.path import moved
+from hf_moe_lmc.connectivity.repairs import Repair, repaired_name
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import (
@@ -43,11 +46,8 @@ from transformers import (
 from hf_moe_lmc import Alignment, align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.connectivity import PathReport, borrow, evaluate, evaluate_path, repaired_path
-from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
 from hf_moe_lmc.connectivity.controls import shuffled_layers
 from hf_moe_lmc.connectivity.data import Blocks
-from hf_moe_lmc.connectivity.path import moved
-from hf_moe_lmc.connectivity.repairs import Repair, repaired_name
 from hf_moe_lmc.demo import Recipe
 from hf_moe_lmc.demo.digits import digits_file, load_digits
 from hf_moe_lmc.demo.endpoints import finetune, pretrain

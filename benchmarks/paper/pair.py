@@ -7,6 +7,8 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.auto_repair import choose_repairs
+from hf_moe_lmc.connectivity.repairs import Repair
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,9 +16,7 @@ from hf_moe_lmc import Alignment, align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import BorrowedWeights, Curve, Path, calibrate, linear_path, measure, repaired_path
-from hf_moe_lmc.connectivity.auto_repair import choose_repairs
 from hf_moe_lmc.connectivity.evaluation import best_temperature
-from hf_moe_lmc.connectivity.repairs import Repair
 from hf_moe_lmc.matching import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry
 

@@ -11,11 +11,10 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
-from .config_file import CONFIG_NAME
 from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
-from .quantisation import quantisation
 from .reused_memory import ReusedMemory
 from .shards import stored_tensors
+from .skeleton import CONFIG_NAME, quantisation
 from .stored_tensor import StoredTensor
 
 
@@ -69,12 +68,12 @@ class Checkpoint(Mapping[str, Tensor]):
 
     @cached_property
     def _group_of(self) -> dict[str, TensorGroup]:
-        found = {name: group for group in self.groups for name in group.names}
+        groups = {name: group for group in self.groups for name in group.names}
         # Of tied tensors, most checkpoints hold one.
         for name, names in tied_names(self.model).items():
-            if name not in found and (twins := names & found.keys()):
-                found[name] = replace(found[min(twins)], names=(name,))
-        return found
+            if name not in groups and (counterparts := names & groups.keys()):
+                groups[name] = replace(groups[min(counterparts)], names=(name,))
+        return groups
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:

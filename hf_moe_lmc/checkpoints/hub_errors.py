@@ -1,4 +1,4 @@
-"""What goes wrong between here and the Hub -> one line for people, without the token.
+"""Failures of the Hub and of the network -> one line for people, without the token.
 
 The one place that knows what the client of the Hub raises. Its interface:
 
@@ -95,7 +95,7 @@ def hub_error(
 
 
 def hub_cause(error: BaseException | None) -> BaseException | None:
-    """What the Hub answered to that `error` came of, or else the innermost failure of the network; None if neither."""
+    """The answer of the Hub that led to `error`, or else the innermost failure of the network; None if neither."""
     cause = None
     while error is not None and not isinstance(cause, HfHubHTTPError):
         # Of the client's own library for HTTP, some have no common base.

@@ -1,22 +1,23 @@
-"""Where every tensor of a new checkpoint will lie, decided before the first is written."""
+"""The place of every tensor of a new checkpoint, decided before the first is written."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
 
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.names import Layout
 
 from .checkpoint import Checkpoint
 from .conversion import original_tensors
-from .quantisation import quantisation
 from .shards import SINGLE_NAME
+from .skeleton import quantisation
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
-Layout = Literal["kept", "original", "fused"]
+SHARD_NAME = "model{suffix}.safetensors"
 SHARD_BYTES = 5 * 10**9  # as Transformers
 
 # Key -> where the tensor will lie.
@@ -24,7 +25,7 @@ Placement = dict[str, StoredTensor]
 
 
 def place(checkpoint: Checkpoint, folder: Path, layout: Layout = "kept", dtype: torch.dtype | None = None) -> Placement:
-    """Where the tensors of a checkpoint made like `checkpoint` go in `folder`.
+    """The places of the tensors of a checkpoint made like `checkpoint`, in `folder`.
 
     Args:
         checkpoint: the model.
@@ -83,17 +84,13 @@ def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 
 
 def _sharded(entries: Entries) -> dict[str, Entries]:
-    shards: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
-    filled = 0
-    for key, entry in entries.items():
-        if shards[-1] and filled + _nbytes(*entry) > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][key] = entry
-        filled += _nbytes(*entry)
-    if len(shards) == 1:
-        return {SINGLE_NAME: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+    split = split_state_dict_into_shards_factory(
+        dict(entries),
+        get_storage_size=lambda entry: _nbytes(*entry),
+        filename_pattern=SHARD_NAME,
+        max_shard_size=SHARD_BYTES,
+    )
+    return {name: {key: entries[key] for key in keys} for name, keys in split.filename_to_tensors.items()}
 
 
 def _header(entries: Entries) -> bytes:

@@ -1,4 +1,4 @@
-"""One run of the command line: parse, run one command, and turn whatever goes wrong into one line and an exit code."""
+"""One run of the command line: parse, run one command, and turn every failure into one line and an exit code."""
 
 import json
 import os
@@ -9,10 +9,9 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from .answer import Answer
-from .colour import RED, coloured
 from .failures import BROKEN_PIPE, INTERRUPTED, describe_failure
-from .parser import parser
+from .parser import command_line
+from .results import RED, CommandResult, coloured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -20,16 +19,16 @@ def main(arguments: list[str] | None = None) -> int:
 
     Errors are one line on standard error; `--debug` adds the traceback.
     """
-    options = parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     try:
         with _libraries(options.verbose, options.quiet), _terminated_like_interrupted():
-            answer: Answer | None = options.run(options)
-            if answer and options.json:
-                sys.stdout.write(json.dumps(answer.document, indent=2) + "\n")
-            elif answer and not options.quiet:
-                sys.stdout.write(answer.text)
+            result: CommandResult | None = options.run(options)
+            if result and options.json:
+                sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
+            elif result and not options.quiet:
+                sys.stdout.write(result.text)
             sys.stdout.flush()
-            return answer.code if answer else 0
+            return result.code if result else 0
     except KeyboardInterrupt:
         sys.unraisablehook = lambda _: None  # of what was being made when the signal came, such as a progress bar
         sys.stderr.write("interrupted; run the same command again to go on\n")

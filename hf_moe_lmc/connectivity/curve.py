@@ -11,10 +11,11 @@ from huggingface_hub.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_moe_lmc.alignment import SavedWeights
+
 from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
-from .live_weights import BorrowedWeights
-from .path import Path
+from .variants import WeightPath
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -65,8 +66,8 @@ class Curve:
 
 
 def measure(
-    weights: BorrowedWeights,
-    path: Path,
+    saved: SavedWeights,
+    path: WeightPath,
     points: Sequence[float],
     batches: Iterable[Mapping[str, Tensor]],
     accelerator: Accelerator,
@@ -79,7 +80,7 @@ def measure(
     """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
 
     Args:
-        weights: of the model that the points are loaded into.
+        saved: the weights of the model that the points are loaded into.
         path: the weights at t.
         points: ascending from 0 to 1.
         batches, accelerator: as for `evaluate`.
@@ -97,9 +98,9 @@ def measure(
         if t in known:
             evaluations.append(known[t])
             continue
-        weights.load(path(t))
+        saved.load(path(t))
         calibrated = temperature() if temperature else None
         with observe():
-            evaluation = evaluate(weights.model, batches, accelerator, calibrated, metrics)
+            evaluation = evaluate(saved.model, batches, accelerator, calibrated, metrics)
         evaluations.append(evaluation if t in (0, 1) else replace(evaluation, predictions=NO_PREDICTIONS))
     return Curve(tuple(points), tuple(evaluations))

@@ -6,11 +6,10 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .auto_repair import RepairChoice
 from .barrier import BarrierIntervals
 from .curve import Curve
 from .plot import plot_barriers, plot_routing
-from .repairs import repaired_name
+from .repair_choice import RepairChoice, repaired_name
 from .routing import Routing
 
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate")

@@ -9,7 +9,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]|~$!]")
 _ENTITIES = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
 
 class Markdown(str):
@@ -17,8 +16,8 @@ class Markdown(str):
 
 
 def one_line(text: str) -> str:
-    """`text` without control characters, every run of white space one space."""
-    return " ".join(_UNPRINTABLE.sub(" ", text).split())
+    """`text` without characters that cannot be printed, every run of white space one space."""
+    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def escape(value: object) -> str:

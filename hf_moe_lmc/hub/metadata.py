@@ -1,14 +1,14 @@
-"""What the Hub reads of a card."""
+"""The metadata of a card, which the Hub reads."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from .licences import Licence
-from .made_folder import ALIGN, MERGES, MadeFolder
-from .parent import ParentCard
-from .path_figures import PathFigures
+from .figures import PathFigures
+from .licenses import License
+from .output_record import OutputRecord
+from .parent_card import ParentCard
 
 PIPELINES = {
     "ForCausalLM": "text-generation",
@@ -20,44 +20,40 @@ PIPELINES = {
 
 
 def card_metadata(
-    made: MadeFolder,
-    cards: Mapping[str, ParentCard],
+    output: OutputRecord,
+    cards: Sequence[ParentCard],
     config: Mapping[str, Any],
-    licence: Licence | None,
+    license: License | None,
     paths: PathFigures | None,
     dataset: str | None,
 ) -> ModelCardData:
     """The metadata of a folder's card.
 
     Args:
-        made: the folder.
-        cards: role -> what the card of that parent says.
+        output: the folder.
+        cards: of its parents.
         config: its config.json; empty for an alignment.
-        licence: that is stated.
-        paths, dataset: what was measured, and on what.
+        license: that is stated.
+        paths, dataset: the evaluation, and the data that it was measured on.
     """
-    on_hub = [
-        (parent.repository,) if parent.repository else cards[role].base_model for role, parent in made.parents.items()
-    ]
-    base_model = list(dict.fromkeys(name for names in on_hub for name in names))
+    base_model = _union((card.parent.repo_id,) if card.parent.repo_id else card.base_model for card in cards)
     pipeline = _pipeline(config, cards)
     family = config.get("model_type")
-    further: dict[str, Any] = {"base_model_relation": "merge"} if made.command in MERGES and base_model else {}
-    if licence and licence.name:
-        further |= {"license_name": licence.name} | ({"license_link": licence.link} if licence.link else {})
+    merged = output.command == "merge"
+    further: dict[str, Any] = {"base_model_relation": "merge"} if merged and base_model else {}
+    if license and license.name:
+        further |= {"license_name": license.name} | ({"license_link": license.link} if license.link else {})
     results = _results(paths, pipeline, dataset)
     return ModelCardData(
-        model_name=made.path.resolve().name if results else None,
-        base_model=base_model or None,
-        library_name="hf_moe_lmc" if made.command == ALIGN else "transformers",
+        model_name=output.path.resolve().name if results else None,
+        base_model=base_model,
+        library_name="hf_moe_lmc" if output.command == "align" else "transformers",
         pipeline_tag=pipeline,
-        license=licence.identifier if licence else None,
-        language=_union(card.language for card in cards.values()),
-        datasets=_union(
-            [*(card.datasets for card in cards.values()), (dataset,) if dataset and "/" in dataset else ()]
-        ),
+        license=license.identifier if license else None,
+        language=_union(card.language for card in cards),
+        datasets=_union([*(card.datasets for card in cards), (dataset,) if dataset and "/" in dataset else ()]),
         tags=[
-            *(["merge"] if made.command in MERGES else []),
+            *(["merge"] if merged else []),
             "moe",
             *([family] if isinstance(family, str) else []),
             "hf_moe_lmc",
@@ -72,13 +68,13 @@ def _union(lists: Iterable[tuple[str, ...]]) -> list[str] | None:
     return list(dict.fromkeys(word for words in lists for word in words)) or None
 
 
-def _pipeline(config: Mapping[str, Any], cards: Mapping[str, ParentCard]) -> str | None:
+def _pipeline(config: Mapping[str, Any], cards: Sequence[ParentCard]) -> str | None:
     for architecture in config.get("architectures") or ():
         for ending, pipeline in PIPELINES.items():
             if str(architecture).endswith(ending):
                 return pipeline
-    said = {card.pipeline_tag for card in cards.values()}
-    return said.pop() if config and len(said) == 1 else None
+    tags = {card.pipeline_tag for card in cards}
+    return tags.pop() if config and len(tags) == 1 else None
 
 
 def _results(paths: PathFigures | None, pipeline: str | None, dataset: str | None) -> list[EvalResult] | None:

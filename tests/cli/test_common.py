@@ -10,9 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+from hf_moe_lmc.cli.colour import RED, coloured
 
 from hf_moe_lmc import cli
-from hf_moe_lmc.cli.colour import RED, coloured
 from hf_moe_lmc.cli.parser import COMMANDS, parser
 from tests.tiny_pair import save_pair
 

@@ -3,9 +3,9 @@ import math
 import pytest
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.auto_repair import choose_repairs
 
 from hf_moe_lmc.connectivity import borrow
-from hf_moe_lmc.connectivity.auto_repair import choose_repairs
 from tests.models import build, inputs
 
 PLAIN, NORMS, GRAM, TWO, ALL = (), ("norms",), ("gram",), ("norms", "moments"), ("norms", "gram", "moments")

@@ -1,9 +1,9 @@
 import pytest
 import torch
+from hf_moe_lmc.connectivity.calibrate import _activation
 
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.connectivity import borrow, calibrate
-from hf_moe_lmc.connectivity.calibrate import _activation
 from tests import families
 from tests.models import build, inputs
 

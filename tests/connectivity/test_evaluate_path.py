@@ -5,13 +5,13 @@ from copy import deepcopy
 import pytest
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.repairs import repaired_name
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.connectivity import LiveWeights, evaluate_path
-from hf_moe_lmc.connectivity.repairs import repaired_name
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from tests.connectivity import finetuned
 from tests.models import build, inputs

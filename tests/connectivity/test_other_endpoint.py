@@ -4,6 +4,7 @@ from copy import deepcopy
 import pytest
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.other_endpoint import place_for
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
@@ -11,7 +12,6 @@ from hf_moe_lmc import scramble
 from hf_moe_lmc.alignment import open_checkpoint
 from hf_moe_lmc.checkpoints.stored_tensor import StoredTensor
 from hf_moe_lmc.connectivity import LiveWeights, evaluate_path, path_evaluation
-from hf_moe_lmc.connectivity.other_endpoint import place_for
 from tests.connectivity import finetuned
 
 

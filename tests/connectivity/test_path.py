@@ -1,10 +1,10 @@
 import pytest
 import torch
+from hf_moe_lmc.connectivity.path import moved, points_of
 
 from hf_moe_lmc.adapters import alignable_layers, moe_layers
 from hf_moe_lmc.alignment import apply_symmetries
 from hf_moe_lmc.connectivity import linear_path
-from hf_moe_lmc.connectivity.path import moved, points_of
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.merging import interpolate
 from tests import families

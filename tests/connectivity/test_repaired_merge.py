@@ -4,10 +4,10 @@ from copy import deepcopy
 import pytest
 import torch
 from accelerate import Accelerator
+from hf_moe_lmc.connectivity.repairs import repaired_name
 
 from hf_moe_lmc import MoeAligner, align, scramble
 from hf_moe_lmc.connectivity import calibrate_repairs, evaluate, evaluate_path
-from hf_moe_lmc.connectivity.repairs import repaired_name
 from hf_moe_lmc.errors import BadInputError
 from tests.connectivity import finetuned
 

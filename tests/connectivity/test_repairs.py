@@ -2,10 +2,10 @@ from typing import get_args
 
 import pytest
 import torch
+from hf_moe_lmc.connectivity.repairs import CALIBRATED, Repair
 
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.connectivity import borrow, calibrate, linear_path, repaired_path
-from hf_moe_lmc.connectivity.repairs import CALIBRATED, Repair
 from tests.models import build, inputs
 
 NAMES = ["moe_vit shared", "moe_gpt2 sparse", "mixtral", "qwen2_moe"]
