@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
-from hf_moe_lmc.errors import BadInputError, MoeLmcError
+from hf_moe_lmc.errors import BadInputError, MoeLmcError, one_line
 from hf_moe_lmc.verification import Verification
 
 from .figures import (
@@ -29,7 +29,6 @@ from .licenses import License, known_identifier
 from .markdown import (
     Markdown,
     front_matter,
-    one_line,
     read_markdown,
     render,
     replace_in_section,
@@ -214,7 +213,7 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
             named = parents_of({role: (model.name, model.commit) for role, model in origins.items()})
             commands.append(["align", *(parent.argument for parent in named), *how, "-o", "alignment"])
             how = ["--alignment", "alignment"]
-    if output.command == "apply":
+    if output.command == "apply" and commands:
         commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
     if output.command == "merge":
         place = ["--shares", *map(repr, output.shares)] if output.t is None else ["--t", repr(output.t)]
