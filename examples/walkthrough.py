@@ -97,8 +97,9 @@ show("merge, aligned", merged)
 # ## The whole path
 #
 # Every point on the straight line from the reference (t = 0) to the other (t = 1) is a model. The *barrier* is how far
-# the loss rises above the line between the endpoints. "norms" and "rescale" repair the sizes of weights and outputs, which
-# shrink wherever weights that disagree are averaged; "naive + rescale" tells how much of the barrier is only that.
+# the loss rises above the line between the endpoints. "norms" and "rescale" repair the sizes of weights and outputs,
+# which shrink wherever weights that disagree are averaged; "naive + rescale" tells how much of the barrier is only
+# that.
 
 # %%
 report = aligner.evaluate(
