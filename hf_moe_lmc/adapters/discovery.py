@@ -116,7 +116,9 @@ def _router_tensors(block_name: str, block: nn.Module, child: str, facts: Router
         if name in ROUTER_TENSORS:
             tensors[ROUTER_TENSORS[name]] = f"{router}.{name}", tensor
         elif not any(name == common or name.startswith(f"{common}.") for common in facts.common_tensors):
-            raise UnsupportedArchitectureError(f"router {router}: tensor {name} is not known; its role is not guessed")
+            raise UnsupportedArchitectureError(
+                f"router {router}: tensor {name} is not known; see hf_moe_lmc.register_adapter"
+            )
     for name, tensor in module_tensors(block, recurse=False):
         if ROUTER_TENSORS.get(name) == "selection_bias":
             tensors["selection_bias"] = f"{block_name}.{name}", tensor
@@ -135,7 +137,7 @@ def _further_rows(
         own = 2 * num_experts if product_keys else num_experts
         if rows < own or (rows > own and facts.further_rows is None):
             raise UnsupportedArchitectureError(
-                f"tensor {name} has {rows} rows for {num_experts} experts; the role of the others is not guessed"
+                f"tensor {name} has {rows} rows for {num_experts} experts; see hf_moe_lmc.register_adapter"
             )
         if rows > own:
             further[name] = rows - own
