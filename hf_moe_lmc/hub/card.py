@@ -14,7 +14,7 @@ from huggingface_hub import ModelCard
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
-from hf_moe_lmc.errors import BadInputError, MoeLmcError
+from hf_moe_lmc.errors import BadInputError, MoeLmcError, one_line
 from hf_moe_lmc.verification import Verification
 
 from .figures import (
@@ -29,7 +29,6 @@ from .licenses import License, known_identifier
 from .markdown import (
     Markdown,
     front_matter,
-    one_line,
     read_markdown,
     render,
     replace_in_section,
@@ -201,26 +200,24 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
 
     Local parents are called by their label.
     """
+    models = [parent.argument for parent in output.parents]
     known = [alignment for alignment in alignments if alignment]
     configs = [alignment.config for alignment in known if alignment.config]
-    if not configs or len(configs) < len(output.alignments):
-        return []
-    config, first = configs[0], known[0]
-    matching = ["--expert-order", config.expert_order, *(["--balance-scales"] if config.balance_scales else [])]
-    models = [parent.argument for parent in output.parents]
-    commands = []
-    if len(known) > 1:
-        shares = ["--shares", *map(repr, output.shares)]
-        commands.append(["merge", *models, *shares, *matching, *_repairs(output), *_writing(output), "-o", "merged"])
-    elif first.reference and first.other:
-        pair = {"reference": first.reference, "other": first.other}
-        origins = parents_of({role: (model.name, model.commit) for role, model in pair.items()})
-        commands.append(["align", *(parent.argument for parent in origins), *matching, "-o", "alignment"])
-        if output.command == "apply":
-            commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
-        if output.command == "merge":
-            how = ["--alignment", "alignment", "--t", repr(output.t), *_repairs(output), *_writing(output)]
-            commands.append(["merge", *models, *how, "-o", "merged"])
+    how, commands = ["--expert-order", "none"], []
+    if output.command == "align" or any(output.alignments):
+        if not configs or len(configs) < len(output.alignments):
+            return []
+        how = ["--expert-order", configs[0].expert_order, *(["--balance-scales"] if configs[0].balance_scales else [])]
+        if len(known) == 1 and (pair := known[0]).reference and pair.other:
+            origins = {"reference": pair.reference, "other": pair.other}
+            named = parents_of({role: (model.name, model.commit) for role, model in origins.items()})
+            commands.append(["align", *(parent.argument for parent in named), *how, "-o", "alignment"])
+            how = ["--alignment", "alignment"]
+    if output.command == "apply" and commands:
+        commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
+    if output.command == "merge":
+        place = ["--shares", *map(repr, output.shares)] if output.t is None else ["--t", repr(output.t)]
+        commands.append(["merge", *models, *how, *place, *_repairs(output), *_writing(output), "-o", "merged"])
     return [shell_command(["hf-moe-lmc", *command]) for command in commands]
 
 
