@@ -10,9 +10,9 @@ from .opened_model import LoadOptions, Model, OpenedModel, Pretrained, load_mode
 from .pair import CheckedModels, check_models, open_models
 from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
-from .processes import accelerator_of_all, keep_freed_memory, processes
+from .job import accelerator_of_all, keep_freed_memory, processes
 from .resources import Resources
-from .scramble import scramble
+from .random_rewrite import scramble
 from .weights import ByLayer, Weights, aligned, mean, repaired
 from .write import WriteOptions
 

@@ -19,7 +19,7 @@ from .alignment import Alignment
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
-from .processes import processes
+from .job import processes
 from .weights import Weights, aligned, repaired, shared, verified
 from .write import Output, WriteOptions, write_checkpoints
 

@@ -24,7 +24,7 @@ from .config import CONFIG_NAME, AlignmentConfig, versions
 from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
-from .processes import processes
+from .job import processes
 from .resources import Resources, matching_bytes
 
 LARGEST = 1e15  # sums of squares stay within float32
