@@ -23,6 +23,7 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -246,6 +247,16 @@ def _check_unexpected(model: PreTrainedModel, unexpected: list[str]) -> None:
 
 def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
     return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of `model` that `save_pretrained` writes, under module names, on the meta device.
+
+    Of tied tensors they hold one.
+    """
+    ignored = set(model._keys_to_ignore_on_save or ())
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
+    return {name: t.to("meta") for name, t in remove_tied_weights_from_state_dict(tensors, model).items()}
 
 
 def original_tensors(model: PreTrainedModel, tensors: Tensors) -> dict[str, Tensor]:
