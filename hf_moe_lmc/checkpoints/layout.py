@@ -35,7 +35,7 @@ def place(
         folder: of the new files.
         layout: "kept", the keys and shards of the checkpoint; "original", the keys that `save_pretrained` writes by
             default; "fused", module names. The keys of a model are kept as `save_pretrained` writes them.
-        dtype: of all floating-point tensors; None keeps every tensor's own.
+        dtype: of all floating-point tensors of 16 bits and more; None keeps every tensor's own.
 
     Raises:
         BadInputError: what is quantised would have to be computed.
@@ -73,23 +73,24 @@ Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 def _kept(checkpoint: Checkpoint) -> dict[str, Entries]:
     shards: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
     for tensor in sorted(checkpoint.stored.values(), key=lambda tensor: (tensor.file.name, tensor.offset)):
-        if tensor.key not in checkpoint.ignored:
-            shards.setdefault(tensor.file.name, {})[tensor.key] = tensor.dtype, tensor.shape
+        shards.setdefault(tensor.file.name, {})[tensor.key] = tensor.dtype, tensor.shape
     return dict(shards)
 
 
 def _saved(source: Checkpoint | PreTrainedModel, layout: Layout) -> Entries:
     if isinstance(source, Checkpoint):
-        model, tensors = source.model, source.on_meta()
+        model, tensors, ignored = source.model, source.on_meta(), source.ignored
     else:
-        model, tensors = source, saved_tensors(source)
+        model, tensors, ignored = source, saved_tensors(source), ()
+    own = {name: tensor for name, tensor in tensors.items() if name not in ignored}
     if layout != "fused":
-        tensors = original_tensors(model, tensors)
-    return {key: (tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()}
+        own = original_tensors(model, own)
+    return {key: (t.dtype, tuple(t.shape)) for key, t in (own | {key: tensors[key] for key in ignored}).items()}
 
 
 def _cast(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted and dtype.is_floating_point else dtype
+    # Of 8 bits are codes, which mean nothing without their scales.
+    return wanted if wanted and dtype.is_floating_point and dtype.itemsize > 1 else dtype
 
 
 def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

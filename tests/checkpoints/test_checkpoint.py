@@ -1,9 +1,8 @@
 """Reading under module names."""
 
 import pytest
-import torch
 
-from hf_moe_lmc.checkpoints import Checkpoint, ReusedMemory, meta_model, read_config
+from hf_moe_lmc.checkpoints import Checkpoint, meta_model, read_config
 from hf_moe_lmc.checkpoints.stored_tensor import StoredTensor
 
 
@@ -35,15 +34,3 @@ def test_the_tensor_of_all_experts_reads_theirs_and_no_others(opened, reads):
 def test_a_pass_over_all_names_reads_each_stored_tensor_once(opened, reads):
     assert sum(tensor.numel() for _, tensor in opened.items()) == sum(t.numel() for t in opened.on_meta().values())
     assert sorted(reads) == sorted(opened.stored)
-
-
-def test_memory_is_used_again(opened):
-    memory = ReusedMemory()
-    first = opened.read([f"model.layers.0.mlp.experts.{part}" for part in ("gate_up_proj", "down_proj")], memory)
-    copies = {name: tensor.clone() for name, tensor in first.items()}
-    assert all(torch.equal(tensor, opened[name]) for name, tensor in copies.items())
-    second = opened.read([name.replace(".0.", ".1.") for name in first], memory)
-    assert all(torch.equal(tensor, opened[name]) for name, tensor in second.items())
-    assert {t.untyped_storage().data_ptr() for t in [*first.values(), *second.values()]} == {
-        next(iter(first.values())).untyped_storage().data_ptr()
-    }

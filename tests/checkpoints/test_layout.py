@@ -7,7 +7,8 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, Layout, meta_model, place
+from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, meta_model, place
+from hf_moe_lmc.names import Layout
 from tests import families, models
 
 
@@ -20,7 +21,7 @@ def write(model: PreTrainedModel, folder: Path, layout: Layout = "kept", dtype: 
     tensors = model.state_dict()
     digests = {}
     for group in writer.groups:  # one at a time
-        digests |= writer.write({name: tensors[name] for name in group.names})
+        digests |= writer.write(tensors, group.names)
     assert writer.finish(digests).keys() == digests.keys()
 
 

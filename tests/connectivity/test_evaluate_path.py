@@ -180,7 +180,7 @@ def test_a_point_that_fails_is_reported(accelerator):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"points": 1}, "two points or more, ascending from 0 to 1, not 1"),
+        ({"points": 2}, "three points or more, ascending from 0 to 1, not 2: its endpoints alone show no barrier"),
         ({"points": (0.0, 0.5)}, "ascending from 0 to 1"),
         ({"calibration": finetuned.loader(12, 8)}, "one batch of calibration data cannot be halved"),
     ],
@@ -194,7 +194,7 @@ def test_what_cannot_be_evaluated(options, message, accelerator):
 def test_too_little_data(blocks, message, accelerator):
     a, b = finetuned.pair("mixtral")
     with pytest.raises(BadInputError, match=message):
-        evaluate_path(a, b, None, finetuned.loader(0, blocks), 2, accelerator=accelerator)
+        evaluate_path(a, b, None, finetuned.loader(0, blocks), 3, accelerator=accelerator)
 
 
 def test_models_of_two_classes(accelerator):

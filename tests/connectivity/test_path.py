@@ -53,8 +53,9 @@ def test_points():
 
 
 @pytest.mark.parametrize(
-    "t", [0, 1, (), (0.0,), (0.0, 0.5), (0.1, 1.0), (0.0, 0.7, 0.6, 1.0), (0.0, float("nan"), 1.0)]
+    "t",
+    [-3, 0, 1, 2, (), (0.0,), (0.0, 0.5), (0.0, 1.0), (0.1, 0.5, 1.0), (0.0, 0.7, 0.6, 1.0), (0.0, float("nan"), 1.0)],
 )
 def test_what_is_no_path(t):
-    with pytest.raises(BadInputError, match="two points or more, ascending from 0 to 1"):
+    with pytest.raises(BadInputError, match="three points or more, ascending from 0 to 1"):
         points_of(t)

@@ -6,19 +6,17 @@ import torch
 from torch import nn
 
 from hf_moe_lmc import align, register_adapter, scramble
-from hf_moe_lmc.adapters import gates, moe_layers, routers
+from hf_moe_lmc.adapters import families, moe_layers
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 
 @pytest.fixture(autouse=True)
 def forget():
-    """What a test registers."""
-    tables = [routers.CONSTANT_SENSITIVE, routers.SOFTMAX, routers.GROUPS, gates.EXPERTS, gates.MLPS]
-    before = [table.copy() for table in tables]
+    """Leave no trace of what a test registers."""
+    before = dict(families.KNOWN)
     yield
-    for table, entries in zip(tables, before, strict=True):
-        table.clear()
-        table.update(entries)
+    families.KNOWN.clear()
+    families.KNOWN.update(before)
 
 
 class OwnRouter(nn.Module):
@@ -80,7 +78,7 @@ def test_what_is_said_becomes_the_group(scores, gate):
         assert group.expert_groups == 3
 
 
-def test_listed_experts_move_as_modules():
+def test_listed_experts_are_permuted_as_modules():
     register_adapter(OwnRouter, "softmax", mlps={OwnMLP: "offset"})
     model = listed()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -96,7 +94,7 @@ def test_a_planted_rewrite_is_found(experts):
     register_adapter(OwnRouter, "sigmoid", {OwnExperts: "odd"}, {OwnMLP: "odd"}, expert_groups="n_group")
     reference = listed() if experts == "listed" else OwnModel(OwnExperts())
     other, planted = scramble(deepcopy(reference))
-    found = align(reference, other)
-    assert found.symmetries == planted.inverse().symmetries
-    other = found.apply(other).state_dict()
+    alignment = align(reference, other)
+    assert alignment.symmetries == planted.inverse().symmetries
+    other = alignment.apply(other).state_dict()
     assert all(torch.equal(tensor, other[name]) for name, tensor in reference.state_dict().items())
