@@ -14,8 +14,16 @@ from unittest import mock
 
 import pytest
 
-from hf_moe_lmc.alignment import AlignmentConfig, Merge, MergeRepairs, WriteOptions, align_pair, open_models, shares_at
-from hf_moe_lmc.alignment import write
+from hf_moe_lmc.alignment import (
+    AlignmentConfig,
+    Merge,
+    MergeRepairs,
+    WriteOptions,
+    align_pair,
+    open_models,
+    shares_at,
+    write,
+)
 from hf_moe_lmc.errors import OutputError
 from tests import forked
 from tests.tiny_pair import save_pair

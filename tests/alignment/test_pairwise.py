@@ -95,12 +95,20 @@ def test_an_alignment_made_for_another_model_is_refused():
     assert same(smaller.state_dict(), before)
 
 
-@pytest.mark.parametrize("expert_order", ["none", "units"])
-def test_orders_that_leave_experts_alone(expert_order):
+def test_units_alone():
     model, other = build("mixtral"), scramble(build("mixtral", seed=1))[0]
-    layers = align(model, other, config=expert_order).layers.values()
-    assert all(layer.symmetry.experts.is_identity for layer in layers)
-    assert all(layer.symmetry.is_identity == (expert_order == "none") for layer in layers)
+    for layer in align(model, other, config="units").layers.values():
+        assert layer.symmetry.experts.is_identity
+        assert not layer.symmetry.is_identity
+        assert layer.distance_after < layer.distance_before
+
+
+def test_nothing_is_no_alignment(tmp_path):
+    model = build("mixtral", dtype=torch.float32)
+    for arguments in ({}, {"output": tmp_path / "out"}):
+        with pytest.raises(BadInputError, match='the expert order "none" aligns nothing; choose another'):
+            align(model, model, config="none", **arguments)
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.fixture

@@ -198,7 +198,11 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_what_computes_with_weights_is_refused(folder, tmp_path):
-    for refused in (lambda: merge(folder, folder, output=tmp_path / "out"), lambda: merge(folder, folder), lambda: open_model(folder)):
+    for refused in (
+        lambda: merge(folder, folder, output=tmp_path / "out"),
+        lambda: merge(folder, folder),
+        lambda: open_model(folder),
+    ):
         with pytest.raises(BadInputError, match=r"quantised \(fp8\), .* load the model with dequantize=True"):
             refused()
     for options in ({"layout": "original"}, {"layout": "fused"}, {"dtype": torch.bfloat16}):

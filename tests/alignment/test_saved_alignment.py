@@ -150,7 +150,7 @@ DAMAGES = {
     "evidence of another kind": (edit_layer(evidence=1), ""),
     "a setting with another value": (
         lambda f: edit_json(f / CONFIG, lambda c: c["config"].update(expert_order="gauss")),
-        "are no settings",
+        "gauss",
     ),
     "record of another kind": (lambda f: edit_json(f / CONFIG, lambda c: c.update(other={"name": 1})), ""),
 }
