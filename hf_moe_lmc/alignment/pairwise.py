@@ -50,6 +50,8 @@ def align_pair(
         UnsupportedArchitectureError: a layer admits no such matching.
         BadInputError: a checkpoint is damaged, a weight is NaN or infinite, or memory does not suffice.
     """
+    if config.expert_order == "none":
+        raise BadInputError('the expert order "none" aligns nothing; choose another')
     reference, other = pair.models
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.
