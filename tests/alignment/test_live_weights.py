@@ -1,6 +1,6 @@
 """Weights of live models, offloaded ones included: read, replaced for a while, given back; and where others are held."""
 
-from collections import Counter
+from collections import Counter, UserDict
 
 import pytest
 import torch
@@ -79,11 +79,11 @@ def test_weights_for_good(name):
     assert torch.equal(logits(model), logits(other))
 
 
-class Counted(dict):
+class Counted(UserDict):
     """Weights that count how often each is asked for."""
 
-    def __init__(self, *args: object):
-        super().__init__(*args)
+    def __init__(self, weights: dict[str, torch.Tensor]):
+        super().__init__(weights)
         self.asked = Counter()
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -95,11 +95,12 @@ class Counted(dict):
 def test_weights_are_held_where_they_are_placed(placement, reads):
     """The same values, read once, or at every look."""
     model = build("mixtral", dtype=torch.float32)
-    source = Counted(build("mixtral", seed=1, dtype=torch.float32).state_dict())
+    expected = build("mixtral", seed=1, dtype=torch.float32).state_dict()
+    source = Counted(expected)
     held = placed(source, LiveWeights(model), placement)
     assert list(held) == list(source)
     for _ in range(3):
-        assert all(torch.equal(held[name], tensor) for name, tensor in source.items())
+        assert all(torch.equal(held[name], tensor) for name, tensor in expected.items())
     assert set(source.asked.values()) == {reads}
 
 

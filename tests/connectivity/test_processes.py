@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from tests.connectivity import siblings, path_job
+from tests.connectivity import path_job, siblings
 
 ROOT = Path(__file__).parents[2]
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import MoeAligner, scramble
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.alignment import mean, temporarily_loaded
+from hf_moe_lmc.alignment import aligned, mean, temporarily_loaded
 from hf_moe_lmc.connectivity import Calibrated, CalibrationData, calibrate_repairs, choose_repairs, evaluate
 from hf_moe_lmc.connectivity.repair_choice import repaired_name
 from hf_moe_lmc.errors import BadInputError
@@ -92,8 +92,8 @@ def test_norms(name, dtype):
     a, b = pair(name, dtype)
     own = {key: tensor.clone() for key, tensor in a.state_dict().items()}
     with calibrated(a, [b.state_dict()]) as merge:
-        assert same(dict(merge.weights((1, 0), NORMS)), own)
-        assert same(dict(merge.weights((0, 1), NORMS)), b.state_dict())
+        assert same(dict(merge.weights((1.0, 0.0), NORMS)), own)
+        assert same(dict(merge.weights((0.0, 1.0), NORMS)), b.state_dict())
         repaired, plain = dict(merge.weights(HALF, NORMS)), dict(merge.weights(HALF))
         specs = merge.specs
     assert all(tensor.dtype == dtype for tensor in repaired.values())
@@ -119,8 +119,8 @@ def test_what_a_repair_changes(name, repair):
     own = {key: tensor.clone() for key, tensor in a.state_dict().items()}
     batch = inputs(a)
     with calibrated(a, [b.state_dict()], [batch, batch]) as merge:
-        assert same(dict(merge.weights((1, 0), [repair])), own)
-        assert same(dict(merge.weights((0, 1), [repair])), b.state_dict())
+        assert same(dict(merge.weights((1.0, 0.0), [repair])), own)
+        assert same(dict(merge.weights((0.0, 1.0), [repair])), b.state_dict())
         repaired, plain = dict(merge.weights((0.6, 0.4), [repair])), dict(merge.weights((0.6, 0.4)))
         specs = merge.specs
     assert all(torch.isfinite(tensor).all() for tensor in repaired.values())
@@ -191,9 +191,8 @@ def test_what_is_written_is_what_was_evaluated(repairs, tmp_path):
     record = json.loads((folder / "hf_moe_lmc_manifest.json").read_text())
     if repairs != "auto":
         assert record["repairs"] == list(repairs)
-    for merged in (live.merge(None, 0.5, **options), from_disk.merge(alignment, 0.5, **options)):
-        assert same(merged.state_dict(), on_disk.state_dict())
-    plain = live.merge(None, 0.5).state_dict()
+    assert same(live.merge(alignment, 0.5, **options).state_dict(), on_disk.state_dict())
+    plain = live.merge(alignment, 0.5).state_dict()
     assert same(plain, on_disk.state_dict()) == (not record["repairs"])
     if repairs != "auto" and len(repairs) > 1:
         return  # a chain that no path of an evaluation has
@@ -213,13 +212,18 @@ def test_several_models_are_repaired_at_their_shares(tmp_path):
     models = [siblings.stepped(siblings.base("mixtral"), seed) for seed in (1, 2, 3)]
     for name, model in zip("abc", models, strict=True):
         model.save_pretrained(tmp_path / name)
-    options = {"shares": (2, 1, 1), "calibration": siblings.loader(12, 8, 4), "experts_implementation": "eager"}
+    options = {"shares": (2.0, 1.0, 1.0), "calibration": siblings.loader(12, 8, 4), "experts_implementation": "eager"}
     from_disk = MoeAligner.from_pretrained(*(tmp_path / name for name in "abc"))
+    alignments = from_disk.align()
+    records = {}
     for repairs in ("auto", ("moments",)):
-        out = from_disk.merge(output=tmp_path / str(repairs), repairs=repairs, **options)
-        live = MoeAligner.from_pretrained(*models).merge(repairs=repairs, **options)
-        on_disk = AutoModelForCausalLM.from_pretrained(out)
-        assert same(live.state_dict(), on_disk.state_dict())
-        record = json.loads((out / "hf_moe_lmc_manifest.json").read_text())
-        assert record["shares"] == [0.5, 0.25, 0.25]
-        assert len(record["calibration"].get("held_out_loss", ())) == (8 if repairs == "auto" else 0)
+        out = from_disk.merge(alignments, output=tmp_path / str(repairs), repairs=repairs, **options)
+        records[repairs] = json.loads((out / "hf_moe_lmc_manifest.json").read_text())
+    live = MoeAligner.from_pretrained(*models).merge(alignments, repairs=("moments",), **options)
+    assert same(live.state_dict(), AutoModelForCausalLM.from_pretrained(out).state_dict())
+    assert [record["shares"] for record in records.values()] == [[0.5, 0.25, 0.25]] * 2
+    losses = records["auto"]["calibration"]["held_out_loss"]
+    assert losses[repaired_name("aligned", records["auto"]["repairs"])] == min(losses.values())
+    with calibrated(models[0], [aligned(b.state_dict(), moe_layers(b), part.symmetries) for b, part in zip(
+        models[1:], alignments, strict=True)], siblings.loader(12, 8, 4)) as merge:
+        assert losses["aligned"] == merge.held_out_loss((0.5, 0.25, 0.25), ())
