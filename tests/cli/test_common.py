@@ -45,7 +45,21 @@ def test_a_file_says_what_the_command_line_would(tmp_path):
         **{"expert-order": "joint", "repair": ["norms", "gram"], "overwrite": True},
     )
     found = parsed("merge", "--config", file)
-    words = ["org/a", "org/b", "-o", "out", "--t", "0.25", "1", "--expert-order", "joint", "--repair", "norms", "gram", "--overwrite"]
+    words = [
+        "org/a",
+        "org/b",
+        "-o",
+        "out",
+        "--t",
+        "0.25",
+        "1",
+        "--expert-order",
+        "joint",
+        "--repair",
+        "norms",
+        "gram",
+        "--overwrite",
+    ]
     assert {name: value for name, value in found.items() if name != "config"} == parsed("merge", *words)
 
 
@@ -136,7 +150,7 @@ def test_quiet_and_verbose(pair, tmp_path):
 
     assert shown("--quiet") == ("", "")
     text, progress = shown()
-    assert text.startswith("1 of 1 layers")
+    assert text.startswith("1 of 1 layers permuted")
     assert re.search(r"aligning: 100%.*B/s, 1 of 1 layers", progress)
 
 

@@ -224,6 +224,12 @@ def test_several_models_are_repaired_at_their_shares(tmp_path):
     assert [record["shares"] for record in records.values()] == [[0.5, 0.25, 0.25]] * 2
     losses = records["auto"]["calibration"]["held_out_loss"]
     assert losses[repaired_name("aligned", records["auto"]["repairs"])] == min(losses.values())
-    with calibrated(models[0], [aligned(b.state_dict(), moe_layers(b), part.symmetries) for b, part in zip(
-        models[1:], alignments, strict=True)], siblings.loader(12, 8, 4)) as merge:
+    with calibrated(
+        models[0],
+        [
+            aligned(b.state_dict(), moe_layers(b), part.symmetries)
+            for b, part in zip(models[1:], alignments, strict=True)
+        ],
+        siblings.loader(12, 8, 4),
+    ) as merge:
         assert losses["aligned"] == merge.held_out_loss((0.5, 0.25, 0.25), ())
