@@ -34,6 +34,7 @@ from accelerate import Accelerator
 from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
 from hf_moe_lmc.connectivity.path import moved
 from hf_moe_lmc.connectivity.repairs import Repair, repaired_name
+from hf_moe_lmc.demo.endpoints import finetune, pretrain
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import (
@@ -52,7 +53,6 @@ from hf_moe_lmc.connectivity.controls import shuffled_layers
 from hf_moe_lmc.connectivity.data import Blocks
 from hf_moe_lmc.demo import Recipe
 from hf_moe_lmc.demo.digits import digits_file, load_digits
-from hf_moe_lmc.demo.endpoints import finetune, pretrain
 from hf_moe_lmc.demo.training import train
 from hf_moe_lmc.matching import ExpertOrder
 

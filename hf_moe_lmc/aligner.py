@@ -186,7 +186,7 @@ class MoeAligner:
         output: str | Path | None = None,
         **options: Unpack[MergeOptions],
     ) -> Merged:
-        """Average the aligned models: `sum_i s_i (alignment_i . model_i)`, of two `(1 - t) reference + t (aligned other)`.
+        """Average the aligned models: `sum_i s_i (alignment_i . model_i)`; of two `(1 - t) reference + t other`.
 
         The first model with a share gives the result its configuration, generation settings, dtype and tokenizer: at
         t = 1 the result is the other model, rewritten.
@@ -369,7 +369,7 @@ class MoeAligner:
                 for other, symmetries in zip(self.models.others, merge.symmetries, strict=True)
             ]
             specs, data = self.models.reference.layers, data.to(accelerator.device)
-            return calibrate_repairs(Calibrated(saved, others, specs, data, accelerator), points, repairs)
+            return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
 
     def _card(self, alignments: Alignments) -> Callable[[Path], None]:
         return lambda folder: cast(None, write_card(folder, alignments))

@@ -13,13 +13,14 @@ from .plan import Plan, plan_alignment, plan_writing
 from .processes import accelerator_of_all, keep_freed_memory, processes
 from .resources import Resources
 from .scramble import scramble
-from .weights import Weights, aligned, mean, repaired
+from .weights import ByLayer, Weights, aligned, mean, repaired
 from .write import WriteOptions
 
 __all__ = [
     "Alignment",
     "AlignmentConfig",
     "Alignments",
+    "ByLayer",
     "CheckedModels",
     "LiveWeights",
     "LoadOptions",

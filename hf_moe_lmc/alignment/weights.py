@@ -50,7 +50,7 @@ def aligned(other: Weights, specs: Sequence[MoeLayerSpec], symmetries: Mapping[s
         except ValueError as error:
             raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
 
-    return _ByLayer(other, [known[name] for name in symmetries], compute)
+    return ByLayer(other, [known[name] for name in symmetries], compute)
 
 
 def mean(models: Sequence[Weights], shares: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
@@ -96,7 +96,7 @@ def repaired(
         endpoints = [{name: model[name] for name in spec.tensor_names} for model in reversed(models)][::-1]
         return _repaired_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype)
 
-    return _ByLayer(average, specs, compute)
+    return ByLayer(average, specs, compute)
 
 
 def verified(weights: Weights, specs: Sequence[MoeLayerSpec], record: ModelRecord, name: str) -> Weights:
@@ -111,7 +111,7 @@ def verified(weights: Weights, specs: Sequence[MoeLayerSpec], record: ModelRecor
         record.check(spec, tensors, name)
         return tensors
 
-    return _ByLayer(weights, specs, compute)
+    return ByLayer(weights, specs, compute)
 
 
 def shared(weights: Weights, consumers: int) -> Weights:
@@ -119,7 +119,7 @@ def shared(weights: Weights, consumers: int) -> Weights:
     return weights if consumers < 2 else _Shared(weights, consumers)
 
 
-class _ByLayer(Mapping[str, Tensor]):
+class ByLayer(Mapping[str, Tensor]):
     """`rest` with the layers of `specs` replaced by `compute(spec)`: module names of the layer -> tensors."""
 
     def __init__(
@@ -203,7 +203,7 @@ def _with_shares(models: Sequence[Weights], shares: Sequence[float]) -> tuple[li
 
 def _is_fresh(weights: Weights) -> bool:
     """Whether every look at `weights` gives memory that nobody else has."""
-    return isinstance(weights, Checkpoint) or (isinstance(weights, _ByLayer) and _is_fresh(weights.rest))
+    return isinstance(weights, Checkpoint) or (isinstance(weights, ByLayer) and _is_fresh(weights.rest))
 
 
 def _act(spec: MoeLayerSpec, symmetry: MoeSymmetry, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

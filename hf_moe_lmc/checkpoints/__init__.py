@@ -5,7 +5,6 @@ from .conversion import tied_names
 from .durable import sync
 from .json_file import read_json
 from .layout import place
-from .reused_memory import ReusedMemory
 from .skeleton import meta_model, quantisation, read_config
 from .source import COMPANIONS, HubOptions, Source, find_source
 from .staging import MANIFEST_NAME, StagedFolder, check_output, output_folder
@@ -18,7 +17,6 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "HubOptions",
-    "ReusedMemory",
     "Source",
     "StagedFolder",
     "check_output",

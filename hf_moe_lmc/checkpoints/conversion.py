@@ -23,12 +23,16 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_moe_lmc.errors import BadInputError
 
 from .skeleton import quantisation
 
 Tensors = Mapping[str, Tensor]
+
+# The projection that joins embedding and hidden state tells a layer that predicts further tokens from a decoder layer.
+FURTHER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.eh_proj\.")
 
 
 class MisfitError(BadInputError):
@@ -134,7 +138,8 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
         stored: checkpoint key -> tensor on the meta device.
 
     Returns:
-        the groups, in natural order of their keys; and the keys that Transformers leaves out when it loads.
+        the groups, in natural order of their keys; and those keys that are no part of the model and that Transformers
+        ignores, such as layers that predict further tokens: groups of their own, under their keys.
 
     Raises:
         BadInputError: a tensor is missing, is not part of the model, or has another shape than the model's.
@@ -172,6 +177,7 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})
     _check_unexpected(model, unexpected)
+    groups |= {key: TensorGroup((key,), (key,)) for key in unexpected}
     order = {key: position for position, key in enumerate(sorted(stored, key=dot_natural_key))}
     return sorted(groups.values(), key=lambda group: order[group.keys[0]]), unexpected
 
@@ -238,14 +244,35 @@ def _check_complete(model: PreTrainedModel, present: set[str]) -> None:
 def _check_unexpected(model: PreTrainedModel, unexpected: list[str]) -> None:
     # Old checkpoints hold buffers that models compute by now.
     patterns = {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", *(model._keys_to_ignore_on_load_unexpected or ())}
-    ignored = _any_of(patterns)
+    ignored = _any_of({*patterns, *_further_prediction(model, unexpected)})
     for key in unexpected:
         if ignored is None or not ignored.search(key):
             raise MisfitError(key, f" is not part of a {type(model).__name__}; give its own config.json")
 
 
+def _further_prediction(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
+    """Patterns of the keys of layers that predict further tokens, which no class of Transformers has.
+
+    They stand beside the decoder layers, or are numbered on from them: there, Transformers knows the number that a
+    published model has.
+    """
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    numbers = {int(match[1]) for key in unexpected if (match := FURTHER_LAYER.search(key))}
+    return {r"(^|\.)mtp(_\w+)?\."} | {rf"(^|\.)layers\.{number}\." for number in numbers if number >= layers}
+
+
 def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
     return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of `model` that `save_pretrained` writes, under module names, on the meta device.
+
+    Of tied tensors they hold one.
+    """
+    ignored = set(model._keys_to_ignore_on_save or ())
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
+    return {name: t.to("meta") for name, t in remove_tied_weights_from_state_dict(tensors, model).items()}
 
 
 def original_tensors(model: PreTrainedModel, tensors: Tensors) -> dict[str, Tensor]:

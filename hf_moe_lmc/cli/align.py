@@ -1,10 +1,13 @@
 """`hf-moe-lmc align`."""
 
 import argparse
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 from .arguments import add_command, add_hub, add_matching, add_output, add_pair, alignment_config, hub_options
 from .results import CommandResult, describe_alignment, describe_plan
+
+if TYPE_CHECKING:
+    from hf_moe_lmc.alignment import Alignment
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -40,5 +43,5 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if not processes().is_main_process:
         return None
     if options.plot:
-        plot_alignment(alignment, options.plot)
+        plot_alignment(cast("Alignment", alignment), options.plot)
     return describe_alignment(alignment, [options.other], options.output)

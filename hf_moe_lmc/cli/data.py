@@ -2,10 +2,11 @@
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
+    from transformers import PreTrainedModel
 
     from hf_moe_lmc.aligner import MoeAligner
     from hf_moe_lmc.connectivity import CalibrationData
@@ -54,10 +55,10 @@ def examples_of(aligner: "MoeAligner", options: argparse.Namespace, number: int 
     """So many examples for the models of `aligner`; all for None."""
     from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 
-    reference = aligner.models.reference
+    reference, model = aligner.models.reference, cast("PreTrainedModel", aligner.models.reference.model)
     rows = load_rows(options.dataset, options.dataset_config, options.split, options.dataset_revision)
-    processor = processor_of(reference.model, reference.source.folder)
-    return examples_for(reference.model, rows, processor, length=options.length, max_examples=number)
+    processor = processor_of(model, reference.paths[0])
+    return examples_for(model, rows, processor, length=options.length, max_examples=number)
 
 
 def calibration_data(

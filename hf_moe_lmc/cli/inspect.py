@@ -67,7 +67,8 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
         text_table(HEAD, rows),
         "",
         f"{inspection.model_class}: {routed} Mixture-of-Experts{dense} layers, {_short(inspection.parameters)} "
-        f"parameters, {_short(inspection.bytes)}B, 10^{inspection.log10_symmetries:.0f} expert orders, unit orders and signs",
+        f"parameters, {_short(inspection.bytes)}B, 10^{inspection.log10_symmetries:.0f} expert orders, unit orders and "
+        "signs",
     ]
     if inspection.unaligned:
         lines.append(f"dense, class not known: merged as they are: {', '.join(inspection.unaligned)}")

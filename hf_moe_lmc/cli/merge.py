@@ -65,7 +65,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         default=(),
         metavar="REPAIR",
         help="restore what averaging shrinks, one repair after the other: norms and gram need no data; moments, "
-        "rescale and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, loads one model",
+        "rescale and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, one "
+        "model is loaded",
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)

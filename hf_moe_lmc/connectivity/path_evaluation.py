@@ -15,6 +15,7 @@ from hf_moe_lmc.alignment import (
     LiveWeights,
     OpenedModel,
     SavedWeights,
+    Weights,
     accelerator_of_all,
     temporarily_loaded,
 )
@@ -119,13 +120,13 @@ def evaluate_path(
         chains = _single_repairs(settings.repairs, calibration)
         if "auto" in settings.repairs and calibration.batches and "aligned" in settings.variants:
             weights = variant_weights("aligned", pair, alignment, settings.seed)
-            calibrated = Calibrated(saved, [weights], pair.reference.layers, calibration, accelerator)
+            calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
             choice = choose_repairs(calibrated, (0.5, 0.5))
             chains = list(dict.fromkeys([*chains, choice.repairs]))
         for variant in VARIANTS:
             if variant == "naive" or variant in settings.variants:
                 weights = variant_weights(variant, pair, alignment, settings.seed)
-                calibrated = Calibrated(saved, [weights], pair.reference.layers, calibration, accelerator)
+                calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
                 evaluation.run(variant, calibrated, chains)
     curves = evaluation.curves
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
@@ -167,7 +168,7 @@ class _Evaluation:
             recorder = RoutingRecorder(self.model, calibrated.specs, self.accelerator, tokens)
             self.curves[name] = measure(
                 calibrated.saved,
-                lambda t, repairs=repairs: calibrated.weights((1 - t, t), repairs),
+                partial(_point, calibrated, repairs),
                 self.points,
                 self.loader,
                 self.accelerator,
@@ -179,6 +180,10 @@ class _Evaluation:
             )
             if any(recorder.choices):
                 self.routing[name] = routing_along(self.points, recorder.choices)
+
+
+def _point(calibrated: Calibrated, repairs: Sequence[Repair], t: float) -> Weights:
+    return calibrated.weights((1 - t, t), repairs)
 
 
 def _on_devices(pair: CheckedModels, model: PreTrainedModel, saved: SavedWeights, memory: int) -> CheckedModels:

@@ -22,15 +22,15 @@ class Calibrated:
     """Aligned models whose mean can be repaired at any shares; statistics are gathered once for each.
 
     Args:
-        saved: the weights of the first model, which lends its place.
-        others: the weights of the others, aligned, on its devices.
+        saved: the weights of the model that lends its place.
+        models: the weights of all models, aligned, on its devices.
         specs: the Mixture-of-Experts layers.
         data: the calibration data, on the devices.
         accelerator: the processes; each does the same.
     """
 
     saved: SavedWeights
-    others: Sequence[Weights]
+    models: Sequence[Weights]
     specs: Sequence[MoeLayerSpec]
     data: CalibrationData
     accelerator: Accelerator
@@ -38,16 +38,14 @@ class Calibrated:
 
     def weights(self, shares: Shares, repairs: Sequence[Repair] = ()) -> Weights:
         """The mean at some shares under repairs."""
-        models = [self.saved, *self.others]
         statistics = self.statistics(shares) if needs_data(repairs) and 1 not in shares else None
-        return repaired(models, shares, self.specs, repairs, statistics)
+        return repaired(self.models, shares, self.specs, repairs, statistics)
 
     def statistics(self, shares: Shares) -> Mapping[str, LayerStatistics]:
         """Layer name -> its statistics in the mean at some shares."""
         if shares not in self._statistics:
             self._statistics.clear()  # tokens of one point at a time
-            average = mean([self.saved, *self.others], shares)
-            statistics = gather_statistics(self.saved, average, self.specs, self.data.fitted)
+            statistics = gather_statistics(self.saved, mean(self.models, shares), self.specs, self.data.fitted)
             self._statistics[shares] = statistics
         return self._statistics[shares]
 

@@ -1,4 +1,4 @@
-"""Weights of live models, offloaded ones included: read, replaced for a while, given back; and where others are held."""
+"""Weights of live models: read, replaced for a while, given back; and where those of others are held."""
 
 from collections import Counter, UserDict
 

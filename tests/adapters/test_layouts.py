@@ -1,10 +1,10 @@
-"""VitPose, whose caller chooses the head: its units permute, its heads do not."""
+"""VitPose, whose caller chooses the head: its units can be permuted, its heads cannot."""
 
 import torch
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import alignable_layers, moe_layers
-from hf_moe_lmc.adapters.headed_mlp import HeadedMlp
+from hf_moe_lmc.adapters.layouts import HeadedMlp
 from tests import families
 
 
@@ -12,7 +12,7 @@ def build():
     return families.build("vitpose_backbone", experts=5, dtype=torch.float64)
 
 
-def test_units_move_in_all_heads():
+def test_a_unit_is_permuted_in_all_heads():
     model = build()
     before, tensors = families.outputs(model, "vitpose_backbone"), model.state_dict()
     head = tensors["encoder.layer.1.mlp.experts.3.weight"].clone()

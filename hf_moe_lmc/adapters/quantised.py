@@ -1,21 +1,50 @@
-"""Layers of a quantised checkpoint, whose experts can be reordered and nothing else."""
+"""Quantised weights: refused, but for whole experts of a checkpoint, which can be reordered and nothing else."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import SymmetryGroup
 
-from .packed_experts import PackedExperts
-from .refusals import DEQUANTISE, refuse_packed
+from .layouts import PackedExperts
 from .spec import MoeLayerSpec
+
+DEQUANTISE = (
+    "a quantised model must be dequantised first: load it with dequantize=True in its quantization config "
+    "(Mxfp4Config, FineGrainedFP8Config), or call model.dequantize() (bitsandbytes), and save it"
+)
 
 # Below the experts' module: a tensor of one expert, or one whose first axis is that of experts (fp8, mxfp4).
 OF_ONE_EXPERT = re.compile(r"(\d+)\.(.+)")
 OF_ALL_EXPERTS = re.compile(r"(gate_up_proj|up_proj|down_proj)(_blocks|_scales|_scale_inv|_activation_scale|_bias)?")
+
+
+def refuse_quantised(names: Iterable[str], modules: dict[str, nn.Module]) -> None:
+    """Raise `UnsupportedArchitectureError` unless the tensors `names` are plain, and alone in their modules.
+
+    Quantised formats keep scales beside their weights, in one module.
+    """
+    known = set(names)
+    for owner in dict.fromkeys(name.rpartition(".")[0] for name in known):
+        for own, tensor in module_tensors(modules[owner], recurse=False):
+            name = f"{owner}.{own}"
+            if name not in known:
+                raise UnsupportedArchitectureError(f"tensor {name} is not known; {DEQUANTISE}")
+            refuse_packed(name, tensor)
+
+
+def refuse_packed(name: str, tensor: Tensor) -> None:
+    """Raise `UnsupportedArchitectureError` unless the entries of the tensor `name` are weights as they are."""
+    if not tensor.is_floating_point() or tensor.element_size() < 2:
+        raise UnsupportedArchitectureError(f"tensor {name} is {tensor.dtype}; {DEQUANTISE}")
+
+
+def module_tensors(module: nn.Module, recurse: bool) -> list[tuple[str, Tensor]]:
+    """Parameters and buffers of `module` by name."""
+    return [*module.named_parameters(recurse=recurse), *module.named_buffers(recurse=recurse)]
 
 
 def packed_layer(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> MoeLayerSpec:
@@ -34,7 +63,7 @@ def packed_layer(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> MoeLayerS
         if field != "expert_table":
             refuse_packed(name, tensors[name])
     experts, group = _packed_experts(spec.experts.name, spec.num_experts, tensors), spec.group
-    known = SymmetryGroup(
+    of_whole_experts = SymmetryGroup(
         expert_groups=group.expert_groups,
         fixed_experts=group.fixed_experts,
         fixed_units=True,
@@ -42,7 +71,7 @@ def packed_layer(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> MoeLayerS
         router_scale=group.router_scale,
         selection_bias_constant=group.selection_bias_constant,
     )
-    return replace(spec, experts=experts, shared_experts=None, group=known)
+    return replace(spec, experts=experts, shared_experts=None, group=of_whole_experts)
 
 
 def _packed_experts(name: str, num_experts: int, tensors: Mapping[str, Tensor]) -> PackedExperts:
@@ -51,17 +80,17 @@ def _packed_experts(name: str, num_experts: int, tensors: Mapping[str, Tensor]) 
         own = tensor.removeprefix(f"{name}.")
         if own == tensor:
             continue
-        if found := OF_ONE_EXPERT.fullmatch(own):
-            kinds.setdefault(found[2], {})[int(found[1])] = tensor
+        if match := OF_ONE_EXPERT.fullmatch(own):
+            kinds.setdefault(match[2], {})[int(match[1])] = tensor
         elif OF_ALL_EXPERTS.fullmatch(own) and tensors[tensor].shape[:1] == (num_experts,):
             stacked.append(tensor)
         else:
             raise UnsupportedArchitectureError(f"tensor {tensor}: its experts are not known; {DEQUANTISE}")
-    for kind, found in kinds.items():
-        formats = {(tensors[tensor].dtype, tensors[tensor].shape) for tensor in found.values()}
-        if found.keys() != set(range(num_experts)) or len(formats) > 1:
+    for kind, names in kinds.items():
+        formats = {(tensors[tensor].dtype, tensors[tensor].shape) for tensor in names.values()}
+        if names.keys() != set(range(num_experts)) or len(formats) > 1:
             raise UnsupportedArchitectureError(f"experts {name}: {kind} is not alike in all of them; {DEQUANTISE}")
     if not stacked and not kinds:
         raise UnsupportedArchitectureError(f"experts {name}: none of their tensors is known; {DEQUANTISE}")
-    listed = tuple(tuple(found[expert] for expert in range(num_experts)) for found in kinds.values())
+    listed = tuple(tuple(names[expert] for expert in range(num_experts)) for names in kinds.values())
     return PackedExperts(name, num_experts, tuple(stacked), listed)
