@@ -9,6 +9,7 @@ from torch import nn
 # gated: `act(gate) * up`; odd: odd in `up` but not linear, such as `act(gate) * clamp(up)`; offset: neither, such as
 # `act(gate) * (up + 1)`; ungated: `act(up)`.
 Gate = Literal["gated", "odd", "offset", "ungated"]
+FurtherRows = Literal["shared experts", "zero experts", "skipped tokens"]
 
 # Tensors of routers, and selection biases of blocks, by the field of `Router` that they are.
 ROUTER_TENSORS = {
@@ -44,15 +45,15 @@ class RouterFacts:
         further_rows: owner of the rows that follow those of the routed experts; None if none follow. A shift of the
             routed rows alone then changes the output.
         expert_groups: attribute of the router that holds the number of groups of group-limited routing.
-        top_k: K, or the field of the configuration that holds it, where no attribute top_k does.
-        common_tensors: tensors that belong to no expert: names, or modules in front of names.
+        top_k: K, or the field of its configuration that holds it, where no attribute top_k does.
+        common_tensors: names of tensors that belong to no expert, or of modules below the router.
     """
 
     scores: Literal["softmax", "sigmoid"]
     scores_attribute: str | None = None
     renormalises: bool = False
     selection_bias_constant: bool = True
-    further_rows: Literal["shared experts", "zero experts", "skipped tokens"] | None = None
+    further_rows: FurtherRows | None = None
     expert_groups: str = "num_group"
     top_k: int | str | None = None
     common_tensors: tuple[str, ...] = ()
@@ -324,7 +325,10 @@ def register_adapter(
     scores: Literal["softmax", "sigmoid"],
     experts: Mapping[type[nn.Module], Gate] | None = None,
     mlps: Mapping[type[nn.Module], Gate] | None = None,
-    expert_groups: str | None = None,
+    expert_groups: str = "num_group",
+    top_k: int | str | None = None,
+    further_rows: FurtherRows | None = None,
+    common_tensors: tuple[str, ...] = (),
 ) -> None:
     """Make a Mixture-of-Experts architecture known that is not part of Transformers; for remote or private code.
 
@@ -342,6 +346,10 @@ def register_adapter(
             "offset" neither, as `act(gate) * (up + 1)`; "ungated" is `act(up)`.
         mlps: the same for classes of MLPs of linears: one expert of a list, shared experts, dense layers.
         expert_groups: attribute of the router that holds the number of groups, with group-limited routing.
+        top_k: number of experts that a token is sent to, or the field of `router.config` that holds it; None where the
+            router or its block has an attribute `top_k`.
+        further_rows: owner of the rows that follow those of the E experts in the router, if there are any.
+        common_tensors: names of tensors of the router that belong to no expert, or of modules below it.
 
     Example:
         A block with a sigmoid router and a list of SwiGLU experts:
@@ -349,7 +357,7 @@ def register_adapter(
         >>> import torch
         >>> from torch import nn
         >>> from torch.nn import functional as F
-        >>> from hf_moe_lmc import align, register_adapter, scramble
+        >>> from hf_moe_lmc import register_adapter, scramble
         >>> class MyMLP(nn.Module):
         ...     def __init__(self):
         ...         super().__init__()
@@ -368,15 +376,21 @@ def register_adapter(
         ...         weights, chosen = self.gate(x)
         ...         outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
         ...         return (weights[..., None] * outputs.take_along_dim(chosen[..., None], dim=1)).sum(dim=1)
-        >>> register_adapter(MyRouter, "sigmoid", mlps={MyMLP: "gated"})
+        >>> register_adapter(MyRouter, "sigmoid", mlps={MyMLP: "gated"}, top_k=2)
         >>> model, tokens = nn.ModuleDict({"mlp": MyBlock()}), torch.randn(5, 8)
         >>> before = model["mlp"](tokens)
         >>> model, planted = scramble(model)
         >>> torch.allclose(model["mlp"](tokens), before, atol=1e-5)
         True
     """
-    # Whether a constant of selection biases is free was not said.
-    stated = RouterFacts(scores, selection_bias_constant=False, expert_groups=expert_groups or "num_group")
+    stated = RouterFacts(
+        scores,
+        selection_bias_constant=False,  # not said
+        further_rows=further_rows,
+        expert_groups=expert_groups,
+        top_k=top_k,
+        common_tensors=common_tensors,
+    )
     KNOWN[class_key(router)] = replace(facts_of(router), router=stated)
     for cls, gate in (experts or {}).items():
         KNOWN[class_key(cls)] = replace(facts_of(cls), experts=ExpertFacts(gate))

@@ -104,6 +104,10 @@ class Checkpoint(Mapping[str, Tensor]):
         """All tensors without their values."""
         return {name: tensor for group in self.groups for name, tensor in self._empty(group, "meta").items()}
 
+    def dtype_of(self, group: TensorGroup) -> torch.dtype:
+        """The smallest dtype that holds all values of a group."""
+        return reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
+
     def check_finite(self, names: Iterable[str]) -> None:
         """Raise `BadInputError`, naming file and tensor, if a value that `names` are made of is NaN or infinite."""
         for entry in (self.stored[key] for name in names for key in self._group_of[name].keys):
@@ -120,9 +124,8 @@ class Checkpoint(Mapping[str, Tensor]):
                 raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
 
     def _empty(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
-        entries = [self.stored[key] for key in group.keys]
-        dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
-        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, entries[0].shape)
+        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, self.stored[group.keys[0]].shape)
+        dtype = self.dtype_of(group)
         return {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in group.names}
 
     def _read_group(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:

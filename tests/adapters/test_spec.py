@@ -81,6 +81,6 @@ def test_a_router_of_fewer_or_more_rows_than_experts_is_refused(rows):
     """Unless its class is known to have them."""
     model = MODELS["mixtral"]()
     model.model.layers[1].mlp.gate.weight = torch.nn.Parameter(torch.zeros(rows, 12))
-    message = rf"model\.layers\.1\.mlp\.gate\.weight has {rows} rows for 5 experts; the role of the others"
+    message = rf"model\.layers\.1\.mlp\.gate\.weight has {rows} rows for 5 experts; see hf_moe_lmc"
     with pytest.raises(UnsupportedArchitectureError, match=message):
         moe_layers(model)
