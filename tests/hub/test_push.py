@@ -87,6 +87,29 @@ def test_a_pull_request(folder, hub):
     assert {"config.json", "README.md", "hf_moe_lmc_manifest.json"} <= repository.proposals[0].keys()
 
 
+def test_examples_load_from_where_it_goes(folder, hub):
+    """Of a name without owner, too."""
+    write_card(folder / "merged")
+    push_folder(folder / "merged", "ab")
+    text = hub.repositories["me/ab"].files["README.md"].decode()
+    assert 'AutoModelForCausalLM.from_pretrained("me/ab",' in text
+    assert '"merged"' not in text
+    push_folder(folder / "alignment", "org/a-to-b")
+    text = hub.repositories["org/a-to-b"].files["README.md"].decode()
+    assert "hf-moe-lmc apply org/a-to-b b -o aligned\n" in text
+    assert 'Alignment.from_pretrained("org/a-to-b")' in text
+
+
+@pytest.mark.parametrize("where", ["flag", "card"])
+def test_an_invented_license(where, folder, hub, capsys):
+    command = ["push", str(folder / "merged"), "org/ab", "--dry-run"]
+    if where == "card":
+        (folder / "merged" / "README.md").write_text("---\nlicense: bananas\n---\n")
+    assert cli.main(command + ["--license", "bananas"] * (where == "flag")) == 3
+    assert "error: 'bananas' is no license of the Hub; " in capsys.readouterr().err
+    assert hub.requests == []
+
+
 def test_pushed_again(folder, hub):
     push_folder(folder / "merged", "org/ab")
     write_card(folder / "merged", Alignment.from_pretrained(folder / "alignment"))
@@ -341,6 +364,8 @@ def spoil(folder: Path) -> None:
     [
         (lambda merged: (merged / "notes.txt").write_text(""), "notes.txt was not written by this package"),
         (lambda merged: (merged / ".env").write_text(""), ".env was not written by this package"),
+        (lambda merged: os.mkfifo(merged / "README.md"), "README.md is no plain file"),
+        (lambda merged: (merged / "README.md").symlink_to("/dev/zero"), "README.md is a link"),
         (lambda merged: (merged / "vocab.txt").symlink_to("/etc/hosts"), "vocab.txt is a link"),
         (lambda merged: (merged / "model-9.safetensors").write_bytes(b""), "model-9.safetensors belongs to no tensor"),
         (lambda merged: (merged / "model-00001-of-00005.safetensors").unlink(), "is missing"),
