@@ -81,7 +81,8 @@ class Failure:
 class Hub(ThreadingHTTPServer):
     """Repositories by name, planned failures, and the requests so far as (method, path).
 
-    Names are those of addresses: `org/name` is a model, `datasets/org/name` a data set.
+    Names are those of addresses: `org/name` is a model, `datasets/org/name` a data set. With `lfs`, weights are not
+    part of commits: they are sent before, as large files.
     """
 
     daemon_threads = True
@@ -92,6 +93,8 @@ class Hub(ThreadingHTTPServer):
         self.failures: list[Failure] = []
         self.requests: list[tuple[str, str]] = []
         self.role = "write"
+        self.lfs = False
+        self.large: dict[str, bytes] = {}
 
     @property
     def url(self) -> str:
@@ -105,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         pass
@@ -125,6 +128,11 @@ class Handler(BaseHTTPRequestHandler):
                     return self._send(failure.status, failure.body.encode(), failure.headers)
         if "/resolve/" in path:
             return self._resolve(path)
+        if path.startswith("/lfs/"):
+            self.server.large[path.removeprefix("/lfs/")] = body
+            return self._send(200, b"")
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._json({"transfer": "basic", "objects": list(map(self._upload, json.loads(body)["objects"]))})
         if path == "/api/validate-yaml":
             return self._validate(json.loads(body)["content"])
         if not self._is_member():
@@ -139,10 +147,7 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
         repository, (_, *action) = self.server.repositories[name], address.removeprefix(name).split("/")
         if action[:1] == ["preupload"]:
-            files = [entry | {"uploadMode": "regular", "shouldIgnore": False} for entry in json.loads(body)["files"]]
-            return self._json(
-                {"files": [{key: file[key] for key in ("path", "uploadMode", "shouldIgnore")} for file in files]}
-            )
+            return self._json({"files": [self._mode(entry["path"]) for entry in json.loads(body)["files"]]})
         if action[:1] == ["commit"]:
             return self._commit(name, repository, body)
         if action[:1] == ["refs"]:
@@ -151,6 +156,13 @@ class Handler(BaseHTTPRequestHandler):
 
     def _is_member(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
+
+    def _mode(self, name: str) -> dict:
+        large = self.server.lfs and name.endswith(".safetensors")
+        return {"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+
+    def _upload(self, entry: dict) -> dict:
+        return entry | {"actions": {"upload": {"href": f"{self.server.url}/lfs/{entry['oid']}"}}}
 
     def _refs(self, repository: Repository) -> None:
         proposals = [f"refs/pr/{number}" for number in range(1, len(repository.proposals) + 1)]
@@ -223,6 +235,10 @@ class Handler(BaseHTTPRequestHandler):
         files = {
             line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
         }
+        for value in (line["value"] for line in lines if line["key"] == "lfsFile"):
+            if value["oid"] not in self.server.large:
+                return self._send(400, b'{"error": "A large file is missing."}')
+            files[value["path"]] = self.server.large[value["oid"]]
         proposed = parse_qs(urlsplit(self.path).query).get("create_pr") == ["1"]
         (repository.proposals if proposed else repository.commits).append(files)
         address = f"{self.server.url}/{name}"

@@ -23,6 +23,10 @@ from tests.models import logits
 COMMAND = [sys.executable, "-m", "hf_moe_lmc.cli"]
 
 
+# Of the client itself, where it sends large files.
+of_the_client = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
+
+
 def contents(folder: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()}
 
@@ -76,6 +80,41 @@ def test_an_alignment_alone(folder, hub, tmp_path):
     sent = Alignment.from_pretrained(download(hub.repositories["org/a-to-b"], tmp_path / "downloaded"))
     assert sent.digest == Alignment.from_pretrained(folder / "alignment").digest
     assert sent.other.name == "b"
+
+
+@of_the_client
+def test_large_files_go_before_the_commit(folder, hub):
+    hub.lfs = True
+    push_folder(folder / "merged", "org/ab")
+    files = hub.repositories["org/ab"].files
+    for shard in (folder / "merged").glob("*.safetensors"):
+        assert files[shard.name] == shard.read_bytes()
+    assert len(hub.large) == 5
+
+
+@of_the_client
+@pytest.mark.parametrize(
+    "failure",
+    [
+        Failure("/lfs/", 500),
+        Failure("/lfs/", 403),
+        Failure("objects/batch", body="{}"),
+        Failure("objects/batch", body='{"objects": [{"oid": "0", "size": 3}]}'),
+        Failure("objects/batch", cut=5),
+    ],
+)
+def test_large_files_that_do_not_arrive(failure, folder, hub):
+    hub.lfs = True
+    before = contents(folder)
+    hub.failures.append(failure)
+    with pytest.raises(
+        HubError, match=f"; nothing has been committed to {hub.url}/org/ab; then again: hf-moe-lmc push "
+    ):
+        push_folder(folder / "merged", "org/ab")
+    assert len(hub.repositories["org/ab"].commits) == 1
+    assert contents(folder) == before
+    hub.failures.clear()
+    push_folder(folder / "merged", "org/ab")
 
 
 def test_a_pull_request(folder, hub):
@@ -224,10 +263,13 @@ def test_answers_that_break_off(part, folder, hub, capsys):
     assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
 
 
+@of_the_client
 @pytest.mark.parametrize("create_pr", [False, True])
 @pytest.mark.parametrize("new", [True, False])
-def test_a_commit_whose_answer_is_lost(new, create_pr, folder, hub):
+@pytest.mark.parametrize("lfs", [True, False])
+def test_a_commit_whose_answer_is_lost(lfs, new, create_pr, folder, hub):
     """It is there, and its address is given."""
+    hub.lfs = lfs
     if not new:
         push_folder(folder / "merged", "org/ab")
         write_card(folder / "merged", license="mit")
