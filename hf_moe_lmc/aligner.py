@@ -377,30 +377,32 @@ class MoeAligner:
 
 def align(
     reference: Model,
-    *others: Model,
+    other: Model | Sequence[Model],
     config: AlignmentConfig | ExpertOrder | None = None,
+    *,
     output: str | Path | None = None,
     overwrite: bool = False,
     device: str | torch.device | None = None,
     memory: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> Alignment | MutualAlignment:
-    """`MoeAligner.from_pretrained(reference, *others, **hub).align(config, ...)`."""
-    aligner = MoeAligner.from_pretrained(reference, *others, **hub)
+    """Align one model, or several, to `reference`: `MoeAligner.from_pretrained(...).align(config, ...)`."""
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
     return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
 
 
 def merge(
     reference: Model,
-    *others: Model,
+    other: Model | Sequence[Model],
     alignment: GivenAlignment = None,
     t: float | Sequence[float] | None = None,
+    *,
     output: str | Path | None = None,
     **options: Unpack[Keywords],
 ) -> Merged:
-    """`MoeAligner.from_pretrained(reference, *others, **hub).merge(alignment, t, output=output, **options)`."""
+    """Merge `reference` and one model, or several: `MoeAligner.from_pretrained(...).merge(alignment, t, ...)`."""
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
-    aligner = MoeAligner.from_pretrained(reference, *others, **cast(HubOptions, hub))
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
     return aligner.merge(alignment, t, output=output, **cast(MergeOptions, options))
 
 
@@ -479,7 +481,7 @@ def from_aligned_pretrained(
     Raises:
         As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
     """
-    return cast(PreTrainedModel, merge(align_to, name, alignment=config, t=t, **options))
+    return cast(PreTrainedModel, merge(align_to, name, config, t, **options))
 
 
 def push_to_hub(
@@ -507,6 +509,10 @@ def push_to_hub(
     if isinstance(result, Alignment):
         return push_alignment(result, repo_id, private, create_pr, license, token)
     return push_folder(result, repo_id, private, create_pr, license, token)
+
+
+def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:
+    return other if isinstance(other, Sequence) and not isinstance(other, str) else [cast(Model, other)]
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:
