@@ -101,7 +101,7 @@ def test_tensors_and_rows_of_a_router_that_belong_to_no_expert():
         moe_layers(model)
     register_adapter(OwnRouter, **stated, further_rows="zero experts")
     (spec,) = moe_layers(model)
-    assert spec.further_rows == (("block.router.weight", 2),)
+    assert spec.kept_rows == (("block.router.weight", 2),)
     assert not spec.group.router_translation
 
 
