@@ -1,4 +1,3 @@
-import doctest
 import importlib
 import re
 import sys
@@ -49,12 +48,6 @@ class OwnModel(nn.Module):
 
 def listed() -> OwnModel:
     return OwnModel(nn.ModuleList(OwnMLP() for _ in range(6)))
-
-
-def test_the_example_of_the_docstring():
-    (example,) = doctest.DocTestFinder(recurse=False).find(register_adapter, "register_adapter")
-    assert len(example.examples) > 10
-    assert doctest.DocTestRunner().run(example).failed == 0
 
 
 @pytest.fixture
