@@ -23,8 +23,10 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
+from functools import cache
 from itertools import combinations
 from pathlib import Path
+from pydoc_data.topics import topics
 from statistics import fmean
 
 import torch
@@ -32,6 +34,7 @@ from accelerate import Accelerator
 from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
 from hf_moe_lmc.connectivity.path import moved
 from hf_moe_lmc.connectivity.repairs import Repair, repaired_name
+from hf_moe_lmc.demo.endpoints import finetune, pretrain
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 from transformers import (
@@ -50,10 +53,8 @@ from hf_moe_lmc.connectivity.controls import shuffled_layers
 from hf_moe_lmc.connectivity.data import Blocks
 from hf_moe_lmc.demo import Recipe
 from hf_moe_lmc.demo.digits import digits_file, load_digits
-from hf_moe_lmc.demo.endpoints import finetune, pretrain
 from hf_moe_lmc.demo.training import train
 from hf_moe_lmc.matching import ExpertOrder
-from tests.connectivity.finetuned import manual
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "repair.jsonl", RESULTS / "repair.md"
@@ -70,6 +71,14 @@ HELD_OUT, CALIBRATION = 128, 64
 
 Endpoints = tuple[dict[int, PreTrainedModel], DataLoader, DataLoader]
 """Seed -> copy; the data to evaluate on; the data to calibrate on."""
+
+
+@cache
+def manual(block: int) -> torch.Tensor:
+    """The manual that ships with Python in blocks of characters, `[N, block]`."""
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    tokens = torch.tensor([1 if c == "\n" else ord(c) - 30 for c in text if c == "\n" or 32 <= ord(c) < 127])
+    return tokens[: len(tokens) // block * block].reshape(-1, block)
 
 
 def endpoints(cell: str) -> Endpoints:

@@ -9,7 +9,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.checkpoints.hub_errors import TIMEOUT, hub_access
+from hf_moe_lmc.checkpoints.hub_errors import hub_access
+from hf_moe_lmc.checkpoints.hub_limits import TIMEOUT
 from hf_moe_lmc.errors import BadInputError, HubError, OutputError
 
 from .push_plan import LOADED, PushPlan, check_repo_id, known_files, matches, plan_push
@@ -83,21 +84,21 @@ def check_token(repo_id: str, token: str | None = None) -> str:
 
 def _send(plan: PushPlan, private: bool, create_pr: bool, token: str | None, remedy: str) -> str:
     """Check the token, the repository and the files; send them; return the address."""
-    repo_id, api, secret = plan.repo_id, HfApi(token=token), token or get_token()
-    with hub_access(repo_id, writing=True, token=token, remedy=remedy):
-        repo_id = _full_name(api, repo_id)
-        existing = _existing(api, repo_id)
+    api, secret = HfApi(token=token), token or get_token()
+    with hub_access(plan.repo_id, writing=True, token=token, remedy=remedy):
+        plan = plan.to(_full_name(api, plan.repo_id))
+        existing = _existing(api, plan.repo_id)
     if existing:
         _check_apart(existing, plan, private, create_pr)
     for file in plan.files:
         if secret and file.holds(secret):
             raise BadInputError(f"{file.name} holds your token; take it out before anybody sees it")
     plan.check_digests()
-    with hub_access(repo_id, writing=True, token=token, remedy=remedy):
+    with hub_access(plan.repo_id, writing=True, token=token, remedy=remedy):
         if not existing:
-            api.create_repo(repo_id, private=private)
+            api.create_repo(plan.repo_id, private=private)
         commit = api.create_commit(
-            repo_id,
+            plan.repo_id,
             [CommitOperationAdd(file.name, _content(file.content)) for file in plan.files],
             commit_message=f"{'Alignment' if plan.output.command == 'align' else 'Model'} made with hf_moe_lmc",
             create_pr=create_pr,

@@ -7,9 +7,7 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 
-from hf_moe_lmc import cli, scramble
-from hf_moe_lmc.alignment import Alignment, OutputOptions
-from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc import Alignment, MoeAligner, cli, scramble
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.hub import write_card
 from hf_moe_lmc.matching import judge_layer
@@ -114,22 +112,15 @@ def test_a_parent_that_the_hub_does_not_have(folder, hub):
 def test_report_and_verification(folder):
     a, b = finetuned.pair("mixtral")
     scrambled, _ = scramble(deepcopy(b), seed=3)
-    report = evaluate_path(
-        a,
-        scrambled,
-        None,
-        finetuned.loader(0, 12),
-        3,
-        accelerator=Accelerator(cpu=True),
-        arrangements=("aligned",),
-        resamples=50,
+    report = MoeAligner.from_pretrained(a, scrambled).evaluate(
+        None, finetuned.loader(0, 12), 3, variants=("aligned",), accelerator=Accelerator(cpu=True)
     )
     model = build("mixtral", dtype=torch.float32)
     proof = verify(model, scramble(deepcopy(model))[0])
     card = write_card(folder / "merged", report=report, verification=proof, dataset="org/data")
     assert card.text.count("](report/curves.png)") == 1
     assert (folder / "merged" / "report" / "curves.png").stat().st_size > 1000
-    assert "**equal up to rounding**" in card.text
+    assert "computes **what the other model computed**" in card.text
     aligned = report.curves["aligned"]
     middle = aligned.barrier.loss[1]
     assert f"| naive | {report.curves['naive'].barrier.loss_barrier:.4f} |" in card.text
@@ -150,16 +141,15 @@ def test_a_spoilt_verification_is_said(folder):
         next(p for name, p in spoilt.named_parameters() if name.endswith("down_proj")).mul_(2)
         spoilt.lm_head.weight.mul_(2)
     text = write_card(folder / "merged", verification=verify(model, spoilt)).text
-    assert "**NOT equal**" in text
-    assert r"but these: lm\_head.weight" in text
+    assert "does **not compute what the other model computed**" in text
+    assert r"changed: lm\_head.weight." in text
 
 
 def test_a_rewritten_checkpoint(folder):
     alignment = Alignment.from_pretrained(folder / "alignment")
-    options = OutputOptions("fused", torch.bfloat16)
-    written("apply", [folder / "b"], folder / "aligned", alignment, options=options)
+    written("apply", [folder / "b"], folder / "aligned", alignment, layout="fused", dtype=torch.bfloat16)
     card = write_card(folder / "aligned", alignment)
-    assert "Computes what b computes" in card.text
+    assert "The same function as b." in card.text
     assert "hf-moe-lmc apply alignment b --layout fused --dtype bfloat16 -o aligned\n" in card.text
     assert "merge" not in card.data.tags
     assert card.data.get("base_model_relation") is None

@@ -2,6 +2,15 @@
 
 from .examples import Blocks, Examples, LabelledImages, packed_blocks
 from .rows import load_rows
-from .selection import examples_for, processor_of
+from .selection import examples_for, processor_of, split_calibration
 
-__all__ = ["Blocks", "Examples", "LabelledImages", "examples_for", "load_rows", "packed_blocks", "processor_of"]
+__all__ = [
+    "Blocks",
+    "Examples",
+    "LabelledImages",
+    "examples_for",
+    "load_rows",
+    "packed_blocks",
+    "processor_of",
+    "split_calibration",
+]

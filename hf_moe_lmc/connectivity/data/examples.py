@@ -27,13 +27,13 @@ class Blocks(Dataset[dict[str, Tensor]]):
     """
 
     def __init__(self, tokens: Int[Tensor, "N S"]):
-        self._tokens = tokens
+        self.tokens = tokens
 
     def __len__(self) -> int:
-        return len(self._tokens)
+        return len(self.tokens)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"input_ids": self._tokens[index], "labels": self._tokens[index]}
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
 
 
 def packed_blocks(
@@ -95,6 +95,11 @@ class LabelledImages(_Rows):
         self._processor, self._mode = processor, {1: "L", 3: "RGB"}[channels]
         self._image, self._label = column(rows, ("image", "img")), column(rows, LABELS)
 
+    @property
+    def labels(self) -> list[int]:
+        """The classes of all examples."""
+        return self._rows[self._label][:]
+
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]
         pixels = self._processor(row[self._image].convert(self._mode), return_tensors="pt")["pixel_values"][0]
@@ -117,6 +122,11 @@ class LabelledTexts(_Rows):
         super().__init__(rows)
         self._tokenizer, self._length = tokenizer, length
         self._text, self._label = column(rows, ("text", "sentence")), column(rows, LABELS)
+
+    @property
+    def labels(self) -> list[int]:
+        """The classes of all examples."""
+        return self._rows[self._label][:]
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         row = self._rows[index]

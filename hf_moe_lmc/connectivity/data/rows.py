@@ -46,8 +46,9 @@ def load_rows(
     except HFValidationError:
         raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
-        if refused := hub_cause(error):
-            raise hub_error(refused, f"dataset {source}", revision or "main") from error
+        if cause := hub_cause(error):
+            remedy = "no file or folder of that name is here"
+            raise hub_error(cause, f"dataset {source}", revision or "main", remedy=remedy) from error
         kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
         raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
