@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import COMPANIONS, MANIFEST_NAME, CheckpointWriter, output_folder, place
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
 
@@ -230,11 +230,7 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         config = json.loads((target / "config.json").read_bytes()) | {"architectures": [type(model).__name__]}
         (target / "config.json").write_bytes(_as_json(config))
     else:
-        source = like.source.folder
-        for file in {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}:
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(file.read_bytes())
+        find_companions(like.source.folder, like.source.listed).copy(target)
     if options.dtype:
         config = json.loads((target / "config.json").read_bytes())
         (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))
