@@ -1,6 +1,6 @@
 """The orchestrator: models, their alignment, and every workflow on them. The command line and the demo call it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
@@ -15,6 +15,7 @@ from .alignment import (
     AlignmentConfig,
     Alignments,
     CheckedModels,
+    Finish,
     LoadOptions,
     Merge,
     MergeRepairs,
@@ -215,7 +216,7 @@ class MoeAligner:
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
-        merge.write(Path(output), points, repairs, write, self._card(merge.alignments))
+        merge.write(Path(output), points, repairs, write, _card(merge.alignments))
         return Path(output)
 
     def plan_merge(
@@ -371,9 +372,6 @@ class MoeAligner:
             specs, data = self.models.reference.layers, data.to(accelerator.device)
             return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
 
-    def _card(self, alignments: Alignments) -> Callable[[Path], None]:
-        return lambda folder: cast(None, write_card(folder, alignments))
-
 
 def align(
     reference: Model,
@@ -442,7 +440,7 @@ def apply(
         Path(output),
         WriteOptions(layout, dtype, overwrite),
         not allow_other_weights,
-        lambda folder: cast(None, write_card(folder, [alignment])),
+        _card([alignment]),
     )
     return Path(output)
 
@@ -513,6 +511,11 @@ def push_to_hub(
 
 def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:
     return other if isinstance(other, Sequence) and not isinstance(other, str) else [cast(Model, other)]
+
+
+def _card(alignments: Alignments) -> Finish:
+    """Write the card of a checkpoint that is made with these alignments."""
+    return lambda folder, name: write_card(folder, alignments, name=name)
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:
