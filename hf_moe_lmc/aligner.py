@@ -20,6 +20,7 @@ from .alignment import (
     MergeRepairs,
     Model,
     MutualAlignment,
+    OpenedModel,
     Plan,
     Resources,
     Shares,
@@ -215,7 +216,7 @@ class MoeAligner:
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
-        merge.write(Path(output), points, repairs, write, self._card(merge.alignments))
+        merge.write(Path(output), points, repairs, write, _card_writer(merge.alignments, self.models.models))
         return Path(output)
 
     def plan_merge(
@@ -371,9 +372,6 @@ class MoeAligner:
             specs, data = self.models.reference.layers, data.to(accelerator.device)
             return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
 
-    def _card(self, alignments: Alignments) -> Callable[[Path], None]:
-        return lambda folder: cast(None, write_card(folder, alignments))
-
 
 def align(
     reference: Model,
@@ -440,7 +438,7 @@ def apply(
         Path(output),
         WriteOptions(layout, dtype, overwrite),
         not allow_other_weights,
-        lambda folder: cast(None, write_card(folder, [alignment])),
+        _card_writer([alignment], [opened]),
     )
     return Path(output)
 
@@ -507,6 +505,12 @@ def push_to_hub(
     if isinstance(result, Alignment):
         return push_alignment(result, repo_id, private, create_pr, license, token)
     return push_folder(result, repo_id, private, create_pr, license, token)
+
+
+def _card_writer(alignments: Alignments, models: Sequence[OpenedModel]) -> Callable[[Path], None]:
+    """Writes the card of a folder; the cards of the models are read with the keywords that the models were."""
+    access = {model.name: model.source.options for model in models if model.source}
+    return lambda folder: cast(None, write_card(folder, alignments, access=access))
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:

@@ -1,6 +1,5 @@
 """Errors that a user can act on: what was found, what was expected, what to do. One line each."""
 
-
 LONGEST_LINE = 4000
 
 

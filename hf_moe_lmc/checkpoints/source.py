@@ -3,7 +3,7 @@
 import hashlib
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypedDict
 
@@ -61,11 +61,13 @@ class Source:
         name: folder or repository, as given.
         folder: its files.
         commit: of the repository; None for a local folder.
+        options: that it was found with.
     """
 
     name: str
     folder: Path
     commit: str | None = None
+    options: HubOptions = field(default_factory=HubOptions, repr=False)  # may hold a token
 
 
 def find_source(
@@ -90,7 +92,7 @@ def find_source(
         raise BadInputError(f"{str(name)!r} is neither a folder nor the name of a repository on the Hub") from None
     revision = revision or options.get("revision") or "main"
     folder, commit = _download_patiently(repository, revision, options, files)
-    return Source(str(name), _within(folder, subfolder), commit)
+    return Source(str(name), _within(folder, subfolder), commit, options)
 
 
 def _within(folder: Path, subfolder: str) -> Path:

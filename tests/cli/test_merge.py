@@ -58,7 +58,7 @@ def test_shares_are_optional_and_matter(models, merged, tmp_path):
 def test_the_card(models, merged):
     card = ModelCard.load(merged / "README.md")
     assert "# a, b and c, aligned and merged\n" in card.text
-    assert "weighted 0.5, 0.25, 0.25 in the order below" in card.text
+    assert "every weight is their mean, with the shares in the table" in card.text
     assert [line.split(" | ")[:2] for line in card.text.splitlines() if "| local folder |" in line] == [
         ["| reference", "a"],
         ["| other 1", "b"],
