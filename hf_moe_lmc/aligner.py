@@ -281,10 +281,13 @@ class MoeAligner:
         self._check_computable()
         if len(pair.others) != 1:
             raise BadInputError(f"a path has two models, not {len(pair.models)}")
-        known = alignment if isinstance(alignment, Alignment) else cast(Alignment, self.align(alignment))
-        Merge(pair, [known])  # checks the layers
+        if isinstance(alignment, Alignment):
+            Merge(pair, [alignment])  # checks the layers
+        else:
+            asked = "aligned" in variants
+            alignment = cast(Alignment, self.align(alignment)) if asked else Alignment({})
         model = load_model(pair.reference, load)
-        return evaluate_path(pair, model, known, data, places, data_for_repairs, settings, accelerator)
+        return evaluate_path(pair, model, alignment, data, places, data_for_repairs, settings, accelerator)
 
     def push_to_hub(
         self,
