@@ -64,7 +64,7 @@ def test_the_card(models, merged):
         ["| other 1", "b"],
         ["| other 2", "c"],
     ]
-    assert card.text.index("## Alignment of b") < card.text.index("## Alignment of c")
+    assert card.text.index("**b**") < card.text.index("**c**")
     assert "hf-moe-lmc merge a b c --shares 0.5 0.25 0.25 --expert-order auto -o merged\n" in card.text
     assert (card.data.license, card.data.base_model) == ("apache-2.0", ["org/base"])
     assert card.data.to_dict()["base_model_relation"] == "merge"

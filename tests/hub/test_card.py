@@ -12,7 +12,7 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.hub import write_card
 from hf_moe_lmc.matching import judge_layer
 from hf_moe_lmc.verification import verify
-from tests.connectivity import finetuned
+from tests.connectivity import siblings
 from tests.hub.conftest import edit_record, written
 from tests.hub.server import Repository
 from tests.models import build
@@ -110,10 +110,10 @@ def test_a_parent_that_the_hub_does_not_have(folder, hub):
 
 
 def test_report_and_verification(folder):
-    a, b = finetuned.pair("mixtral")
+    a, b = siblings.pair("mixtral")
     scrambled, _ = scramble(deepcopy(b), seed=3)
     report = MoeAligner.from_pretrained(a, scrambled).evaluate(
-        None, finetuned.loader(0, 12), 3, variants=("aligned",), accelerator=Accelerator(cpu=True)
+        None, siblings.loader(0, 12), 3, variants=("aligned",), accelerator=Accelerator(cpu=True)
     )
     model = build("mixtral", dtype=torch.float32)
     proof = verify(model, scramble(deepcopy(model))[0])
