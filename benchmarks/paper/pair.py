@@ -100,7 +100,7 @@ class Pair:
         return Calibrated(self.saved, [self.endpoints[0], other], self.specs, data, self.accelerator)
 
     def curve(self, path: WeightPath, source: str) -> Curve:
-        """Loss and accuracy along `path` on the test set of `source`; the endpoints, the same of all paths, are kept."""
+        """Loss and accuracy along `path` on the test set of `source`; the endpoints of all paths are evaluated once."""
         curve = measure(
             self.saved,
             path,

@@ -8,7 +8,7 @@ from transformers.utils import logging
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 from .detection import RoutedExperts, dense_mlps, routed_experts, shared_experts, unknown_mlps
-from .families import ROUTER_TENSORS, RouterFacts, class_key
+from .families import ROUTER_TENSORS, RouterFacts, class_key, facts_of
 from .layouts import ExpertLayout, HeadedMlp
 from .quantised import module_tensors, refuse_quantised
 from .spec import MoeLayerSpec, RouterSpec
@@ -95,7 +95,7 @@ def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[
     # Only the block knows what a plain linear is used for.
     router = block if type(router) is nn.Linear else router
     group = routed_group(name, router, layout, shared, modules)
-    facts = router_facts(name, router)
+    facts, stated = router_facts(name, router), facts_of(modules[layout.name]).experts
     tensors = _router_tensors(routed.block, block, child, facts)
     names = tuple(sorted((field, tensor_name) for field, (tensor_name, _) in tensors.items()))
     further = routed.further_rows | _further_rows(tensors, routed.num_experts, group.product_keys, facts)
@@ -106,6 +106,7 @@ def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[
         shared,
         group,
         tuple(further.items()),
+        used_in_parts=bool(stated and stated.used_in_parts),
     )
 
 

@@ -55,6 +55,7 @@ class MoeLayerSpec:
         experts, shared_experts: its experts.
         group: its symmetries.
         further_rows: (module name of a tensor, number of its rows that follow those of the routed experts, and stay).
+        used_in_parts: whether the block is never called as a whole, but its parts by the module above it.
     """
 
     name: str
@@ -63,6 +64,7 @@ class MoeLayerSpec:
     shared_experts: ExpertLayout | None
     group: SymmetryGroup
     further_rows: tuple[tuple[str, int], ...] = ()
+    used_in_parts: bool = False
 
     @property
     def num_experts(self) -> int:

@@ -16,10 +16,10 @@ from hf_moe_lmc.names import Repair
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .alignment import Alignment
+from .job import processes
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
-from .processes import processes
 from .weights import Weights, aligned, repaired, shared, verified
 from .write import Output, WriteOptions, write_checkpoints
 

@@ -21,10 +21,10 @@ from hf_moe_lmc.matching import align_layers
 
 from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig, versions
+from .job import processes
 from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
-from .processes import processes
 from .resources import Resources, matching_bytes
 
 LARGEST = 1e15  # sums of squares stay within float32
@@ -50,6 +50,8 @@ def align_pair(
         UnsupportedArchitectureError: a layer admits no such matching.
         BadInputError: a checkpoint is damaged, a weight is NaN or infinite, or memory does not suffice.
     """
+    if config.expert_order == "none":
+        raise BadInputError('the expert order "none" aligns nothing; choose another')
     reference, other = pair.models
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.

@@ -100,7 +100,7 @@ def symmetry_tensors(symmetries: Mapping[str, MoeSymmetry]) -> dict[str, Tensor]
 
 def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) -> LayerAlignment:
     """One layer of a saved alignment; takes its tensors out of `tensors`."""
-    before, after, evidence = figures["distance_before"], figures["distance_after"], figures["evidence"]
+    before, after, evidence = figures["distance_before"], figures["distance_after"], figures.get("evidence")
     if not all(type(figure) in (int, float) and math.isfinite(figure) for figure in (before, after)):
         raise ValueError(f"layer {name}: {before!r} and {after!r} are no distances")
     shared = f"{name}.shared_units"

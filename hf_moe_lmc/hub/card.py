@@ -8,8 +8,9 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import metadata
 from itertools import zip_longest
 from pathlib import Path
+from typing import cast
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import HubOptions, read_json
@@ -211,9 +212,10 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
         if not configs or len(configs) < len(output.alignments):
             return []
         how = ["--expert-order", configs[0].expert_order, *(["--balance-scales"] if configs[0].balance_scales else [])]
-        if len(known) == 1 and (pair := known[0]).reference and pair.other:
-            origins = {"reference": pair.reference, "other": pair.other}
-            named = parents_of({role: (model.name, model.commit) for role, model in origins.items()})
+        pair = [model for model in (known[0].reference, known[0].other) if model]
+        if len(known) == 1 and len(pair) == 2:
+            origins = zip(("reference", "other"), pair, strict=True)
+            named = parents_of({role: (model.name, model.commit) for role, model in origins})
             commands.append(["align", *(parent.argument for parent in named), *how, "-o", "alignment"])
             how = ["--alignment", "alignment"]
     if output.command == "apply" and commands:
@@ -247,8 +249,9 @@ def _revised(old: ModelCard, new: ModelCard, headings: Sequence[str], license: s
     old.text = "\n" + replace_sections(old.text, new.text, headings)
     if license:
         state_license(old.data, License(license))
-    if "Evaluation" in headings and new.data.eval_results:
-        old.data.model_name, old.data.eval_results = new.data.model_name, new.data.eval_results
+    data, measured = cast(ModelCardData, old.data), cast(ModelCardData, new.data)
+    if "Evaluation" in headings and measured.eval_results:
+        data.model_name, data.eval_results = measured.model_name, measured.eval_results
     return old
 
 

@@ -9,7 +9,8 @@ from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.checkpoints.hub_errors import TIMEOUT, hub_access
+from hf_moe_lmc.checkpoints.hub_errors import hub_access
+from hf_moe_lmc.checkpoints.hub_limits import TIMEOUT
 from hf_moe_lmc.errors import BadInputError, HubError, OutputError
 
 from .push_plan import LOADED, PushPlan, check_repo_id, known_files, matches, plan_push

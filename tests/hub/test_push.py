@@ -13,7 +13,7 @@ from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import Alignment, cli
-from hf_moe_lmc.checkpoints import hub_errors
+from hf_moe_lmc.checkpoints import hub_limits
 from hf_moe_lmc.errors import BadInputError, HubError, IncompatiblePairError, OutputError
 from hf_moe_lmc.hub import plan_push, push_folder, write_card
 from hf_moe_lmc.hub.push_plan import PushPlan
@@ -208,7 +208,7 @@ def test_too_many_requests_once(folder, hub):
 
 
 def test_a_stalled_hub(folder, hub, monkeypatch):
-    monkeypatch.setattr(hub_errors, "TIMEOUT", 0.2)
+    monkeypatch.setattr(hub_limits, "TIMEOUT", 0.2)
     hub.failures.append(Failure("whoami", 200, delay=1))
     with pytest.raises(HubError, match="the Hub did not answer in time"):
         push_folder(folder / "merged", "org/ab")

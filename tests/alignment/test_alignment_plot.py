@@ -25,7 +25,7 @@ def drawn(monkeypatch) -> list[Figure]:
 
 def test_it_shows_the_figures_of_the_alignment(drawn, tmp_path):
     model = build("mixtral", dtype=torch.float32)
-    alignment = align(model, scramble(build("mixtral", seed=1, dtype=torch.float32))[0], "gate")
+    alignment = align(model, scramble(build("mixtral", seed=1, dtype=torch.float32))[0], config="gate")
     name = list(alignment.layers)[1]
     plot_alignment(alignment, tmp_path / "picture.png", name)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
