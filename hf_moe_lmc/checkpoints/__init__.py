@@ -1,7 +1,7 @@
 """Files or Hub <-> tensors under module names, read lazily and written as a stream."""
 
 from .checkpoint import Checkpoint
-from .conversion import tied_names
+from .conversion import saved_tensors, tied_names
 from .durable import sync
 from .json_file import read_json
 from .layout import place
@@ -29,6 +29,7 @@ __all__ = [
     "read_config",
     "read_header",
     "read_json",
+    "saved_tensors",
     "sync",
     "tensor_bytes",
     "tied_names",
