@@ -254,13 +254,12 @@ def test_live_and_written_models_are_merged_together(pair):
 
 
 def test_tied_live_models_stay_tied(tmp_path):
-    model = build("mixtral", 0)
-    model.config.tie_word_embeddings = True
-    model.tie_weights()
-    other = AutoModelForCausalLM.from_config(model.config).eval()
-    other.load_state_dict(model.state_dict())
-    scramble(other)
-    out = merge(model, other, output=tmp_path / "out")
+    model, other = (models.draw_weights(models.mixtral(tie_word_embeddings=True)) for _ in "ab")
+    other.tie_weights()
+    scramble(other)[0].save_pretrained(tmp_path / "b")
+    for pair in ((model, other), (model, tmp_path / "b")):
+        assert_same(merge(*pair).state_dict(), model.state_dict())
+        out = merge(*pair, output=tmp_path / "out", overwrite=True)
     assert "lm_head.weight" not in tensors(out)
     loaded = AutoModelForCausalLM.from_pretrained(out)
     assert loaded.lm_head.weight is loaded.model.embed_tokens.weight
