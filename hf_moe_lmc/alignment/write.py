@@ -205,7 +205,7 @@ def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequenc
 
 
 def _stored(model: OpenedModel) -> Any:
-    return model.checkpoint or model.model
+    return model.checkpoint or _skeleton(model)
 
 
 def _skeleton(model: OpenedModel) -> PreTrainedModel:
@@ -230,7 +230,8 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         model.config.save_pretrained(target)
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(target)
-        config = json.loads((target / "config.json").read_bytes()) | {"architectures": [type(model).__name__]}
+        config = json.loads((target / "config.json").read_bytes())
+        config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
         (target / "config.json").write_bytes(_as_json(config))
     else:
         find_companions(like.source.folder, like.source.listed).copy(target)
