@@ -123,9 +123,7 @@ def _align_layer(
     _check_values(reference, spec, tensors)
     _check_values(other, other_spec, other_tensors)
     try:
-        found = align_layers(
-            spec.read(tensors), other_spec.read(other_tensors), config.expert_order, config.balance_scales
-        )
+        found = align_layers(spec.read(tensors), other_spec.read(other_tensors), config.expert_order)
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
     return Alignment(

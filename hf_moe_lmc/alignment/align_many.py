@@ -71,7 +71,7 @@ def align_many_opened(
         own = [spec.read(model.read(spec.tensor_names)) for spec, model in zip(specs, models, strict=True)]
         found = [start.layers[name] for start in starts]
         symmetries = [MoeSymmetry.identity(*own[0].symmetry_shape), *(layer.symmetry for layer in found)]
-        matching = match_mutually(own, symmetries, config.expert_order, config.balance_scales)
+        matching = match_mutually(own, symmetries, config.expert_order)
         totals.append((matching.start_distance, matching.distance))
         for part, layer, start, symmetry in zip(layers, own[1:], found, matching.symmetries[1:], strict=True):
             distance = layer_distance(own[0], act(symmetry, layer))

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
-from hf_moe_lmc.matching import LayerAlignment, Verdict, judge
+from hf_moe_lmc.matching import LayerAlignment, Verdict
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .artefact import ARTEFACT, read_artefact, symmetry_tensors, write_artefact
@@ -61,8 +61,8 @@ class Alignment:
 
     def verdict(self) -> Verdict | None:
         """What the alignment is worth; None where it was not found by matching."""
-        evidence = [layer.evidence for layer in self.layers.values() if layer.evidence]
-        return judge(evidence) if evidence else None
+        evidence = {name: layer.evidence for name, layer in self.layers.items() if layer.evidence}
+        return Verdict(evidence) if evidence else None
 
     def inverse(self) -> "Alignment":
         """What undoes this alignment."""

@@ -107,7 +107,7 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
     table = tensors.pop(f"{name}.expert_table", None)
     if table is not None and table.shape != (symmetry.experts.size,) * 2:
         raise ValueError(f"{name}.expert_table has the shape {tuple(table.shape)}")
-    return LayerAlignment(symmetry, before, after, LayerEvidence(**evidence) if evidence else None, table)
+    return LayerAlignment(symmetry, before, after, LayerEvidence.of_record(evidence) if evidence else None, table)
 
 
 def _permutation(tensors: dict[str, Tensor], name: str) -> Permutation:

@@ -136,7 +136,7 @@ def _achieved(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
     verdict = alignment.verdict()
     said = f"{verdict.text()}\n" if verdict else ""
     return f"{alignment.summary()}\n{said}", {
-        "verdict": asdict(verdict) if verdict else None,
+        "verdict": verdict.to_json() if verdict else None,
         "layers": [asdict(layer) for layer in layer_figures(alignment)],
     }
 

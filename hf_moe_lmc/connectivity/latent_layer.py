@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.matching import solve_assignment, solve_assignments
+from hf_moe_lmc.matching.distance import GaugedLayer
 from hf_moe_lmc.matching.joint import JointTable
 from hf_moe_lmc.merging import interpolate_layers, preserve_norms, widest_dtype
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
@@ -74,14 +75,15 @@ class LatentOrder:
     @classmethod
     def of(cls, reference: MoeLayer, other: MoeLayer) -> "LatentOrder":
         """The table of the "joint" order, about its mean, in exchanges of two experts; E^2 unit assignments."""
-        table = JointTable.bounded(reference.in_gauge(), other.in_gauge())
-        pairs = [(i, j) for i in range(len(table.values)) for j in range(len(table.values))]
-        for pair in pairs:
-            table.solve(*pair)
+        table = JointTable.of(*GaugedLayer.pair(reference, other))
+        slots = torch.arange(len(table.costs))
+        for shift in slots:
+            table.solve(Permutation((slots + shift) % len(slots)))
+        values, pairs = -table.costs / 2, list(table.pairs)
         groups = reference.group.expert_groups
-        best = solve_assignment(table.values, groups).objective / len(table.values)
-        scores = table.values - table.values.mean()
-        gain = best - table.values.mean()
+        best = solve_assignment(values, groups).objective / len(values)
+        scores = values - values.mean()
+        gain = best - values.mean()
         scores = (scores / gain if gain > 0 else scores).float().requires_grad_()
         return cls(scores, {pair: table.pairs[pair].units for pair in pairs}, groups)
 

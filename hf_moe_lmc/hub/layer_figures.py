@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.matching import judge_layer
 
 
 @dataclass(frozen=True)
@@ -42,7 +41,7 @@ def layer_figures(alignment: Alignment) -> list[LayerFigures]:
                 layer.distance_after,
                 _moved([symmetry.experts.index]),
                 _moved(units),
-                judge_layer(layer.evidence) if layer.evidence else None,
+                layer.evidence.label.replace("_", " ") if layer.evidence else None,
             )
         )
     return figures
