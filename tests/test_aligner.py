@@ -254,7 +254,9 @@ def test_every_route_takes_a_dtype_and_a_layout(three, route, tmp_path):
     assert type(models[0]).from_pretrained(wide).dtype == torch.float32
 
 
-@pytest.mark.parametrize("options", [{"t": 0.3, "shares": [1.0, 1.0]}, {"t": [0.5, 0.5 + 1e-14]}, {"t": []}, {"t": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"t": 0.3, "shares": [1.0, 1.0]}, {"t": [0.5, 0.5 + 1e-14]}, {"t": []}, {"t": 2.0}]
+)
 def test_points_that_are_none(three, options):
     models, _, known = three
     with pytest.raises(BadInputError):

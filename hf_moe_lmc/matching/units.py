@@ -44,7 +44,7 @@ class Units:
         """The units of one expert of the bank under `scales`; only this expert is brought to `dtype`."""
         up, down = scales.up[expert].to(dtype), scales.down[expert].to(dtype)
         kept: list[Scaled] = [(term[expert], None) for term in experts.unsigned_unit_terms()]
-        signed = [
+        signed: list[Scaled] = [
             (term[expert], scale) for term, scale in zip(experts.signed_unit_terms(), (up, down, up), strict=False)
         ]
         if signs:
