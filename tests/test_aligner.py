@@ -1,5 +1,4 @@
 import json
-from typing import get_args
 
 import pytest
 import torch
@@ -18,9 +17,7 @@ from transformers import (
 import hf_moe_lmc
 from hf_moe_lmc import MoeAligner, align, apply, from_aligned_pretrained, merge, scramble
 from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.connectivity import VARIANTS
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, OutputError
-from hf_moe_lmc.names import Variant
 from tests import families
 from tests.alignment.planted import naive_aligned, naive_merge, same
 from tests.models import VOCABULARY, build, logits
@@ -157,18 +154,14 @@ def test_all_public_names_exist():
         assert getattr(hf_moe_lmc, name).__doc__
 
 
-def test_the_variants_are_those_that_are_offered():
-    assert tuple(VARIANTS) == get_args(Variant)
-
-
 # Every route takes the same options, and computes the same.
 
 POINTS = {
     "t": (2, {"t": 0.3}, [(0.7, 0.3)]),
     "several t": (2, {"t": [0.25, 0.5, 1.0]}, [(0.75, 0.25), (0.5, 0.5), (0.0, 1.0)]),
-    "shares": (2, {"shares": [3, 1]}, [(0.75, 0.25)]),
+    "shares": (2, {"shares": [3.0, 1.0]}, [(0.75, 0.25)]),
     "three": (3, {}, [(1 / 3,) * 3]),
-    "three, shares": (3, {"shares": [1, 2, 5]}, [(0.125, 0.25, 0.625)]),
+    "three, shares": (3, {"shares": [1.0, 2.0, 5.0]}, [(0.125, 0.25, 0.625)]),
 }
 ROUTES = ["live", "folders", "mixed"]
 
@@ -248,16 +241,22 @@ def test_every_route_takes_a_dtype_and_a_layout(three, route, tmp_path):
         (),
         [alignment.symmetries for alignment in known[2]],
     )
-    for name, tensor in type(models[0]).from_pretrained(wide).state_dict().items():
-        assert tensor.dtype == expected[name].dtype
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
+    in_memory = [merge(*places, dtype=dtype, **options) for dtype in (torch.float64, "float64")]
+    for found in (type(models[0]).from_pretrained(wide), *in_memory):
+        assert found.dtype == found.config.dtype == torch.float64
+        for name, tensor in found.state_dict().items():
+            assert tensor.dtype == expected[name].dtype
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
+    assert merge(*places, dtype="auto", **options).dtype == models[0].dtype == torch.float32
     with pytest.raises(OutputError, match="holds an earlier output"):
         merge(*places, output=wide, **options)
     merge(*places, output=wide, overwrite=True, **options)
     assert type(models[0]).from_pretrained(wide).dtype == torch.float32
 
 
-@pytest.mark.parametrize("options", [{"t": 0.3, "shares": [1, 1]}, {"t": [0.5, 0.5 + 1e-14]}, {"t": []}, {"t": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"t": 0.3, "shares": [1.0, 1.0]}, {"t": [0.5, 0.5 + 1e-14]}, {"t": []}, {"t": 2.0}]
+)
 def test_points_that_are_none(three, options):
     models, _, known = three
     with pytest.raises(BadInputError):
@@ -316,7 +315,7 @@ def test_at_1_the_result_is_the_other_rewritten(instruct, route, tmp_path):
     models, folders = instruct
     alignment = align(*models)
     places = along(route, [*models, None], [*folders, None], 2)
-    out = merge(*places, alignment=alignment, t=[0, 1], output=tmp_path / "out")
+    out = merge(*places, alignment=alignment, t=[0.0, 1.0], output=tmp_path / "out")
     for t, (model, folder) in enumerate(zip(models, folders, strict=True)):
         wanted = model.state_dict()
         if t:
@@ -324,7 +323,7 @@ def test_at_1_the_result_is_the_other_rewritten(instruct, route, tmp_path):
             rewritten = apply(alignment, places[1], tmp_path / "applied")
             assert {file.name for file in rewritten.iterdir()} == {file.name for file in (out / "t-1").iterdir()}
         loaded = type(model).from_pretrained(out / f"t-{t}", dtype="auto")
-        in_memory = merge(*places, alignment=alignment, t=t)
+        in_memory = merge(*places, alignment=alignment, t=float(t))
         for found in (loaded, in_memory):
             assert found.dtype == model.dtype
             assert same(found.state_dict(), wanted)
@@ -373,6 +372,7 @@ def test_apply_of_a_live_model_leaves_it_alone(three, tmp_path):
     found = apply(alignment, models[1])
     assert same(models[1].state_dict(), before)
     assert same(found.state_dict(), naive_aligned(before, alignable_layers(models[1]), alignment.symmetries))
+    assert apply(alignment, models[1], dtype=torch.float64).dtype == torch.float64
     for place in (models[1], folders[1]):
         out = apply(alignment, place, tmp_path / "out", overwrite=True)
         assert same(type(found).from_pretrained(out).state_dict(), found.state_dict())

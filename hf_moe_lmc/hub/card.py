@@ -211,7 +211,7 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
     if output.command == "align" or any(output.alignments):
         if not configs or len(configs) < len(output.alignments):
             return []
-        how = ["--expert-order", configs[0].expert_order, *(["--balance-scales"] if configs[0].balance_scales else [])]
+        how = ["--expert-order", configs[0].expert_order]
         pair = [model for model in (known[0].reference, known[0].other) if model]
         if len(known) == 1 and len(pair) == 2:
             origins = zip(("reference", "other"), pair, strict=True)
