@@ -1,6 +1,6 @@
 """The orchestrator: models, their alignment, and every workflow on them. The command line and the demo call it."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
@@ -15,6 +15,7 @@ from .alignment import (
     AlignmentConfig,
     Alignments,
     CheckedModels,
+    Finish,
     LoadOptions,
     Merge,
     MergeRepairs,
@@ -215,7 +216,7 @@ class MoeAligner:
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
-        merge.write(Path(output), points, repairs, write, self._card(merge.alignments))
+        merge.write(Path(output), points, repairs, write, _card(merge.alignments))
         return Path(output)
 
     def plan_merge(
@@ -371,36 +372,35 @@ class MoeAligner:
             specs, data = self.models.reference.layers, data.to(accelerator.device)
             return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
 
-    def _card(self, alignments: Alignments) -> Callable[[Path], None]:
-        return lambda folder: cast(None, write_card(folder, alignments))
-
 
 def align(
     reference: Model,
-    *others: Model,
+    other: Model | Sequence[Model],
     config: AlignmentConfig | ExpertOrder | None = None,
+    *,
     output: str | Path | None = None,
     overwrite: bool = False,
     device: str | torch.device | None = None,
     memory: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> Alignment | MutualAlignment:
-    """`MoeAligner.from_pretrained(reference, *others, **hub).align(config, ...)`."""
-    aligner = MoeAligner.from_pretrained(reference, *others, **hub)
+    """Align one model, or several, to `reference`: `MoeAligner.from_pretrained(...).align(config, ...)`."""
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
     return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
 
 
 def merge(
     reference: Model,
-    *others: Model,
+    other: Model | Sequence[Model],
     alignment: GivenAlignment = None,
     t: float | Sequence[float] | None = None,
+    *,
     output: str | Path | None = None,
     **options: Unpack[Keywords],
 ) -> Merged:
-    """`MoeAligner.from_pretrained(reference, *others, **hub).merge(alignment, t, output=output, **options)`."""
+    """Merge `reference` and one model, or several: `MoeAligner.from_pretrained(...).merge(alignment, t, ...)`."""
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
-    aligner = MoeAligner.from_pretrained(reference, *others, **cast(HubOptions, hub))
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
     return aligner.merge(alignment, t, output=output, **cast(MergeOptions, options))
 
 
@@ -440,7 +440,7 @@ def apply(
         Path(output),
         WriteOptions(layout, dtype, overwrite),
         not allow_other_weights,
-        lambda folder: cast(None, write_card(folder, [alignment])),
+        _card([alignment]),
     )
     return Path(output)
 
@@ -479,7 +479,7 @@ def from_aligned_pretrained(
     Raises:
         As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
     """
-    return cast(PreTrainedModel, merge(align_to, name, alignment=config, t=t, **options))
+    return cast(PreTrainedModel, merge(align_to, name, config, t, **options))
 
 
 def push_to_hub(
@@ -507,6 +507,15 @@ def push_to_hub(
     if isinstance(result, Alignment):
         return push_alignment(result, repo_id, private, create_pr, license, token)
     return push_folder(result, repo_id, private, create_pr, license, token)
+
+
+def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:
+    return other if isinstance(other, Sequence) and not isinstance(other, str) else [cast(Model, other)]
+
+
+def _card(alignments: Alignments) -> Finish:
+    """Write the card of a checkpoint that is made with these alignments."""
+    return lambda folder, name: write_card(folder, alignments, name=name)
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:

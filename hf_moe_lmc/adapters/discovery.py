@@ -8,7 +8,7 @@ from transformers.utils import logging
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 from .detection import RoutedExperts, dense_mlps, routed_experts, shared_experts, unknown_mlps
-from .families import ROUTER_TENSORS, RouterFacts, class_key
+from .families import ROUTER_TENSORS, RouterFacts, class_key, facts_of
 from .layouts import ExpertLayout, HeadedMlp
 from .quantised import module_tensors, refuse_quantised
 from .spec import MoeLayerSpec, RouterSpec
@@ -95,17 +95,18 @@ def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[
     # Only the block knows what a plain linear is used for.
     router = block if type(router) is nn.Linear else router
     group = routed_group(name, router, layout, shared, modules)
-    facts = router_facts(name, router)
+    facts, stated = router_facts(name, router), facts_of(modules[layout.name]).experts
     tensors = _router_tensors(routed.block, block, child, facts)
     names = tuple(sorted((field, tensor_name) for field, (tensor_name, _) in tensors.items()))
-    further = routed.further_rows | _further_rows(tensors, routed.num_experts, group.product_keys, facts)
+    kept = routed.kept_rows | _kept_rows(tensors, routed.num_experts, group.product_keys, facts)
     return MoeLayerSpec(
         routed.block,
         RouterSpec(names, routed.num_experts, group.product_keys),
         layout,
         shared,
         group,
-        tuple(further.items()),
+        tuple(kept.items()),
+        used_in_parts=bool(stated and stated.used_in_parts),
     )
 
 
@@ -116,18 +117,20 @@ def _router_tensors(block_name: str, block: nn.Module, child: str, facts: Router
         if name in ROUTER_TENSORS:
             tensors[ROUTER_TENSORS[name]] = f"{router}.{name}", tensor
         elif not any(name == common or name.startswith(f"{common}.") for common in facts.common_tensors):
-            raise UnsupportedArchitectureError(f"router {router}: tensor {name} is not known; its role is not guessed")
+            raise UnsupportedArchitectureError(
+                f"router {router}: tensor {name} is not known; see hf_moe_lmc.register_adapter"
+            )
     for name, tensor in module_tensors(block, recurse=False):
         if ROUTER_TENSORS.get(name) == "selection_bias":
             tensors["selection_bias"] = f"{block_name}.{name}", tensor
     return tensors
 
 
-def _further_rows(
+def _kept_rows(
     tensors: dict[str, tuple[str, Tensor]], num_experts: int, product_keys: bool, facts: RouterFacts
 ) -> dict[str, int]:
-    """Module name of a tensor of a router -> number of its rows that follow those of the experts, if there are any."""
-    further = {}
+    """Module name of a tensor of a router -> number of its rows after those of the experts, if there are any."""
+    kept = {}
     for field, (name, tensor) in tensors.items():
         if field == "expert_table":
             continue
@@ -135,11 +138,11 @@ def _further_rows(
         own = 2 * num_experts if product_keys else num_experts
         if rows < own or (rows > own and facts.further_rows is None):
             raise UnsupportedArchitectureError(
-                f"tensor {name} has {rows} rows for {num_experts} experts; the role of the others is not guessed"
+                f"tensor {name} has {rows} rows for {num_experts} experts; see hf_moe_lmc.register_adapter"
             )
         if rows > own:
-            further[name] = rows - own
-    return further
+            kept[name] = rows - own
+    return kept
 
 
 def _refuse_adapters(modules: dict[str, nn.Module]) -> None:

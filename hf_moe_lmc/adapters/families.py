@@ -9,6 +9,7 @@ from torch import nn
 # gated: `act(gate) * up`; odd: odd in `up` but not linear, such as `act(gate) * clamp(up)`; offset: neither, such as
 # `act(gate) * (up + 1)`; ungated: `act(up)`.
 Gate = Literal["gated", "odd", "offset", "ungated"]
+FurtherRows = Literal["shared experts", "zero experts", "skipped tokens"]
 
 # Tensors of routers, and selection biases of blocks, by the field of `Router` that they are.
 ROUTER_TENSORS = {
@@ -44,15 +45,15 @@ class RouterFacts:
         further_rows: owner of the rows that follow those of the routed experts; None if none follow. A shift of the
             routed rows alone then changes the output.
         expert_groups: attribute of the router that holds the number of groups of group-limited routing.
-        top_k: K, or the field of the configuration that holds it, where no attribute top_k does.
-        common_tensors: tensors that belong to no expert: names, or modules in front of names.
+        top_k: K, or the field of its configuration that holds it, where no attribute top_k does.
+        common_tensors: names of tensors that belong to no expert, or of modules below the router.
     """
 
     scores: Literal["softmax", "sigmoid"]
     scores_attribute: str | None = None
     renormalises: bool = False
     selection_bias_constant: bool = True
-    further_rows: Literal["shared experts", "zero experts", "skipped tokens"] | None = None
+    further_rows: FurtherRows | None = None
     expert_groups: str = "num_group"
     top_k: int | str | None = None
     common_tensors: tuple[str, ...] = ()
@@ -324,12 +325,15 @@ def register_adapter(
     scores: Literal["softmax", "sigmoid"],
     experts: Mapping[type[nn.Module], Gate] | None = None,
     mlps: Mapping[type[nn.Module], Gate] | None = None,
-    expert_groups: str | None = None,
+    expert_groups: str = "num_group",
+    top_k: int | str | None = None,
+    further_rows: FurtherRows | None = None,
+    common_tensors: tuple[str, ...] = (),
 ) -> None:
     """Make a Mixture-of-Experts architecture known that is not part of Transformers; for remote or private code.
 
     The facts that you state decide which rewrites are taken for symmetries, and cannot be checked without running the
-    model: `hf-moe-lmc verify` compares its outputs before and after. Weights are looked for where Transformers has
+    model: `verify` compares its outputs before and after. Weights are looked for where Transformers has
     them: in a block with a child `gate` or `router`, and a child `experts` that holds `gate_up_proj` or `up_proj` and
     `down_proj` in 3-D, or one MLP of linears per expert.
 
@@ -342,41 +346,24 @@ def register_adapter(
             "offset" neither, as `act(gate) * (up + 1)`; "ungated" is `act(up)`.
         mlps: the same for classes of MLPs of linears: one expert of a list, shared experts, dense layers.
         expert_groups: attribute of the router that holds the number of groups, with group-limited routing.
+        top_k: number of experts that a token is sent to, or the field of `router.config` that holds it; None where the
+            router or its block has an attribute `top_k`.
+        further_rows: owner of the rows that follow those of the E experts in the router, if there are any.
+        common_tensors: names of tensors of the router that belong to no expert, or of modules below it.
 
     Example:
-        A block with a sigmoid router and a list of SwiGLU experts:
+        A sigmoid router over a list of SwiGLU experts; docs/adding-a-family.md has a whole model.
 
-        >>> import torch
-        >>> from torch import nn
-        >>> from torch.nn import functional as F
-        >>> from hf_moe_lmc import align, register_adapter, scramble
-        >>> class MyMLP(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.gate_proj, self.up_proj = nn.Linear(8, 6, bias=False), nn.Linear(8, 6, bias=False)
-        ...         self.down_proj = nn.Linear(6, 8, bias=False)
-        ...     def forward(self, x):
-        ...         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        >>> class MyRouter(nn.Linear):
-        ...     def forward(self, x):
-        ...         return super().forward(x).sigmoid().topk(2)
-        >>> class MyBlock(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.gate, self.experts = MyRouter(8, 4, bias=False), nn.ModuleList(MyMLP() for _ in range(4))
-        ...     def forward(self, x):
-        ...         weights, chosen = self.gate(x)
-        ...         outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
-        ...         return (weights[..., None] * outputs.take_along_dim(chosen[..., None], dim=1)).sum(dim=1)
-        >>> register_adapter(MyRouter, "sigmoid", mlps={MyMLP: "gated"})
-        >>> model, tokens = nn.ModuleDict({"mlp": MyBlock()}), torch.randn(5, 8)
-        >>> before = model["mlp"](tokens)
-        >>> model, planted = scramble(model)
-        >>> torch.allclose(model["mlp"](tokens), before, atol=1e-5)
-        True
+        >>> register_adapter(MyRouter, "sigmoid", mlps={MyMLP: "gated"}, top_k=2)
     """
-    # Whether a constant of selection biases is free was not said.
-    stated = RouterFacts(scores, selection_bias_constant=False, expert_groups=expert_groups or "num_group")
+    stated = RouterFacts(
+        scores,
+        selection_bias_constant=False,  # not said
+        further_rows=further_rows,
+        expert_groups=expert_groups,
+        top_k=top_k,
+        common_tensors=common_tensors,
+    )
     KNOWN[class_key(router)] = replace(facts_of(router), router=stated)
     for cls, gate in (experts or {}).items():
         KNOWN[class_key(cls)] = replace(facts_of(cls), experts=ExpertFacts(gate))

@@ -1,7 +1,7 @@
 """Aligned models at one or several points: composed as weights, then written as checkpoints or loaded into a model."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,12 +16,12 @@ from hf_moe_lmc.names import Repair
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .alignment import Alignment
+from .job import processes
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
-from .processes import processes
 from .weights import Weights, aligned, repaired, shared, verified
-from .write import Output, WriteOptions, write_checkpoints
+from .write import Finish, Output, WriteOptions, write_checkpoints
 
 Alignments = Sequence[Alignment | None]
 """One per model but the reference; None leaves the model as it is."""
@@ -122,7 +122,7 @@ class Merge:
         points: Mapping[str, Shares],
         repairs: MergeRepairs,
         options: WriteOptions,
-        finish: Callable[[Path], None] = lambda folder: None,
+        finish: Finish = lambda folder, name: None,
     ) -> None:
         """Write the merge at every point into a folder; several are written in one pass over the models.
 
@@ -220,7 +220,7 @@ def write_aligned(
     folder: Path,
     options: WriteOptions,
     check_weights: bool = True,
-    finish: Callable[[Path], None] = lambda folder: None,
+    finish: Finish = lambda folder, name: None,
 ) -> None:
     """Write a checkpoint, rewritten by an alignment, to a new folder; it computes what it computed before.
 

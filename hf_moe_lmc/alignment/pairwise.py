@@ -21,10 +21,10 @@ from hf_moe_lmc.matching import align_layers
 
 from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig, versions
+from .job import processes
 from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
-from .processes import processes
 from .resources import Resources, matching_bytes
 
 LARGEST = 1e15  # sums of squares stay within float32

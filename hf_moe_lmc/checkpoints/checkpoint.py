@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError
 
 from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
+from .fingerprint import Fingerprint
 from .shards import stored_tensors
 from .skeleton import CONFIG_NAME, quantisation
 from .stored_tensor import StoredTensor
@@ -28,7 +29,7 @@ class Checkpoint(Mapping[str, Tensor]):
         groups: how stored tensors make up the model's.
         ignored: those that are no part of the model and that Transformers ignores, such as layers that predict further
             tokens; their names are their keys.
-        states: file -> its size and the time of its last change, when it was opened.
+        fingerprints: of its files, when it was opened.
     """
 
     folder: Path
@@ -36,7 +37,7 @@ class Checkpoint(Mapping[str, Tensor]):
     stored: dict[str, StoredTensor] = field(repr=False)
     groups: list[TensorGroup] = field(repr=False)
     ignored: dict[str, StoredTensor] = field(repr=False)
-    states: dict[Path, tuple[int, int]] = field(repr=False)
+    fingerprints: dict[Path, Fingerprint] = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path, model: PreTrainedModel, quantised: bool = False) -> "Checkpoint":
@@ -65,7 +66,12 @@ class Checkpoint(Mapping[str, Tensor]):
             raise BadInputError(f"{folder}: {error}") from None
         files = sorted({entry.file for entry in stored.values()} | {folder / CONFIG_NAME})
         return cls(
-            folder, model, stored, groups, {key: stored[key] for key in ignored}, {file: _state(file) for file in files}
+            folder,
+            model,
+            stored,
+            groups,
+            {key: stored[key] for key in ignored},
+            {file: Fingerprint.of(file) for file in files},
         )
 
     @cached_property
@@ -104,6 +110,10 @@ class Checkpoint(Mapping[str, Tensor]):
         """All tensors without their values."""
         return {name: tensor for group in self.groups for name, tensor in self._empty(group, "meta").items()}
 
+    def dtype_of(self, group: TensorGroup) -> torch.dtype:
+        """The smallest dtype that holds all values of a group."""
+        return reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
+
     def check_finite(self, names: Iterable[str]) -> None:
         """Raise `BadInputError`, naming file and tensor, if a value that `names` are made of is NaN or infinite."""
         for entry in (self.stored[key] for name in names for key in self._group_of[name].keys):
@@ -115,14 +125,13 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def check_unchanged(self) -> None:
         """Raise `BadInputError` if one of its files is not what it was when it was opened."""
-        for file, state in self.states.items():
-            if _state(file) != state:
+        for file, fingerprint in self.fingerprints.items():
+            if not fingerprint.is_unchanged(file):
                 raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
 
     def _empty(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
-        entries = [self.stored[key] for key in group.keys]
-        dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
-        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, entries[0].shape)
+        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, self.stored[group.keys[0]].shape)
+        dtype = self.dtype_of(group)
         return {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in group.names}
 
     def _read_group(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
@@ -135,11 +144,3 @@ class Checkpoint(Mapping[str, Tensor]):
         for entry in entries:
             entry.read_into(parts[entry.key])
         return tensors
-
-
-def _state(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise BadInputError(f"cannot read {file}: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns

@@ -72,8 +72,10 @@ Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 def _kept(checkpoint: Checkpoint) -> dict[str, Entries]:
     shards: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    # Experts of one tensor may change places: each place has room for all of them.
+    dtypes = {key: checkpoint.dtype_of(group) for group in checkpoint.groups for key in group.keys}
     for tensor in sorted(checkpoint.stored.values(), key=lambda tensor: (tensor.file.name, tensor.offset)):
-        shards.setdefault(tensor.file.name, {})[tensor.key] = tensor.dtype, tensor.shape
+        shards.setdefault(tensor.file.name, {})[tensor.key] = dtypes[tensor.key], tensor.shape
     return dict(shards)
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from hf_moe_lmc.errors import BadInputError
 
-from .json_file import read_json
+from .small_files import read_json
 from .stored_tensor import StoredTensor, read_header
 
 SINGLE_NAME = "model.safetensors"
@@ -27,12 +27,31 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
     raise BadInputError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}; {advice(folder)}")
 
 
-def _sharded(index: Path) -> dict[str, StoredTensor]:
+def shard_names(folder: Path) -> list[str]:
+    """The names of the safetensors files that the index in `folder` lists, or `SINGLE_NAME` where there is none.
+
+    Raises:
+        BadInputError: the index is damaged, or names a file that is not beside it.
+    """
+    index = folder / INDEX_NAME
+    return list(dict.fromkeys(_weight_map(index).values())) if os.path.lexists(index) else [SINGLE_NAME]
+
+
+def _weight_map(index: Path) -> dict[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise BadInputError(f"{index}: weight_map is missing or empty; download it again")
-    # Links are fine (a Hub cache is made of them); only the name must stay inside the folder.
-    shards = [index.parent / name for name in dict.fromkeys(map(_shard_name(index), weight_map.values()))]
+    for name in weight_map.values():
+        # Links are fine (a Hub cache is made of them); only the name must stay inside the folder.
+        plain = isinstance(name, str) and name == Path(name).name and "\\" not in name and name.isprintable()
+        if not plain or not name.endswith(".safetensors"):
+            raise BadInputError(f"{index}: {name!r} is not the name of a .safetensors file beside it")
+    return weight_map
+
+
+def _sharded(index: Path) -> dict[str, StoredTensor]:
+    weight_map = _weight_map(index)
+    shards = [index.parent / name for name in dict.fromkeys(weight_map.values())]
     for shard in shards:
         if not shard.exists():
             raise BadInputError(f"{shard}, which {index.name} names, is missing; download it again")
@@ -49,16 +68,6 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
         key = min(absent)
         raise BadInputError(f"{index.parent / weight_map[key]}: {key}, listed there by {index.name}, is missing")
     return tensors
-
-
-def _shard_name(index: Path):
-    def check(name: object) -> str:
-        plain = isinstance(name, str) and name == Path(name).name and "\\" not in name and name.isprintable()
-        if not plain or not str(name).endswith(".safetensors"):
-            raise BadInputError(f"{index}: {name!r} is not the name of a .safetensors file beside it")
-        return str(name)
-
-    return check
 
 
 def advice(folder: Path) -> str:

@@ -11,8 +11,8 @@ from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 
-from .json_file import read_json
 from .shards import advice
+from .small_files import read_json
 
 CONFIG_NAME = "config.json"
 
@@ -38,7 +38,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     path = folder / CONFIG_NAME
     if not path.exists():
         raise BadInputError(f"{path} is missing; {advice(folder)}")
-    values = _checked(_with_floats(read_json(path)), path)
+    values = without_code(_with_floats(read_json(path)))
+    _check_sizes(values, path)
     model_type = values.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
@@ -91,17 +92,24 @@ def _with_floats(value: Any) -> Any:
     )
 
 
-def _checked(values: dict[str, Any], path: Path) -> dict[str, Any]:
-    """`values` without the fields that name code; sizes within reason, here and in nested configurations."""
-    kept = {key: value for key, value in values.items() if not DROPPED.fullmatch(key)}
-    for key, value in kept.items():
+def without_code(value: Any) -> Any:
+    """Settings without the fields that name code or kernels, here and in nested settings."""
+    if isinstance(value, list):
+        return [without_code(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_code(item) for key, item in value.items() if not DROPPED.fullmatch(key)}
+
+
+def _check_sizes(values: dict[str, Any], path: Path) -> None:
+    """Sizes are within reason, here and in nested configurations."""
+    for key, value in values.items():
         if isinstance(value, dict):
-            kept[key] = _checked(value, path)
+            _check_sizes(value, path)
         elif isinstance(value, int) and not isinstance(value, bool) and SIZE.fullmatch(key):
             limit = MOST_MODULES if key.endswith(COUNTS) else LARGEST_SIZE
             if not 0 <= value <= limit:
                 raise BadInputError(f"{path}: {key} is {value}; expected 0 to {limit}")
-    return kept
 
 
 def _check_chosen(values: Mapping[Any, Any], path: Path) -> None:

@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from importlib.metadata import metadata
 from itertools import zip_longest
 from pathlib import Path
+from typing import cast
 
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, ModelCardData
 
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
-from hf_moe_lmc.errors import BadInputError, MoeLmcError
+from hf_moe_lmc.errors import BadInputError, MoeLmcError, one_line
 from hf_moe_lmc.verification import Verification
 
 from .figures import (
@@ -29,7 +30,6 @@ from .licenses import License, known_identifier
 from .markdown import (
     Markdown,
     front_matter,
-    one_line,
     read_markdown,
     render,
     replace_in_section,
@@ -201,26 +201,25 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
 
     Local parents are called by their label.
     """
+    models = [parent.argument for parent in output.parents]
     known = [alignment for alignment in alignments if alignment]
     configs = [alignment.config for alignment in known if alignment.config]
-    if not configs or len(configs) < len(output.alignments):
-        return []
-    config, first = configs[0], known[0]
-    matching = ["--expert-order", config.expert_order, *(["--balance-scales"] if config.balance_scales else [])]
-    models = [parent.argument for parent in output.parents]
-    commands = []
-    if len(known) > 1:
-        shares = ["--shares", *map(repr, output.shares)]
-        commands.append(["merge", *models, *shares, *matching, *_repairs(output), *_writing(output), "-o", "merged"])
-    elif first.reference and first.other:
-        pair = {"reference": first.reference, "other": first.other}
-        origins = parents_of({role: (model.name, model.commit) for role, model in pair.items()})
-        commands.append(["align", *(parent.argument for parent in origins), *matching, "-o", "alignment"])
-        if output.command == "apply":
-            commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
-        if output.command == "merge":
-            how = ["--alignment", "alignment", "--t", repr(output.t), *_repairs(output), *_writing(output)]
-            commands.append(["merge", *models, *how, "-o", "merged"])
+    how, commands = ["--expert-order", "none"], []
+    if output.command == "align" or any(output.alignments):
+        if not configs or len(configs) < len(output.alignments):
+            return []
+        how = ["--expert-order", configs[0].expert_order, *(["--balance-scales"] if configs[0].balance_scales else [])]
+        pair = [model for model in (known[0].reference, known[0].other) if model]
+        if len(known) == 1 and len(pair) == 2:
+            origins = zip(("reference", "other"), pair, strict=True)
+            named = parents_of({role: (model.name, model.commit) for role, model in origins})
+            commands.append(["align", *(parent.argument for parent in named), *how, "-o", "alignment"])
+            how = ["--alignment", "alignment"]
+    if output.command == "apply" and commands:
+        commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
+    if output.command == "merge":
+        place = ["--shares", *map(repr, output.shares)] if output.t is None else ["--t", repr(output.t)]
+        commands.append(["merge", *models, *how, *place, *_repairs(output), *_writing(output), "-o", "merged"])
     return [shell_command(["hf-moe-lmc", *command]) for command in commands]
 
 
@@ -247,8 +246,9 @@ def _revised(old: ModelCard, new: ModelCard, headings: Sequence[str], license: s
     old.text = "\n" + replace_sections(old.text, new.text, headings)
     if license:
         state_license(old.data, License(license))
-    if "Evaluation" in headings and new.data.eval_results:
-        old.data.model_name, old.data.eval_results = new.data.model_name, new.data.eval_results
+    data, measured = cast(ModelCardData, old.data), cast(ModelCardData, new.data)
+    if "Evaluation" in headings and measured.eval_results:
+        data.model_name, data.eval_results = measured.model_name, measured.eval_results
     return old
 
 

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, one_line
 
 MAX_CARD_BYTES = 2**20
 MAX_METADATA_BYTES = 2**15  # PyYAML reads 20 kB a second
@@ -124,11 +124,6 @@ def _entries(lines: str, keys: Container[str]) -> str:
             wanted = key.group(1) in keys
         kept += [line] * wanted
     return "\n".join(kept)
-
-
-def one_line(text: str) -> str:
-    """`text` without characters that cannot be printed, every run of white space one space."""
-    return " ".join("".join(character if character.isprintable() else " " for character in text).split())
 
 
 def escape(value: object) -> str:

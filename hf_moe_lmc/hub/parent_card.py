@@ -9,10 +9,10 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from hf_moe_lmc.checkpoints.hub_errors import hub_access
-from hf_moe_lmc.errors import BadInputError, HubError
+from hf_moe_lmc.errors import BadInputError, HubError, one_line
 
 from .licenses import License, merged_license
-from .markdown import front_matter, one_line, read_markdown
+from .markdown import front_matter, read_markdown
 from .output_record import Parent
 
 KEYS = ("license", "license_name", "license_link", "pipeline_tag", "language", "datasets", "base_model")

@@ -13,7 +13,7 @@ from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.alignment.saved_alignment import WEIGHTS_NAME
 from hf_moe_lmc.checkpoints import COMPANIONS
 from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, one_line
 
 from .card import CARD_NAME, addressed, make_card, read_card
 from .figures import REPORT_FILES, REPORT_FOLDER
@@ -84,7 +84,7 @@ class PushPlan:
     @property
     def text(self) -> str:
         """One file a line."""
-        sizes = [f"{file.nbytes:>18,}  {file.name}" for file in self.files]
+        sizes = [f"{file.nbytes:>18,}  {one_line(file.name)}" for file in self.files]
         total = sum(file.nbytes for file in self.files)
         return "\n".join([f"to {self.repo_id}, license {self.license}:", *sizes, f"{total:>18,}  bytes"]) + "\n"
 

@@ -1,12 +1,15 @@
-import doctest
+import importlib
+import re
+import sys
 from copy import deepcopy
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
 from hf_moe_lmc import align, register_adapter, scramble
-from hf_moe_lmc.adapters import families, moe_layers
+from hf_moe_lmc.adapters import families, inspect, moe_layers
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 
 
@@ -47,10 +50,52 @@ def listed() -> OwnModel:
     return OwnModel(nn.ModuleList(OwnMLP() for _ in range(6)))
 
 
-def test_the_example_of_the_docstring():
-    (example,) = doctest.DocTestFinder(recurse=False).find(register_adapter, "register_adapter")
-    assert len(example.examples) > 10
-    assert doctest.DocTestRunner().run(example).failed == 0
+@pytest.fixture
+def page(tmp_path, monkeypatch):
+    """The module of docs/adding-a-family.md, not yet imported, and the code that checks it."""
+    text = (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text(encoding="utf-8")
+    module, check = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    file = tmp_path / "my_moe.py"
+    file.write_text(module, encoding="utf-8")
+    monkeypatch.syspath_prepend(tmp_path)
+    yield file, check
+    del sys.modules["my_moe"]
+
+
+def test_the_page_about_code_of_your_own(page):
+    exec(page[1], {})
+    my_moe = importlib.import_module("my_moe")
+    (layer,) = inspect(my_moe.MyModel(my_moe.MyConfig())).layers
+    assert (layer.num_experts, layer.num_units, layer.experts_per_token) == (6, 8, 2)
+    assert layer.symmetries == ("experts", "units", "unit signs", "router translation")
+
+
+def test_its_check_finds_a_false_statement(page):
+    """That a gate with an offset is odd."""
+    file, check = page
+    file.write_text(file.read_text(encoding="utf-8").replace("up.clamp(-7, 7)", "(up + 1)"), encoding="utf-8")
+    with pytest.raises(AssertionError):
+        exec(check, {})
+
+
+def test_tensors_and_rows_of_a_router_that_belong_to_no_expert():
+    model, router = listed(), OwnRouter()
+    router.weight, router.temperature = nn.Parameter(torch.randn(8, 8)), nn.Parameter(torch.ones(1))
+    model.block["router"] = router
+    stated = {"scores": "softmax", "mlps": {OwnMLP: "gated"}}
+    register_adapter(OwnRouter, **stated)
+    with pytest.raises(
+        UnsupportedArchitectureError, match=r"tensor temperature is not known; see hf_moe_lmc\.register"
+    ):
+        moe_layers(model)
+    stated["common_tensors"] = ("temperature",)
+    register_adapter(OwnRouter, **stated)
+    with pytest.raises(UnsupportedArchitectureError, match=r"8 rows for 6 experts; see hf_moe_lmc\.register_adapter"):
+        moe_layers(model)
+    register_adapter(OwnRouter, **stated, further_rows="zero experts")
+    (spec,) = moe_layers(model)
+    assert spec.kept_rows == (("block.router.weight", 2),)
+    assert not spec.group.router_translation
 
 
 def test_what_is_not_registered_is_refused_by_name():

@@ -7,9 +7,10 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, meta_model, place
+from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, meta_model, place, read_config
 from hf_moe_lmc.names import Layout
 from tests import families, models
+from tests.checkpoints.faulty import edit_tensor
 
 
 def stored(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
@@ -86,3 +87,19 @@ def test_shards_of_a_large_model(monkeypatch, tmp_path):
     model.config.save_pretrained(tmp_path / "kept")
     loaded = Checkpoint.open(tmp_path / "kept", model)
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
+
+
+def test_experts_of_several_dtypes_change_places_without_rounding(single, tmp_path):
+    """A place that held bfloat16 has room for float32, that of experts only."""
+    expert = "model.layers.0.block_sparse_moe.experts.2.w2.weight"
+    edit_tensor(expert, lambda tensor: tensor.bfloat16())(single)
+    edit_tensor("model.norm.weight", lambda tensor: tensor.bfloat16())(single)
+    checkpoint = Checkpoint.open(single, meta_model(read_config(single)))
+    placement = place(checkpoint, tmp_path)
+    assert placement[expert].dtype == torch.float32
+    assert placement["model.norm.weight"].dtype == torch.bfloat16
+    name = "model.layers.0.mlp.experts.down_proj"
+    writer = CheckpointWriter(tmp_path / "out", place(checkpoint, tmp_path / "out"), checkpoint.model)
+    turned = dict(checkpoint) | {name: checkpoint[name].roll(1, 0)}
+    writer.finish(writer.write(turned, turned))
+    assert torch.equal(stored(tmp_path / "out")["model.safetensors"][expert], checkpoint[name][1])
