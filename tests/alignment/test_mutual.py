@@ -68,9 +68,9 @@ def test_folders_as_live_models(tmp_path):
 def test_models_that_cannot_be_aligned(tmp_path):
     models = siblings("mixtral", 0)
     with pytest.raises(BadInputError, match="1 model given; give two or more"):
-        align(models[0])
+        align(models[0], [])
     with pytest.raises(IncompatiblePairError, match="the reference is a MixtralForCausalLM, the other a Qwen2Moe"):
-        align(models[0], models[1:], build("qwen2_moe", dtype=torch.float32))
+        align(models[0], [*models[1:], build("qwen2_moe", dtype=torch.float32)])
     with pytest.raises(BadInputError, match="one folder holds the alignment of two models"):
         align(models[0], models[1:], output=tmp_path / "alignment")
     assert not [*tmp_path.iterdir()]
