@@ -36,6 +36,7 @@ from statistics import fmean
 
 import torch
 from accelerate import Accelerator
+from tests.connectivity.finetuned import manual
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from transformers import (
@@ -75,7 +76,6 @@ from hf_moe_lmc.demo.recipe import Recipe
 from hf_moe_lmc.demo.training import finetune, pretrain, train
 from hf_moe_lmc.merging import AUTOMATIC
 from hf_moe_lmc.names import ExpertOrder, Repair
-from tests.connectivity.finetuned import manual
 
 from .intervals import ratio_interval
 

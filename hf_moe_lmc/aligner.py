@@ -21,6 +21,7 @@ from .alignment import (
     MergeRepairs,
     Model,
     MutualAlignment,
+    OpenedModel,
     Plan,
     Resources,
     Shares,
@@ -216,7 +217,7 @@ class MoeAligner:
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
-        merge.write(Path(output), points, repairs, write, _card(merge.alignments))
+        merge.write(Path(output), points, repairs, write, _card(merge.alignments, self.models.models))
         return Path(output)
 
     def plan_merge(
@@ -281,10 +282,13 @@ class MoeAligner:
         self._check_computable()
         if len(pair.others) != 1:
             raise BadInputError(f"a path has two models, not {len(pair.models)}")
-        known = alignment if isinstance(alignment, Alignment) else cast(Alignment, self.align(alignment))
-        Merge(pair, [known])  # checks the layers
+        if isinstance(alignment, Alignment):
+            Merge(pair, [alignment])  # checks the layers
+        else:
+            asked = "aligned" in variants
+            alignment = cast(Alignment, self.align(alignment)) if asked else Alignment({})
         model = load_model(pair.reference, load)
-        return evaluate_path(pair, model, known, data, places, data_for_repairs, settings, accelerator)
+        return evaluate_path(pair, model, alignment, data, places, data_for_repairs, settings, accelerator)
 
     def push_to_hub(
         self,
@@ -440,7 +444,7 @@ def apply(
         Path(output),
         WriteOptions(layout, dtype, overwrite),
         not allow_other_weights,
-        _card([alignment]),
+        _card([alignment], [opened]),
     )
     return Path(output)
 
@@ -513,9 +517,10 @@ def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:
     return other if isinstance(other, Sequence) and not isinstance(other, str) else [cast(Model, other)]
 
 
-def _card(alignments: Alignments) -> Finish:
-    """Write the card of a checkpoint that is made with these alignments."""
-    return lambda folder, name: write_card(folder, alignments, name=name)
+def _card(alignments: Alignments, models: Sequence[OpenedModel]) -> Finish:
+    """Write the card of a checkpoint; the cards of its parents are read with the keywords that the models were."""
+    access = {model.name: model.source.options for model in models if model.source}
+    return lambda folder, name: write_card(folder, alignments, name=name, access=access)
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:

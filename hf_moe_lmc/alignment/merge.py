@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
@@ -254,7 +255,7 @@ def _load_copy(model: OpenedModel, options: LoadOptions | None) -> PreTrainedMod
     if model.source is not None:
         return load_model(model, options)
     copy, dtype = deepcopy(load_model(model)), (options or {}).get("dtype") or "auto"
-    if dtype != "auto":
-        copy.config.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-        copy.to(copy.config.dtype)
-    return copy
+    if dtype == "auto":
+        return copy
+    copy.config.dtype = wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return nn.Module.to(copy, wanted)

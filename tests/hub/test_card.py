@@ -392,8 +392,8 @@ def test_the_paths_that_matter_are_shown(folder):
     assert {"naive", "aligned", "aligned + norms"} < set(shown)
     assert "8 of 12 paths; all are in `report/report.md`." in text
     assert (
-        "Loss of this merge: 13.0000; of the plain average, without alignment or repairs: 2.0000; of the two models: 1.0000 and 3.0000\n"
-        in text
+        "Loss of this merge: 13.0000; of the plain average, without alignment or repairs: 2.0000; "
+        "of the two models: 1.0000 and 3.0000\n" in text
     )
 
 
