@@ -51,8 +51,11 @@ def test_a_scrambled_copy_merges_to_the_model(name):
 def test_scrambled_copies_merge_to_the_model(name, dtype):
     models = siblings(name, 0, dtype)
     before = [copied(model) for model in models]
-    assert same(merge(*models, alignment=align(*models), shares=[1.0, 2.0, 4.0]).state_dict(), before[0])
-    assert same(merge(*models).state_dict(), before[0])
+    assert same(
+        merge(models[0], models[1:], alignment=align(models[0], models[1:]), shares=[1.0, 2.0, 4.0]).state_dict(),
+        before[0],
+    )
+    assert same(merge(models[0], models[1:]).state_dict(), before[0])
     assert all(same(model.state_dict(), old) for model, old in zip(models, before, strict=True))
 
 
@@ -60,7 +63,7 @@ def test_models_are_left_alone():
     models = [build("mixtral", seed=seed, dtype=torch.float32) for seed in (0, 1)]
     before = [copied(model) for model in models]
     for t in (0.0, 0.5, 1.0):
-        merged = merge(*models, t=t, repairs=["norms"])
+        merged = merge(models[0], models[1:], t=t, repairs=["norms"])
         with torch.no_grad():
             for parameter in merged.parameters():
                 parameter.fill_(9.0)
@@ -70,11 +73,11 @@ def test_models_are_left_alone():
 def test_some_models_may_stay_unaligned():
     """None leaves a model as it is."""
     model, scrambled_copy, third = siblings("mixtral", 0)
-    (first, _) = align(model, scrambled_copy, third)
-    alone = merge(model, scrambled_copy, third, alignment=[first, None], shares=[1.0, 1.0, 0.0])
+    (first, _) = align(model, [scrambled_copy, third])
+    alone = merge(model, [scrambled_copy, third], alignment=[first, None], shares=[1.0, 1.0, 0.0])
     assert same(alone.state_dict(), model.state_dict())
-    naive = merge(model, scrambled_copy, third, alignment=[None, None])
-    assert same(naive.state_dict(), merge(model, scrambled_copy, third, alignment="none").state_dict())
+    naive = merge(model, [scrambled_copy, third], alignment=[None, None])
+    assert same(naive.state_dict(), merge(model, [scrambled_copy, third], alignment="none").state_dict())
 
 
 @pytest.mark.parametrize("t", [-0.1, 1.5, float("nan")])
@@ -100,9 +103,9 @@ def test_alignments_that_do_not_fit():
     models = siblings("mixtral", 0)
     pair = align(*models[:2])
     with pytest.raises(BadInputError, match="1 alignments for 2 other models; give one for each"):
-        merge(*models, alignment=pair)
+        merge(models[0], models[1:], alignment=pair)
     with pytest.raises(BadInputError, match="2 alignments for 1 other models; give one for each"):
-        merge(*models[:2], alignment=align(*models))
+        merge(*models[:2], alignment=align(models[0], models[1:]))
     other = align(*(build("moe_vit sparse", seed=seed, dtype=torch.float32) for seed in (0, 1)))
     with pytest.raises(
         IncompatiblePairError, match=r"layer vit\.layers\.0\.mlp of the alignment does not exist in Mix"
@@ -114,15 +117,15 @@ def test_alignments_that_do_not_fit():
 def test_other_weights_need_permission(role):
     """Of the reference as of the other; live as on disk (see test_saved_alignment.py)."""
     models = [build("mixtral", seed=seed, dtype=torch.float32) for seed in (0, 1)]
-    alignment = align(*models)
+    alignment = align(models[0], models[1:])
     changed = models[role == "other"]
     with torch.no_grad():
         changed.model.layers[1].mlp.experts.down_proj[0, 0, 0] += 1
     with pytest.raises(
         IncompatiblePairError, match=r"layer model\.layers\.1\.mlp of MixtralForCausalLM is not that of"
     ):
-        merge(*models, alignment=alignment)
-    assert merge(*models, alignment=alignment, allow_other_weights=True)
+        merge(models[0], models[1:], alignment=alignment)
+    assert merge(models[0], models[1:], alignment=alignment, allow_other_weights=True)
 
 
 def test_alignments_are_made_for_models_in_their_order(tmp_path):
@@ -130,9 +133,9 @@ def test_alignments_are_made_for_models_in_their_order(tmp_path):
     for i, model in enumerate(models):
         model.save_pretrained(tmp_path / str(i))
     a, b, c = (tmp_path / name for name in "012")
-    found = align(a, b, c)
+    found = align(a, [b, c])
     with pytest.raises(IncompatiblePairError, match="is not that of"):
-        merge(a, c, b, alignment=found, output=tmp_path / "wrong")
+        merge(a, [c, b], alignment=found, output=tmp_path / "wrong")
     assert not (tmp_path / "wrong").exists()
 
 
