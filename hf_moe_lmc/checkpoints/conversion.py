@@ -34,6 +34,18 @@ Tensors = Mapping[str, Tensor]
 # The projection that joins embedding and hidden state tells a layer that predicts further tokens from a decoder layer.
 FURTHER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.eh_proj\.")
 
+# Parts of keys that a training run wraps around those of the model -> where they come from, and what to do.
+WRAPPERS = {
+    "_orig_mod.": "torch.compile; save the model that was compiled (model._orig_mod.save_pretrained)",
+    "_fsdp_wrapped_module.": "FSDP; save its full state dict (accelerator.save_model, or merge-weights)",
+    "_checkpoint_wrapped_module.": "activation checkpointing; save the model without its wrapper",
+    "base_model.model.": "PEFT; save the model with its adapter merged (model.merge_and_unload().save_pretrained)",
+    "pretrained_model.": "TRL; save the model inside (model.pretrained_model.save_pretrained)",
+    "module.": "DistributedDataParallel or DeepSpeed; save the model inside (model.module.save_pretrained)",
+    "v_head.": "a value head of TRL; save the model without it (model.pretrained_model.save_pretrained)",
+    "_extra_state": "Transformer Engine, and no weight; save the checkpoint without it",
+}
+
 
 class MisfitError(BadInputError):
     """A stored tensor is not one of the model's, `key` is its name in the checkpoint."""
@@ -195,6 +207,7 @@ def _plan(model: PreTrainedModel, stored: Tensors, quantised: bool) -> tuple[lis
         modules = {name[:end] for name in groups for end in range(len(name)) if name[end] == "."}
         _check_complete(model, {name for name in expected if name in groups or name.rpartition(".")[0] in modules})
         return list(groups.values()), []
+    _check_wrapped(unexpected)
     _check_shapes(groups.values(), stored, expected)
     _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})
@@ -261,6 +274,13 @@ def _check_complete(model: PreTrainedModel, present: set[str]) -> None:
         absent = present.isdisjoint({name} | tied.get(name, set()))
         if absent and not (optional and optional.search(name)):
             raise BadInputError(f"{name} is missing; download or save the model again")
+
+
+def _check_wrapped(unexpected: list[str]) -> None:
+    for key in unexpected:
+        for part, cure in WRAPPERS.items():
+            if f".{part}" in f".{key}":
+                raise MisfitError(key, f": {part} is of {cure}")
 
 
 def _check_unexpected(model: PreTrainedModel, unexpected: list[str]) -> None:
