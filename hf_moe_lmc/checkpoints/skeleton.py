@@ -101,6 +101,13 @@ def quantisation(config: PreTrainedConfig) -> str | None:
     return None
 
 
+def drop_quantisation(config: PreTrainedConfig) -> None:
+    """Take from a configuration what it says of the quantisation of weights."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None):
+            del part.quantization_config
+
+
 def _with_floats(value: Any) -> Any:
     """`value` with infinities, which Transformers writes as `{"__float__": "Infinity"}`."""
     if isinstance(value, list):

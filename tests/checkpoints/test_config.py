@@ -74,7 +74,6 @@ def test_no_file(single, refused, make):
         ({"rope_parameters": {"rope_type": "no_such_rope"}}, ["config.json"]),
         ({"rope_parameters": "default"}, ["config.json"]),
         ({"quantization_config": "fp8"}, ["config.json"]),
-        ({"quantization_config": {"quant_method": "unheard_of"}}, ["quantised (unheard_of)"]),
     ],
     ids=str,
 )
