@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         merge_many_checkpoints,
         scramble,
     )
+    from .comparison import Comparison, compare
     from .connectivity import evaluate_path
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Alignment",
     "AlignmentConfig",
+    "Comparison",
     "MoeAligner",
     "MoeGPT2Config",
     "MoeGPT2LMHeadModel",
@@ -36,6 +38,7 @@ __all__ = [
     "align",
     "align_many",
     "apply",
+    "compare",
     "evaluate_path",
     "from_aligned_pretrained",
     "merge",
@@ -65,6 +68,7 @@ _HOMES = {
         "merge_many_checkpoints",
         "scramble",
     ),
+    "comparison": ("Comparison", "compare"),
     "connectivity": ("evaluate_path",),
     "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
     "verification": ("Verification", "verify"),
