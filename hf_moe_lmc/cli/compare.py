@@ -19,8 +19,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "compare",
         run,
         "say what became of every expert: two models, and the difference between them in words",
-        "Say of every expert, router and tensor of B what it is in terms of A: identical, rounded, changed by x %, moved, "
-        "copied, missing, unrelated, or stored wrongly; and what that means. Reads the weights, layer by layer.",
+        "Say of every expert, router and tensor of B what it is in terms of A: identical, rounded, changed by x %, "
+        "moved, copied, missing, unrelated, or stored wrongly; and what that means. Reads all weights, layer by layer.",
     )
     compare.add_argument("a", metavar="A", help=MODEL)
     compare.add_argument("b", metavar="B", help="the model to be described in terms of A")

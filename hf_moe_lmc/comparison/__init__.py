@@ -1,4 +1,4 @@
-"""What became of a model: every expert, router and tensor of one in terms of another, in words, as JSON, as a picture."""
+"""What became of every expert, router and tensor of a model in terms of another: in words, as JSON, as a picture."""
 
 from .compare_models import compare, compare_opened
 from .comparison import Comparison

@@ -13,7 +13,7 @@ _COLUMNS = 16
 
 
 def glimpsed_distances(a: ExpertBank, b: ExpertBank) -> Float[Tensor, "Eb Ea"]:
-    """Distances of a few rows of all experts, units taken as they stand; rows of norm 1, of gate_proj where there is one.
+    """Distances of a few rows of all experts, units taken as they stand; of gate_proj where there is one, of norm 1.
 
     Near 0 for an expert that stays as it is, in whatever slot; about 1.4 for all others.
     """

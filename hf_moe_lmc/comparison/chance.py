@@ -89,8 +89,8 @@ def relation(a: Rows, b: Rows, signs: bool) -> Relation:
         a,
         b.at(by_outward),
         b.at(by_inward),
-        _signs(outward, by_outward) if signs else None,
-        _signs(up, by_inward) if signs else None,
+        signs_of(_at(outward, by_outward)) if signs else None,
+        signs_of(_at(up, by_inward)) if signs else None,
     )
 
 
@@ -125,6 +125,11 @@ def trace_test(x: Float[Tensor, "R H"], y: Float[Tensor, "R H"]) -> tuple[float,
     return (x * y).double().sum().item(), max(variance, 0.0)
 
 
+def signs_of(dots: Float[Tensor, " m"]) -> Float[Tensor, " m"]:
+    """-1 of what is negative, else 1."""
+    return torch.where(dots < 0, -1.0, 1.0).to(dots)
+
+
 def pooled(scores: list[float]) -> float:
     """`sum z / sqrt(n)`: the z of several at once (Stouffer); 0 of none."""
     return math.fsum(scores) / math.sqrt(len(scores)) if scores else 0.0
@@ -139,6 +144,5 @@ def _nearest(similarity: Float[Tensor, "m F"]) -> Int[Tensor, " m"]:
     return similarity.argmax(dim=1)
 
 
-def _signs(similarity: Float[Tensor, "m F"], columns: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
-    own = similarity.take_along_dim(columns[:, None], dim=1)[:, 0]
-    return torch.where(own < 0, -1.0, 1.0).to(similarity)
+def _at(similarity: Float[Tensor, "m F"], columns: Int[Tensor, " m"]) -> Float[Tensor, " m"]:
+    return similarity.take_along_dim(columns[:, None], dim=1)[:, 0]

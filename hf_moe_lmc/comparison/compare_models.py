@@ -195,12 +195,9 @@ class _Work:
 
     def _settings(self) -> tuple[str, ...]:
         """Differences of the configurations that change the function, but for sizes, which the weights show."""
-        configs = [getattr(side.model, "config", None) for side in (self.a, self.b)]
-        if None in configs:
-            return ()
         if type(self.a.model) is not type(self.b.model):
             return (f"A is a {type(self.a.model).__name__}, B a {type(self.b.model).__name__}",)
-        harmful, _ = config_differences(*configs)
+        harmful, _ = config_differences(*(getattr(side.model, "config", None) or {} for side in (self.a, self.b)))
         words = (text.replace(" in the reference", " in A").replace(" in the other", " in B") for text in harmful)
         return tuple(text for text in words if not _is_size(text.partition(" ")[0]))
 

@@ -60,7 +60,7 @@ class Comparison:
         return "\n".join([*shown, f"{related}; {function}"]) + "\n"
 
     def rows(self) -> list[tuple[str, str, str, str, str, str, str, str]]:
-        """One row per expert and per tensor: layer or tensor, slot, kind, source, change, units, signs and scales, z."""
+        """Per expert and per tensor: layer or tensor, slot, kind, source, change, units, signs and scales, z."""
         rows = []
         for layer in self.layers:
             rows.append((layer.name, "router", layer.router, "", _percent(layer.router_change), "", "", ""))

@@ -1,6 +1,6 @@
 """The experts of one bank against those of another: what every expert of B is in terms of A."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, Literal
@@ -15,13 +15,17 @@ from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import SignedPermutation
 
 from .candidates import agreements, glimpsed_distances, inward_sketch, outward_sketch
-from .chance import RELATED, Relation, Rows, partners_relation, relation, strongest_units
+from .chance import RELATED, Relation, Rows, partners_relation, relation, signs_of, strongest_units
 from .faults import Fault, Rewrite, row_faults, transpositions
 from .kinds import Fit, Freedom, Kind, fit, one_expert, widened
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
 _NEAR = 0.5  # relative distance above which another explanation is looked for
-_BETTER = 0.1  # by how much a fault must better the cosine
+_FAULTY = (
+    0.5  # cosine that a fault must reach, and agreement of sketches, of the two together, that makes it worth a try
+)
+_ALIKE = 0.03  # experts whose cosines differ by less are both matched
+_EMPTY = 0.03  # norm of an unrelated expert, relative to those of A, below which it is as good as zero
 _CANDIDATES = 3
 
 
@@ -132,8 +136,7 @@ class _Banks:
     def _partner_signs(self, a: Rows, b: Rows) -> tuple[Float[Tensor, " m"] | None, Float[Tensor, " m"] | None]:
         if not self.freedom.signs:
             return None, None
-        outward, up = (a.outward * b.outward).sum(dim=1), (a.inward[-1] * b.inward[-1]).sum(dim=1)
-        return tuple(torch.where(dots < 0, -1.0, 1.0).to(dots) for dots in (outward, up))
+        return signs_of((a.outward * b.outward).sum(dim=1)), signs_of((a.inward[-1] * b.inward[-1]).sum(dim=1))
 
     def _by_sketches(self, slots: list[int]) -> None:
         """Recognise experts whose units do not stand at their places, or which are stored wrongly."""
@@ -141,56 +144,62 @@ class _Banks:
             return
         sketches = _Sketches(self.a, self.b, self.known, slots)
         inward, outward = sketches.table(inward_sketch), sketches.table(outward_sketch)
-        candidates = _candidates(inward, outward, self.known, slots)
-        for j in slots:
-            self._explain(j, [(i, fault) for i in candidates[j] for fault in _plain_and_row_faults(self.a)])
+        candidates, faults = _candidates(inward, outward, self.known, slots), _both_sides(row_faults(self.a))
+        for row, j in enumerate(slots):
+            self._match_plainly(j, candidates[j])
+            column = int(inward[row].argmax())
+            if self._is_left(j) and faults and inward[row, column] > _FAULTY / 2:
+                self._find_fault(j, [(self.known[column], fault) for fault in faults])
         left = [j for j in slots if self._is_left(j)]
         if left and self.group.unit_order:
-            best: dict[int, tuple[float, tuple[int, _Hypothesis]]] = {}
-            sketches = _Sketches(self.a, self.b, self.known, left)
-            for hypothesis in self._transpositions():
-                scores = sketches.table(inward_sketch, hypothesis) + sketches.table(outward_sketch, hypothesis)
-                for row, j in enumerate(left):
-                    value, column = scores[row].max(dim=0)
-                    if j not in best or value > best[j][0]:
-                        best[j] = (float(value), (self.known[int(column)], hypothesis))
-            for j in left:
-                self._explain(j, [best[j][1]])
+            for j, hypothesis in self._transposed(left):
+                self._find_fault(j, [hypothesis])
 
-    def _transpositions(self) -> Iterator["_Hypothesis"]:
-        for fault in transpositions(self.a, self.is_interleaved):
-            yield _Hypothesis(fault, of_b=False)
-            yield _Hypothesis(fault, of_b=True)
+    def _transposed(self, slots: list[int]) -> Iterator[tuple[int, tuple[int, "_Hypothesis"]]]:
+        """Slots that may hold a transposed expert: which expert, and how it is transposed."""
+        sketches, best = _Sketches(self.a, self.b, self.known, slots), {}
+        for hypothesis in _both_sides(transpositions(self.a, self.is_interleaved)):
+            scores = sketches.table(inward_sketch, hypothesis) + sketches.table(outward_sketch, hypothesis)
+            for j, row in zip(slots, scores, strict=True):
+                value, column = row.max(dim=0)
+                if value > max(_FAULTY, best[j][0] if j in best else 0.0):
+                    best[j] = (float(value), (self.known[int(column)], hypothesis))
+        return ((j, hypothesis) for j, (_, hypothesis) in best.items())
 
     def _is_left(self, j: int) -> bool:
+        """Whether nothing explains slot j yet, or another explanation may be better."""
         known = self.found.get(j)
         return known is None or known.kind == "unrelated" or (known.change or 0.0) > _NEAR
 
-    def _explain(self, j: int, hypotheses: list[tuple[int, "_Hypothesis"]]) -> None:
-        """Match expert j under the most convincing hypothesis, unless what is known of it is better."""
+    def _match_plainly(self, j: int, candidates: list[int]) -> None:
+        """Match expert j to the candidate that it agrees with most, and to all that come close."""
         other = widened(one_expert(self.b, j))
-        tried = []
-        for i, hypothesis in hypotheses:
-            own, theirs = hypothesis.apply(self.of_a(i), other)
-            units = strongest_units(own)
-            tried.append((self._relation(Rows.of(own, units), Rows.of(theirs), units), i, hypothesis))
-        plain = max((t for t in tried if t[2].fault is None), key=lambda t: t[0].cosine, default=None)
-        faulty = max((t for t in tried if t[2].fault is not None), key=lambda t: t[0].cosine, default=None)
-        before = self.found.get(j)
-        if faulty and faulty[0].z > RELATED and faulty[0].cosine > (plain[0].cosine if plain else 0.0) + _BETTER:
-            self._match(j, *faulty[1:], faulty[0])
-        elif plain and plain[0].z > RELATED:
-            for score, i, hypothesis in tried:
-                if hypothesis.fault is None and score.z > RELATED and score.cosine > plain[0].cosine - _BETTER:
-                    self._match(j, i, hypothesis, score)
-        elif plain and before is None:
-            self.found[j] = ExpertComparison(j, "unrelated", z=plain[0].z)
+        tried = [(self._relation(self.of_a(i), other), i) for i in candidates]
+        best = max(score.cosine for score, _ in tried)
+        for score, i in tried:
+            if score.z > RELATED and score.cosine > best - _ALIKE:
+                self._match(j, i, _Hypothesis(None), score)
+        if j not in self.found:
+            # Not the best of several, which would be above chance by being chosen.
+            self.found[j] = ExpertComparison(j, "zero" if self._is_empty(j) else "unrelated", z=tried[0][0].z)
 
-    def _relation(self, a: Rows, b: Rows, units: Tensor) -> Relation:
-        if self.group.unit_order:
-            return relation(a, b, self.freedom.signs)
-        own = b.at(units)
-        return partners_relation(a, own, own, *self._partner_signs(a, own))
+    def _find_fault(self, j: int, hypotheses: list[tuple[int, "_Hypothesis"]]) -> None:
+        """Match expert j under the fault that makes it agree most, if that explains it."""
+        other = widened(one_expert(self.b, j))
+        tried = [(self._relation(*fault.apply(self.of_a(i), other)), i, fault) for i, fault in hypotheses]
+        score, i, fault = max(tried, key=lambda one: one[0].cosine)
+        if score.cosine > _FAULTY and score.z > RELATED:
+            self._match(j, i, fault, score)
+
+    def _is_empty(self, j: int) -> bool:
+        own = torch.stack([_norm(one_expert(self.a, i)) for i in self.known])
+        return bool(_norm(one_expert(self.b, j)) < _EMPTY * own.median())
+
+    def _relation(self, own: ExpertBank, other: ExpertBank) -> Relation:
+        units = strongest_units(own)
+        if not self.group.unit_order:
+            return self._in_place_relation(own, other)
+        return relation(Rows.of(own, units), Rows.of(other), self.freedom.signs)
 
     def _match(self, j: int, i: int, hypothesis: "_Hypothesis", score: Relation) -> None:
         """Match the units of expert j to those of expert i exactly, and keep the result if it is the nearest so far."""
@@ -266,15 +275,19 @@ class _Sketches:
         return agreements(others, own)
 
 
-def _plain_and_row_faults(a: ExpertBank) -> list[_Hypothesis]:
-    faults = row_faults(a)
-    return [_Hypothesis(None), *(_Hypothesis(fault, of_b) for fault in faults for of_b in (False, True))]
+def _both_sides(faults: Iterable[Fault]) -> list[_Hypothesis]:
+    """The faults, after a symmetric rewrite or before."""
+    return [_Hypothesis(fault, of_b) for fault in faults for of_b in (False, True)]
+
+
+def _norm(expert: ExpertBank) -> Float[Tensor, ""]:
+    return torch.stack([tensor.float().norm() for tensor in expert.tensors().values()]).norm()
 
 
 def _candidates(
     inward: Float[Tensor, "b a"], outward: Float[Tensor, "b a"], known: list[int], slots: list[int]
 ) -> dict[int, list[int]]:
-    """For every slot the experts of A to match: the nearest by either sketch, the partner in the best order, its own."""
+    """For every slot the experts of A to match: its partner in the best order, the nearest by each sketch, its own."""
     total = inward + outward
     partners = {}
     if total.shape[0] <= total.shape[1]:

@@ -31,13 +31,7 @@ class Fault:
 
 def swapped(experts: ExpertBank) -> ExpertBank:
     """Gate and up exchanged."""
-    return replace(
-        experts,
-        gate_proj=experts.up_proj,
-        up_proj=experts.gate_proj,
-        gate_bias=experts.up_bias,
-        up_bias=experts.gate_bias,
-    )
+    return _on_gate_up(experts, lambda gate, up: (up, gate))
 
 
 def interleaved(experts: ExpertBank) -> ExpertBank:

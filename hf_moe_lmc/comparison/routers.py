@@ -60,9 +60,8 @@ def compare_routers(
     if stayed <= _SMALL and _fits(own, experts):
         return RouterComparison("unmoved", _nonzero(stayed), tuple(own))
     moved = _distance(x, y, experts, group)
-    if experts != own and moved < _NEARER and moved <= stayed:
-        if moved <= _NEARER * stayed:
-            return RouterComparison("with experts", _nonzero(moved), tuple(experts))
+    if experts != own and moved < _NEARER and moved <= _NEARER * stayed:
+        return RouterComparison("with experts", _nonzero(moved), tuple(experts))
     if stayed <= _SMALL:
         return RouterComparison("unmoved", _nonzero(stayed), tuple(own))
     elsewhere = _nearest_rows(x, y, group)

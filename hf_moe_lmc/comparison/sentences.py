@@ -1,12 +1,12 @@
-"""What the evidence means, in plain sentences: cause first, with its figures, and what to do where there is anything."""
+"""What the evidence means, in plain sentences: the cause, the figures that it rests on, and what to do."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from statistics import median
 
 from .experts import ExpertComparison
+from .kinds import Kind
 from .layers import LayerComparison
 from .tensors import TensorComparison
 
@@ -83,7 +83,8 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         elif kinds["identical"] == total and not changed:
             yield f"A and B are identical, bit for bit: {total} experts, {len(evidence.tensors)} other tensors"
         else:
-            yield f"B is A in another dtype or gauge, the same function: {total} experts, {len(evidence.tensors)} tensors"
+            figures = f"{total} experts, {len(evidence.tensors)} other tensors"
+            yield f"B is A in another dtype or with other unit signs or scales, the same function: {figures}"
         return
     lossy = [t for t in changed if t.kind == "rounded"]
     if (kinds["rounded"] or lossy) and kinds["rounded"] + kinds["identical"] == total and len(lossy) == len(changed):
@@ -105,8 +106,8 @@ def _whole(evidence: Evidence) -> Iterator[str]:
             yield f"the weights are unrelated: all {total} experts are no nearer than chance{score}"
         else:
             yield (
-                f"no expert of B is related to any of A ({total} experts{score}), while {len(others)} other tensors are: "
-                "were the experts left at their random start?"
+                f"no expert of B is related to any of A ({total} experts{score}), while {len(others)} other tensors "
+                "are: were the experts left at their random start?"
             )
         return
     if _experts_alone_kept(evidence, kinds, total, changed):
@@ -117,11 +118,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         return
     others_changed = [t for t in changed if not t.is_router]
     trained = [e for _, e in evidence.sourced if (e.change or 0.0) > _NOISE]
-    if (
-        len(evidence.sourced) == total
-        and trained
-        and all(e.kind in ("changed", "moved", "identical") for _, e in experts)
-    ):
+    if len(evidence.sourced) == total and trained and kinds["changed"] + kinds["moved"] + kinds["identical"] == total:
         if kinds["changed"] + kinds["moved"] == total or others_changed:
             some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
             place = f"{some} in place, changed" if not moved else f"{_moves(evidence)}; {some} changed"
@@ -152,7 +149,7 @@ def _repeated(evidence: Evidence) -> Iterator[str]:
             repeats[period, len(layer.experts) // period].append(layer)
         else:
             rest += copies
-    for (period, times), layers in repeats.items():
+    for (_, times), layers in repeats.items():
         first = sorted({expert.source for expert in layers[0].experts if expert.source is not None})
         yield (
             f"experts {_numbers(first)} are repeated {_times(times)} {_in_layers(layers, evidence)}: exported with "
@@ -220,8 +217,8 @@ def _faults(evidence: Evidence) -> Iterator[str]:
     told = {
         "gate_up_swapped": "gate_proj and up_proj are swapped{extra}: converted from a layout with the halves the other "
         "way round? exchange them",
-        "interleaving": "rows of gate_proj and up_proj are interleaved where they should be joined, or the reverse"
-        "{extra}: reorder the rows of gate_up_proj",
+        "interleaving": "rows of gate_proj and up_proj are interleaved where they should be joined, or the "
+        "reverse{extra}: reorder the rows of gate_up_proj",
         "transposed": "projections are transposed{extra}: converted from a layout [in, out]? transpose them back",
         "zero": "all weights out of the units are zero: the experts compute nothing; were they written at all?",
     }
@@ -230,7 +227,8 @@ def _faults(evidence: Evidence) -> Iterator[str]:
             extra = f" (otherwise {_changes(e for _, e in experts)})" if _largest(experts) > _NOISE else ""
             yield f"in {_where(experts, evidence)} {text.format(extra=extra)}"
     if scaled := evidence.of("scaled"):
-        yield f"{_where(scaled, evidence)} are off by a constant factor, {_factors(scaled)}: a scale that was not applied?"
+        figures = _factors(scaled)
+        yield f"{_where(scaled, evidence)} are off by a constant factor, {figures}: a scale that was not applied?"
     unrelated = evidence.of("unrelated")
     if unrelated and len(unrelated) < len(evidence.experts):
         zs = [expert.z for _, expert in unrelated if expert.z is not None]
@@ -341,8 +339,9 @@ _RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
 
 def _nothing(evidence: Evidence) -> str:
     kinds = Counter(expert.kind for _, expert in evidence.experts)
-    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "no experts"
-    return f"nothing recognised: experts {counts}; {len(evidence.changed_tensors)} of {len(evidence.tensors)} tensors differ"
+    counts = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common()) or "none"
+    differing = f"{len(evidence.changed_tensors)} of {len(evidence.tensors)} other tensors differ"
+    return f"nothing recognised: experts: {counts}; {differing}"
 
 
 def _is_upcycled(evidence: Evidence) -> bool:
@@ -353,7 +352,7 @@ def _is_upcycled(evidence: Evidence) -> bool:
 
 
 def _experts_alone_kept(
-    evidence: Evidence, kinds: Mapping[str, int], total: int, changed: Sequence[TensorComparison]
+    evidence: Evidence, kinds: Counter[Kind], total: int, changed: Sequence[TensorComparison]
 ) -> bool:
     rest = [t for t in changed if t.kind in ("changed", "scaled") and not t.is_router]
     shared = [expert for layer in evidence.layers for expert in layer.shared_experts]
@@ -455,7 +454,7 @@ def _in_layers(layers: Sequence[LayerComparison], evidence: Evidence) -> str:
     numbers = [_number(layer.name) for layer in layers]
     stacks = {
         layer.name.split(str(n), 1)[0]
-        for layer, n in zip(evidence.layers, map(lambda x: _number(x.name), evidence.layers), strict=True)
+        for layer, n in ((layer, _number(layer.name)) for layer in evidence.layers)
         if n is not None
     }
     if any(number is None for number in numbers) or len(stacks) > 1:

@@ -1,4 +1,4 @@
-"""A tensor of B against the one of A at its place: norms, attention, embeddings, and dense layers as they are stored."""
+"""A tensor of B against the one of A at its place: norms, attention, embeddings, router rows in a given order."""
 
 import math
 from dataclasses import dataclass, replace
