@@ -181,7 +181,14 @@ class _Work:
             and all(layer.keeps_function for layer in self.layers)
             and all(_keeps_function(tensor) for tensor in self.tensors)
         )
-        evidence = Evidence(tuple(self.layers), tuple(self.tensors), settings, tuple(self._missing_layers()), (), same)
+        evidence = Evidence(
+            tuple(self.layers),
+            tuple(self.tensors),
+            settings,
+            missing_layers=tuple(self._missing_layers()),
+            told=frozenset(tensor.name for tensor in self.tensors if self._is_of_missing_layer(tensor)),
+            same_function=same,
+        )
         return Comparison(
             self.a.name,
             self.b.name,
@@ -192,6 +199,20 @@ class _Work:
             same,
             pooled(scores) if scores else None,
         )
+
+    def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
+        if tensor.missing_in == "A":
+            return self.correspondence.name_in_a(tensor.name) is None
+        stacks = self.correspondence.layers
+        lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
+        return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
+
+    def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
+        if tensor.missing_in == "A":
+            return self.correspondence.name_in_a(tensor.name) is None
+        stacks = self.correspondence.layers
+        lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
+        return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
 
     def _settings(self) -> tuple[str, ...]:
         """Differences of the configurations that change the function, but for sizes, which the weights show."""

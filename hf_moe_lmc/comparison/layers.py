@@ -119,7 +119,7 @@ def _keeps_function(
     order = [expert.source for expert in experts]
     if sorted(order, key=lambda i: -1 if i is None else i) != list(range(a.experts.num_experts)):
         return False
-    follows = (a.router is None and b.router is None) or (router.change is None and list(router.rows) == order)
+    follows = router.verdict in ("unmoved", "with experts") and router.change is None and list(router.rows) == order
     return (
         follows
         and all(_is_unchanged(expert) for expert in (*experts, *shared))

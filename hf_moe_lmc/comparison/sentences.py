@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 
 from .experts import ExpertComparison
-from .kinds import Kind
 from .layers import LayerComparison
 from .tensors import TensorComparison
 
@@ -24,6 +23,7 @@ class Evidence:
         settings: differences of the configurations that change the function, in words.
         missing_layers: numbers of layers of A that B lacks, in words.
         notes: what could not be compared, in words.
+        told: names of tensors that need no mention: they belong to layers that are missing.
         same_function: see `Comparison`.
     """
 
@@ -32,6 +32,7 @@ class Evidence:
     settings: tuple[str, ...] = ()
     missing_layers: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    told: frozenset[str] = frozenset()
     same_function: bool = False
     experts: list[tuple[LayerComparison, ExpertComparison]] = field(init=False)
 
@@ -67,73 +68,52 @@ def _not_finite(evidence: Evidence) -> Iterator[str]:
 
 
 def _whole(evidence: Evidence) -> Iterator[str]:
-    """What B is as a whole."""
+    """B as a whole, where one sentence says it all, or most."""
     experts, changed = evidence.experts, evidence.changed_tensors
-    if not experts and not evidence.tensors:
-        return
+    total, figures = len(experts), f"{len(experts)} experts, {len(evidence.tensors)} other tensors"
     kinds = Counter(expert.kind for _, expert in experts)
-    moved = [e for _, e in experts if e.source is not None and (e.source != e.slot or e.units == "reordered")]
-    total = len(experts)
     if evidence.same_function:
-        if moved or any(t.kind == "moved" for t in evidence.tensors):
-            yield (
-                f"B is A rewritten: the same function, {_moves(evidence)}, nothing changed beyond rounding: "
-                f"{total} experts, {len(evidence.tensors)} other tensors"
-            )
+        if _has_moved(evidence):
+            yield f"B is A rewritten, the same function: {_moves(evidence)}, nothing else beyond rounding; {figures}"
         elif kinds["identical"] == total and not changed:
-            yield f"A and B are identical, bit for bit: {total} experts, {len(evidence.tensors)} other tensors"
+            yield f"A and B are identical, bit for bit: {figures}"
         else:
-            figures = f"{total} experts, {len(evidence.tensors)} other tensors"
-            yield f"B is A in another dtype or with other unit signs or scales, the same function: {figures}"
-        return
-    lossy = [t for t in changed if t.kind == "rounded"]
-    if (kinds["rounded"] or lossy) and kinds["rounded"] + kinds["identical"] == total and len(lossy) == len(changed):
-        yield f"B is A rounded to another dtype: {_changes(e for _, e in experts)} of the weights of {total} experts"
-        return
-    if _is_upcycled(evidence):
+            yield f"B is A in another dtype, or with other unit signs or scales, the same function: {figures}"
+    elif _is_rounded(evidence):
+        yield f"B is A rounded to another dtype: {total} experts, {_changes(e for _, e in experts)}"
+    elif _is_upcycled(evidence):
+        changes = _changes(e for _, e in experts)
         yield (
-            f"every expert of B comes from the dense MLP of A (upcycled; {_changes(e for _, e in experts)}): "
-            f"{total} experts in {len(evidence.layers)} layers"
+            f"every expert of B comes from the dense MLP of A (upcycled; {changes}): {total} experts in "
+            f"{_counted(len(evidence.layers), 'layer')}"
         )
-        return
-    if experts and kinds["unrelated"] == total:
-        if all(layer.note for layer in evidence.layers):
-            return
-        others = [t for t in evidence.tensors if t.kind in (*UNCHANGED, "changed", "scaled")]
+    elif _is_unrelated(evidence):
         zs = [e.z for _, e in experts if e.z is not None]
-        score = f"; z is {min(zs):.1f} to {max(zs):.1f}, chance gives 0 and seldom 3" if zs else ""
-        if not _has_related_tensors(evidence):
-            yield f"the weights are unrelated: all {total} experts are no nearer than chance{score}"
-        else:
+        score = f"; z is {min(zs):.1f} to {max(zs):.1f}, and chance alone gives -3 to 3" if zs else ""
+        if related := [t for t in evidence.tensors if t.is_related]:
             yield (
-                f"no expert of B is related to any of A ({total} experts{score}), while {len(others)} other tensors "
+                f"no expert of B is related to any of A ({total} experts{score}), while {len(related)} other tensors "
                 "are: were the experts left at their random start?"
             )
-        return
-    if _experts_alone_kept(evidence, kinds, total, changed):
+        elif not all(layer.note for layer in evidence.layers):
+            yield f"the weights are unrelated: none of {total} experts is nearer to A than chance{score}"
+    elif _experts_alone_kept(evidence):
         yield (
-            f"every expert is bit-identical to A's ({total}) while {len(changed)} other tensors changed: "
-            "was an adapter on the experts lost? merge it again and compare"
+            f"every expert is bit-identical to A's ({total}) while {len(changed)} other tensors changed: was an "
+            "adapter on the experts lost? merge it again and compare"
         )
-        return
-    others_changed = [t for t in changed if not t.is_router]
-    trained = [e for _, e in evidence.sourced if (e.change or 0.0) > _NOISE]
-    if len(evidence.sourced) == total and trained and kinds["changed"] + kinds["moved"] + kinds["identical"] == total:
-        if kinds["changed"] + kinds["moved"] == total or others_changed:
-            some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
-            place = f"{some} in place, changed" if not moved else f"{_moves(evidence)}; {some} changed"
-            yield f"B is a fine-tune of A: {place} by {_changes(iter(trained), bare=True)}"
-            return
-        if trained and not changed:
-            yield (
-                f"only experts differ: {len(trained)} of {total} changed by {_changes(iter(trained), bare=True)}, "
-                "all other tensors are A's bit for bit"
-            )
-            return
-    if kinds["identical"] == total and changed and all(t.is_router for t in changed):
-        figures = [t.change for t in changed if t.change is not None]
-        by = f", by {_range(figures)}" if figures else ""
-        yield f"only routers differ ({len(changed)} tensors{by}): all {total} experts and all other tensors are A's"
+    elif trained := _trained(evidence):
+        some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
+        by = _range([e.change for e in trained if e.change is not None])
+        if not [t for t in changed if not t.is_router] and kinds["identical"]:
+            yield f"only experts differ: {some} changed by {by}, all else is A's bit for bit"
+        elif _has_moved(evidence):
+            yield f"B is a fine-tune of A in another order: {_moves(evidence)}; {some} changed by {by}"
+        else:
+            yield f"B is a fine-tune of A: {some} in place, changed by {by}"
+    elif _routers_alone_changed(evidence):
+        by = _range([t.change for t in changed if t.change is not None])
+        yield f"only routers differ ({_counted(len(changed), 'tensor')}, by {by}): all {total} experts are A's"
 
 
 def _repeated(evidence: Evidence) -> Iterator[str]:
@@ -174,7 +154,8 @@ def _pruned(evidence: Evidence) -> Iterator[str]:
         order = "renumbered" if held == sorted(held) else "in another order"
         if held == list(range(len(held))):
             order = "the others in place"
-        yield f"B is A without {_experts(missing)}, {order} ({_in_layers(layers, evidence)})"
+        changes = _changes(e for layer in layers for e in layer.experts)
+        yield f"B is A without {_experts(missing)}, {order}, {changes} ({_in_layers(layers, evidence)})"
 
 
 def _missing_layers(evidence: Evidence) -> Iterator[str]:
@@ -214,59 +195,50 @@ def _routers(evidence: Evidence) -> Iterator[str]:
 
 def _faults(evidence: Evidence) -> Iterator[str]:
     """Experts that are stored wrongly, empty, or somebody else's."""
-    told = {
-        "gate_up_swapped": "gate_proj and up_proj are swapped{extra}: converted from a layout with the halves the other "
-        "way round? exchange them",
-        "interleaving": "rows of gate_proj and up_proj are interleaved where they should be joined, or the "
-        "reverse{extra}: reorder the rows of gate_up_proj",
-        "transposed": "projections are transposed{extra}: converted from a layout [in, out]? transpose them back",
-        "zero": "all weights out of the units are zero: the experts compute nothing; were they written at all?",
-    }
-    for kind, text in told.items():
+    for kind, what, advice in (
+        ("gate_up_swapped", "gate_proj and up_proj are swapped", "converted with the halves the other way round? swap"),
+        ("interleaving", "rows of gate_proj and up_proj are interleaved that should be joined, or the reverse", "sort"),
+        ("transposed", "projections are transposed", "converted from a layout [in, out]? transpose"),
+    ):
         if experts := evidence.of(kind):
-            extra = f" (otherwise {_changes(e for _, e in experts)})" if _largest(experts) > _NOISE else ""
-            yield f"in {_where(experts, evidence)} {text.format(extra=extra)}"
+            rest = f" (otherwise {_changes(e for _, e in experts)})" if _largest(experts) > _NOISE else ""
+            yield f"{what} in {_where(experts, evidence)}{rest}: {advice} them back"
     if scaled := evidence.of("scaled"):
-        figures = _factors(scaled)
-        yield f"{_where(scaled, evidence)} are off by a constant factor, {figures}: a scale that was not applied?"
-    unrelated = evidence.of("unrelated")
-    if unrelated and len(unrelated) < len(evidence.experts):
+        yield f"a constant factor is on {_where(scaled, evidence)}, {_factors(scaled)}: a scale that was not applied?"
+    if zero := evidence.of("zero"):
+        yield f"nothing but zeros leads out of {_where(zero, evidence)}: were they written at all?"
+    unrelated = [] if _is_unrelated(evidence) else evidence.of("unrelated")
+    if unrelated:
         zs = [expert.z for _, expert in unrelated if expert.z is not None]
         score = f" (z = {min(zs):.1f} to {max(zs):.1f})" if zs else ""
         yield (
-            f"{_where(unrelated, evidence)} are unrelated to every expert of A{score}: left at their random start, or "
-            "from another model?"
+            f"no expert of A is related to {_where(unrelated, evidence)}{score}: left at their random start, or from "
+            "another model?"
         )
-    replaced = [layer for layer in evidence.layers if layer.missing and len(layer.experts) >= layer.num_experts]
-    if replaced and not _is_upcycled(evidence) and len(unrelated) < len(evidence.experts):
-        groups: dict[tuple[int, ...], list[LayerComparison]] = defaultdict(list)
-        for layer in replaced:
+    groups: dict[tuple[int, ...], list[LayerComparison]] = defaultdict(list)
+    for layer in evidence.layers:
+        if layer.missing and len(layer.experts) >= layer.num_experts:
             groups[layer.missing].append(layer)
+    if groups and not _is_upcycled(evidence) and not _is_unrelated(evidence):
         shown = [f"{_experts(m)} {_in_layers(ls, evidence)}" for m, ls in list(groups.items())[:_MOST_NAMED]]
         more = f", and {len(groups) - _MOST_NAMED} more such sets" if len(groups) > _MOST_NAMED else ""
         yield f"nowhere in B: {'; '.join(shown)}{more}"
 
 
 def _moved(evidence: Evidence) -> Iterator[str]:
-    """Experts that moved with their routers, where nothing above has said so."""
-    if evidence.same_function or _is_upcycled(evidence):
+    """Experts and units that moved, where nothing above has said so."""
+    if evidence.same_function or _is_upcycled(evidence) or _trained(evidence):
         return
-    layers = [
-        layer
-        for layer in evidence.layers
-        if layer.router == "with experts" and len(layer.experts) == layer.num_experts
-        and any(e.kind == "moved" for e in layer.experts)
-    ]  # fmt: skip
-    moved = [(layer, e) for layer in layers for e in layer.experts if e.source is not None and e.source != e.slot]
-    if moved:
+    layers = [layer for layer in evidence.layers if layer.router == "with experts"]
+    layers = [layer for layer in layers if len(layer.experts) == layer.num_experts]
+    if moved := [e for layer in layers for e in layer.experts if e.kind == "moved"]:
         yield f"{_in_layers(layers, evidence)} {len(moved)} experts stand in other slots, router rows with them"
     for what, holds in (
         ("the units stand in another order", lambda e: e.units == "reordered"),
         ("units have other signs, which the function does not see", lambda e: e.signs),
         ("units have other scales, which the function does not see", lambda e: e.scales),
     ):
-        experts = [(layer, e) for layer, e in evidence.sourced if holds(e)]
-        if experts:
+        if experts := [(layer, e) for layer, e in evidence.sourced if holds(e)]:
             yield f"in {_where(experts, evidence)} {what}"
 
 
@@ -287,28 +259,28 @@ def _other_tensors(evidence: Evidence) -> Iterator[str]:
     """All other tensors, by kind."""
     by: dict[str, list[TensorComparison]] = defaultdict(list)
     for tensor in evidence.tensors:
-        by[tensor.kind if tensor.kind != "missing" else f"missing in {tensor.missing_in}"].append(tensor)
-    words = {
-        "unrelated": "tensors are unrelated to A's: left at their random start?",
-        "zero": "tensors are zero in B and not in A",
-        "transposed": "tensors are transposed",
-        "scaled": "tensors are off by a constant factor",
-        "shape": "tensors have another shape",
-        "missing in B": "tensors of A are not in B",
-        "missing in A": "tensors of B are not in A",
-    }
-    everything = evidence.experts and len(evidence.of("unrelated")) == len(evidence.experts)
-    for kind, text in words.items():
-        if (tensors := by[kind]) and not (kind == "unrelated" and everything and not _has_related_tensors(evidence)):
-            yield f"{len(tensors)} {text}: {_listed([tensor.name for tensor in tensors])}"
-    changed = [t for t in by["changed"] if not t.is_router]
-    if changed and (figures := [t.change for t in changed if t.change is not None]):
-        yield f"{len(changed)} other tensors changed by {_range(figures)}"
+        if tensor.name not in evidence.told:
+            by[tensor.kind if tensor.kind != "missing" else f"missing in {tensor.missing_in}"].append(tensor)
+    unrelated = _is_unrelated(evidence) and not any(tensor.is_related for tensor in evidence.tensors)
+    for kind, text in (
+        ("unrelated", "unrelated to A's; left at their random start?"),
+        ("zero", "zero in B and not in A"),
+        ("transposed", "transposed"),
+        ("scaled", "off by a constant factor"),
+        ("shape", "of another shape"),
+        ("missing in B", "in A only"),
+        ("missing in A", "in B only"),
+    ):
+        if (tensors := by[kind]) and not (unrelated and kind in ("unrelated", "scaled")):
+            yield f"{_counted(len(tensors), 'tensor')} {text}: {_listed([tensor.name for tensor in tensors])}"
+    figures = [t.change for t in by["changed"] if not t.is_router and t.change is not None]
+    if figures and not unrelated:
+        yield f"{_counted(len(figures), 'other tensor')} changed by {_range(figures)}"
 
 
 def _settings(evidence: Evidence) -> Iterator[str]:
     if evidence.settings:
-        yield f"config.json differs: {'; '.join(evidence.settings[:_MOST_NAMED])}"
+        yield f"what the models compute differs: {'; '.join(evidence.settings[:_MOST_NAMED])}"
 
 
 def _notes(evidence: Evidence) -> Iterator[str]:
@@ -319,6 +291,17 @@ def _notes(evidence: Evidence) -> Iterator[str]:
     for note, layers in by.items():
         yield f"experts not compared {_in_layers(layers, evidence)}: {note}"
     yield from evidence.notes
+
+
+def _rest(evidence: Evidence) -> Iterator[str]:
+    """How much is A's bit for bit, where not all is."""
+    experts = evidence.of("identical")
+    tensors = [tensor for tensor in evidence.tensors if tensor.kind == "identical"]
+    if experts and not evidence.same_function:
+        yield (
+            f"{len(experts)} of {len(evidence.experts)} experts and {len(tensors)} of {len(evidence.tensors)} other "
+            "tensors are A's bit for bit"
+        )
 
 
 _RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
@@ -334,6 +317,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     _settings,
     _other_tensors,
     _notes,
+    _rest,
 )
 
 
@@ -344,6 +328,20 @@ def _nothing(evidence: Evidence) -> str:
     return f"nothing recognised: experts: {counts}; {differing}"
 
 
+def _has_moved(evidence: Evidence) -> bool:
+    moved = any(e.source != e.slot or e.units == "reordered" for _, e in evidence.sourced)
+    return moved or any(tensor.kind == "moved" for tensor in evidence.tensors)
+
+
+def _is_rounded(evidence: Evidence) -> bool:
+    kinds = {expert.kind for _, expert in evidence.experts} | {tensor.kind for tensor in evidence.tensors}
+    return kinds in ({"rounded"}, {"rounded", "identical"})
+
+
+def _is_unrelated(evidence: Evidence) -> bool:
+    return bool(evidence.experts) and len(evidence.of("unrelated")) == len(evidence.experts)
+
+
 def _is_upcycled(evidence: Evidence) -> bool:
     layers = [layer for layer in evidence.layers if len(layer.experts) > 1]
     return bool(layers) and all(
@@ -351,16 +349,29 @@ def _is_upcycled(evidence: Evidence) -> bool:
     )
 
 
-def _experts_alone_kept(
-    evidence: Evidence, kinds: Counter[Kind], total: int, changed: Sequence[TensorComparison]
-) -> bool:
-    rest = [t for t in changed if t.kind in ("changed", "scaled") and not t.is_router]
-    shared = [expert for layer in evidence.layers for expert in layer.shared_experts]
-    return total > 0 and kinds["identical"] == total and all(e.kind == "identical" for e in shared) and len(rest) > 0
+def _experts_alone_kept(evidence: Evidence) -> bool:
+    rest = [t for t in evidence.changed_tensors if t.kind in ("changed", "scaled") and not t.is_router]
+    experts = [expert for layer in evidence.layers for expert in (*layer.experts, *layer.shared_experts)]
+    return bool(experts and rest) and all(expert.kind == "identical" for expert in experts)
 
 
-def _has_related_tensors(evidence: Evidence) -> bool:
-    return any(tensor.is_related for tensor in evidence.tensors)
+def _routers_alone_changed(evidence: Evidence) -> bool:
+    experts, changed = evidence.experts, evidence.changed_tensors
+    return (
+        bool(experts and changed)
+        and len(evidence.of("identical")) == len(experts)
+        and all(tensor.is_router and tensor.change is not None for tensor in changed)
+        and all(layer.router in ("unmoved", "changed") for layer in evidence.layers)
+    )
+
+
+def _trained(evidence: Evidence) -> list[ExpertComparison]:
+    """The experts that changed where they stand or moved to, where most or only such did, and none was removed."""
+    if any(len(layer.experts) != layer.num_experts for layer in evidence.layers):
+        return []
+    trained = [e for _, e in evidence.of("changed", "moved") if (e.change or 0.0) > _NOISE]
+    others = [e for _, e in evidence.experts if e.kind not in ("changed", "moved", "identical")]
+    return trained if 2 * len(trained) > len(evidence.experts) or not others else []
 
 
 def _moves(evidence: Evidence) -> str:
@@ -388,11 +399,9 @@ def _period(layer: LayerComparison) -> int | None:
     return None
 
 
-def _changes(experts: Iterable[ExpertComparison], bare: bool = False) -> str:
+def _changes(experts: Iterable[ExpertComparison]) -> str:
     figures = [e.change for e in experts if e.change is not None]
-    if not figures or max(figures) < _NOISE:
-        return "nothing" if bare else "unchanged"
-    return _range(figures) if bare else f"changed by {_range(figures)}"
+    return "unchanged" if not figures or max(figures) < _NOISE else f"changed by {_range(figures)}"
 
 
 def _largest(experts: Sequence[tuple[LayerComparison, ExpertComparison]]) -> float:
@@ -499,6 +508,10 @@ def _listed(names: Sequence[str]) -> str:
 
 def _unique(layers: Iterable[LayerComparison]) -> list[LayerComparison]:
     return list({layer.name: layer for layer in layers}.values())
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
 
 
 def _times(count: int) -> str:

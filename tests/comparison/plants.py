@@ -156,14 +156,14 @@ def transposed(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
     for name in ("gate_proj", "up_proj", "down_proj"):
         if name in experts.tensors():
             tensor = getattr(experts, name)[j]
-            _set(experts, j, **{name: tensor.T.reshape(tensor.shape)})
+            _set(experts, j, **{name: tensor.T.reshape(tensor.shape).clone()})
     return Slot("transposed", j)
 
 
 def transposed_down(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
     """Only down_proj."""
     tensor = experts.down_proj[j]
-    _set(experts, j, down_proj=tensor.T.reshape(tensor.shape))
+    _set(experts, j, down_proj=tensor.T.reshape(tensor.shape).clone())
     return Slot("transposed", j)
 
 
