@@ -3,10 +3,10 @@
 python -m benchmarks.compare cost [--layers 2] [--json FILE]
 python -m benchmarks.compare chance [--pairs 10] [--json FILE]
 
-`cost`: CPU seconds and peak memory of `hf-moe-lmc compare`, `hf-moe-lmc align`, and of reading both checkpoints once, for
-checkpoints of two shapes, one process with one thread after the other.
-`chance`: z of related and of unrelated experts of small pairs of six families; nothing in the statistic was fit to them.
-The statistics of arXiv:2510.06738 and arXiv:2502.12292 are not beside it: no code of either could be had here.
+`cost`: CPU seconds and peak memory of `hf-moe-lmc compare`, `hf-moe-lmc align`, and of reading both checkpoints once,
+for checkpoints of two shapes, one process with one thread after the other.
+`chance`: z of related and of unrelated experts of small pairs of six families; nothing in the statistic was fit to
+them. The statistics of arXiv:2510.06738 and arXiv:2502.12292 are not beside it: no code of either could be had here.
 """
 
 import argparse
@@ -25,7 +25,12 @@ from hf_moe_lmc import compare, scramble
 
 from .merge_vs_mergekit import OURS, Cost, measure
 
-READ = "import sys; from hf_moe_lmc.alignment import open_model\nfor a in sys.argv[1:]:\n m = open_model(a)\n for n in m.sizes: m.read([n])"
+READ = """import sys
+from hf_moe_lmc.alignment import open_model
+for model in map(open_model, sys.argv[1:]):
+    for name in model.sizes:
+        model.read([name])
+"""
 SHAPES = {"8 experts of 3584": (8, 3584, 1024), "64 experts of 768": (64, 768, 1024)}
 CASES = ("identical", "in place, 1 % noise", "scrambled, 1 % noise", "unrelated")
 FAMILIES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "switch_transformers", "nemotron_h")

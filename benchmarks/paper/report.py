@@ -35,8 +35,7 @@ rescale* scales the experts' outputs on calibration data, *naive + norms* restor
 *random* applies a drawn element of the symmetry group: none of them aligns anything. *units* matches units and leaves
 the experts in their order; *gate*, *gram*, *joint* and *auto* match experts, then units; *auto + norms* and *auto +
 rescale* add one repair, *auto + repair* those that held-out calibration data asks for (half of the calibration data
-calibrates, half chooses). *learned + norms* starts from *auto* and lets the loss of the merge rearrange units. With two
-experts, top-2 routing is dense routing.
+calibrates, half chooses). With two experts, top-2 routing is dense routing.
 """
 
 

@@ -18,9 +18,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from huggingface_hub.utils import disable_progress_bars
-
 from hf_moe_lmc.connectivity.repairs import AUTOMATIC
+from huggingface_hub.utils import disable_progress_bars
 
 from .cells import Cell
 from .comparison import compare

@@ -80,11 +80,10 @@ def domains(rows: Sequence[Row]) -> str:
 
 
 def study(rows: Sequence[Row]) -> str:
-    """As `verification`, with learned matching, and with the barriers of temperature-calibrated losses."""
-    further = [["learned + norms", "calibrated: naive, nats", "calibrated: auto, nats"], ["---:"] * 3]
+    """As `verification`, with the barriers of temperature-calibrated losses."""
+    further = [["calibrated: naive, nats", "calibrated: auto, nats"], ["---:"] * 2]
     for row in rows:
-        learned = _share(_values(row, "learned + norms", "loss_barrier"), _values(row, "naive", "loss_barrier"))
-        further.append([learned, *(_spread(_values(row, path, "calibrated_barrier"), 3) for path in ("naive", "auto"))])
+        further.append([_spread(_values(row, path, "calibrated_barrier"), 3) for path in ("naive", "auto")])
     table = verification(rows).splitlines()
     return "\n".join(f"{line} {' | '.join(more)} |" for line, more in zip(table, further, strict=True)) + "\n"
 

@@ -56,17 +56,17 @@ def matching_bytes(reference: OpenedModel, other: OpenedModel, config: Alignment
     Both layers as they are stored, the units of three experts, and four matrices of their similarities, in float32 or
     better; with balanced scales, both layers in that three times over.
     """
-    sides = [(side, side.on_meta) for side in (reference, other)]
-    found = {}
+    sides = [side.on_meta for side in (reference, other)]
+    needed = {}
     for specs in zip(reference.layers, other.layers, strict=True):
-        parts = [_layer_bytes(spec, tensors) for spec, (_, tensors) in zip(specs, sides, strict=True)]
-        layer = specs[0].read(sides[0][1])
+        parts = [_layer_bytes(spec, tensors) for spec, tensors in zip(specs, sides, strict=True)]
+        layer = specs[0].read(sides[0])
         width = 8 if torch.float64 in (tensor.dtype for tensor in layer.tensors().values()) else 4
         banks = [bank for bank in (layer.experts, layer.shared_experts) if bank]
         whole = 6 * width * sum(map(_numel, banks)) if config.balance_scales else 0
         pair = max(3 * _numel(bank) // bank.num_experts + 4 * bank.num_units**2 for bank in banks) * width
-        found[specs[0].name] = sum(parts) + whole + pair + TILE_BYTES
-    return found
+        needed[specs[0].name] = sum(parts) + whole + pair + TILE_BYTES
+    return needed
 
 
 def _layer_bytes(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> int:

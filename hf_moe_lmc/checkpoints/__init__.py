@@ -1,18 +1,14 @@
 """Files or Hub <-> tensors under module names, read lazily and written as a stream."""
 
 from .checkpoint import Checkpoint
-from .config_file import read_config
 from .conversion import tied_names
+from .durable import sync
 from .json_file import read_json
-from .layout import Layout, place
-from .magnitude import largest_magnitude
-from .output_folder import MANIFEST_NAME, StagedFolder, check_output, output_folder
-from .quantisation import quantisation
-from .reused_memory import ReusedMemory
-from .skeleton import meta_model
+from .layout import place
+from .skeleton import meta_model, quantisation, read_config
 from .source import COMPANIONS, HubOptions, Source, find_source
-from .stored_tensor import read_header, tensor_bytes
-from .sync import sync
+from .staging import MANIFEST_NAME, StagedFolder, check_output, output_folder
+from .stored_tensor import max_abs, read_header, tensor_bytes
 from .writer import CheckpointWriter
 
 __all__ = [
@@ -21,13 +17,11 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "HubOptions",
-    "Layout",
-    "ReusedMemory",
     "Source",
     "StagedFolder",
     "check_output",
     "find_source",
-    "largest_magnitude",
+    "max_abs",
     "meta_model",
     "output_folder",
     "place",

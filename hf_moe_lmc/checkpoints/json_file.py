@@ -1,4 +1,4 @@
-"""Reading JSON files of strangers: size, encoding, nesting and repeated keys are checked before anything uses them."""
+"""JSON of unknown origin: size, encoding, nesting and repeated keys are checked before anything uses it."""
 
 import json
 from pathlib import Path
@@ -45,9 +45,9 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
+    values = dict(pairs)
+    if len(values) < len(pairs):
         seen: set[str] = set()
         repeated = next(key for key, _ in pairs if key in seen or seen.add(key))
         raise ValueError(f"key {repeated!r} occurs twice")
-    return found
+    return values

@@ -1,4 +1,4 @@
-"""Which tensors a folder holds: one safetensors file, or shards with an index."""
+"""The tensors of a folder: one safetensors file, or shards with an index."""
 
 import os
 from pathlib import Path
@@ -24,7 +24,7 @@ def stored_tensors(folder: Path) -> dict[str, StoredTensor]:
         return _sharded(index)
     if os.path.lexists(single):
         return read_header(single)
-    raise BadInputError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}; {what_else(folder)}")
+    raise BadInputError(f"{folder} holds no {SINGLE_NAME} and no {INDEX_NAME}; {advice(folder)}")
 
 
 def _sharded(index: Path) -> dict[str, StoredTensor]:
@@ -61,8 +61,8 @@ def _shard_name(index: Path):
     return check
 
 
-def what_else(folder: Path) -> str:
-    """What `folder`, which is no checkpoint, seems to be, and what to do."""
+def advice(folder: Path) -> str:
+    """A guess at what `folder`, which is no checkpoint, is instead; and what to do."""
     if (folder / "adapter_config.json").exists():
         return "it is a PEFT adapter: merge it into its base model first (merge_and_unload)"
     if any(folder.glob("*.bin")) or any(folder.glob("*.pt*")):

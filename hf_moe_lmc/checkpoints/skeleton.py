@@ -1,11 +1,55 @@
-"""A model without weights, out of its configuration alone."""
+"""config.json, checked before Transformers sees it, and the model without weights that it describes."""
 
+import re
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, PreTrainedConfig, PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
+
+from .json_file import read_json
+from .shards import advice
+
+CONFIG_NAME = "config.json"
+
+# Fields that name code or kernels to load: a checkpoint does not decide what runs here.
+DROPPED = re.compile(r"_.*_internal|_?attn_implementation|_?experts_implementation|auto_map|custom_pipelines")
+
+SIZE = re.compile(r"(.*_)?(size|dim|rank|layers|heads|experts|depth|blocks)|(n|num)_.*")
+LARGEST_SIZE = 100_000_000
+COUNTS = ("layers", "experts", "n_layer", "depth", "blocks")  # ends of the names of fields that count modules
+MOST_MODULES = 10_000  # more would take for ever to build
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of the checkpoint in `folder`; code that it names is never run.
+
+    Raises:
+        BadInputError: it is missing, is no configuration of a model, or has impossible sizes.
+        UnsupportedArchitectureError: Transformers does not know its model type.
+    """
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        raise BadInputError(f"{path} is missing; {advice(folder)}")
+    values = _checked(_with_floats(read_json(path)), path)
+    model_type = values.pop("model_type", None)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(
+            f"{path}: the installed Transformers does not know model_type {model_type!r}"
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:  # every family checks its own fields, each with another kind of error
+        raise BadInputError(f"{path} is no configuration of a {model_type}: {' '.join(str(error).split())}") from None
+    _check_chosen(config.to_dict(), path)
+    return config
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -28,14 +72,58 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         raise BadInputError(f"a {cls.__name__} cannot be built from config.json: {reason}") from None
 
 
+def quantisation(config: PreTrainedConfig) -> str | None:
+    """The method by which the weights of the model of `config`, or of its text model, are quantised; None without."""
+    for part in (config, config.get_text_config()):
+        if settings := getattr(part, "quantization_config", None):
+            return str(settings.get("quant_method") if isinstance(settings, dict) else settings)
+    return None
+
+
+def _with_floats(value: Any) -> Any:
+    """`value` with infinities, which Transformers writes as `{"__float__": "Infinity"}`."""
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return (
+        float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
+    )
+
+
+def _checked(values: dict[str, Any], path: Path) -> dict[str, Any]:
+    """`values` without the fields that name code; sizes within reason, here and in nested configurations."""
+    kept = {key: value for key, value in values.items() if not DROPPED.fullmatch(key)}
+    for key, value in kept.items():
+        if isinstance(value, dict):
+            kept[key] = _checked(value, path)
+        elif isinstance(value, int) and not isinstance(value, bool) and SIZE.fullmatch(key):
+            limit = MOST_MODULES if key.endswith(COUNTS) else LARGEST_SIZE
+            if not 0 <= value <= limit:
+                raise BadInputError(f"{path}: {key} is {value}; expected 0 to {limit}")
+    return kept
+
+
+def _check_chosen(values: Mapping[Any, Any], path: Path) -> None:
+    """Each token goes to at least one expert and to no more than there are, in nested configurations too."""
+    experts = max((value for key in EXPERTS if isinstance(value := values.get(key), int)), default=0)
+    for key in CHOSEN:
+        chosen = values.get(key)
+        if experts > 1 and isinstance(chosen, int) and not 1 <= chosen <= experts:
+            raise BadInputError(f"{path}: {key} is {chosen}; expected 1 to {experts}, the number of experts")
+    for value in values.values():
+        if isinstance(value, dict):
+            _check_chosen(value, path)
+
+
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     name = next(iter(config.architectures or ()), None)
     if name is None:
         raise BadInputError("config.json names no model class under architectures; add the one that was saved")
-    found = getattr(import_module(type(config).__module__.rpartition(".")[0]), name, None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class is type(config)):
+    cls = getattr(import_module(type(config).__module__.rpartition(".")[0]), name, None)
+    if not (isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is type(config)):
         raise UnsupportedArchitectureError(
             f"config.json names the model class {name}, which the installed Transformers does not have for model type "
             f"{config.model_type}; remote code is never run"
         )
-    return found
+    return cls

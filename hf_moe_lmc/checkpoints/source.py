@@ -1,19 +1,21 @@
 """A local folder or a Hub repository -> a folder of files."""
 
+import hashlib
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypedDict
 
 from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.hf_api import ModelInfo, RepoSibling
 from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.utils.sha import git_hash
 
-from hf_moe_lmc.errors import BadInputError, HubError
+from hf_moe_lmc.errors import BadInputError
 
-from .received import drop_damaged
-from .refusal import BusyError, refusal
+from .hub_errors import BusyError, hub_access
 
 # Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
 # each wait ten seconds.
@@ -115,7 +117,7 @@ def _download(
     token, subfolder = options.get("token"), options.get("subfolder", "")
     local = bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE
     wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-    try:
+    with hub_access(repository, revision, token=token):
         # Asked first, for snapshot_download would hide a refusal behind what is cached.
         listed = None if local else _listing(repository, revision, token)
         new = _not_cached(repository, listed, options.get("cache_dir")) if listed else []
@@ -128,22 +130,16 @@ def _download(
             local_files_only=local,
             allow_patterns=wanted,
         )
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        if not local:
-            raise BusyError(f"the connection to the Hub failed for {repository}@{revision}; try again later") from None
-        raise HubError(f"{repository}@{revision} is not in the cache, and the network may not be used") from None
-    except Exception as error:
-        raise refusal(error, repository, revision) from None
     # A snapshot's folder is called like its commit.
-    found = Path(folder).name
-    if listed and listed.sha != found:
+    commit = Path(folder).name
+    if listed and listed.sha != commit:
         raise BusyError(f"{repository}@{revision} changed while it was opened; try again")
-    if damaged := drop_damaged(Path(folder), new):
+    if damaged := _drop_damaged(Path(folder), new):
         raise BusyError(
             f"what the Hub sent as {damaged[0]} of {repository}@{revision} is not what it lists; it was thrown away, "
             "try again later"
         )
-    return Path(folder), found
+    return Path(folder), commit
 
 
 def _listing(repository: str, revision: str, token: str | bool | None) -> ModelInfo:
@@ -158,3 +154,28 @@ def _not_cached(repository: str, listed: ModelInfo, cache: str | Path | None) ->
         for file in listed.siblings or []
         if not isinstance(try_to_load_from_cache(repository, file.rfilename, cache, listed.sha), str)
     ]
+
+
+def _drop_damaged(folder: Path, listed: Sequence[RepoSibling]) -> list[str]:
+    """Delete the files whose checksum is not the one that the Hub lists, so that they are fetched again; their names.
+
+    huggingface_hub itself compares sizes only.
+
+    Args:
+        folder: a snapshot in the cache; files that it does not hold are passed over.
+        listed: with the sha-256 of large files and the git blob of the others; a file without either is trusted.
+    """
+    damaged = [entry.rfilename for entry in listed if not _is_intact(folder / entry.rfilename, entry)]
+    for name in damaged:
+        (folder / name).resolve().unlink()  # in a cache of links, the content
+        (folder / name).unlink(missing_ok=True)
+    return damaged
+
+
+def _is_intact(file: Path, entry: RepoSibling) -> bool:
+    if not file.is_file():
+        return True
+    if entry.lfs:
+        with file.open("rb") as content:
+            return hashlib.file_digest(content, "sha256").hexdigest() == entry.lfs.sha256
+    return entry.blob_id is None or git_hash(file.read_bytes()) == entry.blob_id

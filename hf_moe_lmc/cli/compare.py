@@ -4,9 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from .answer import Answer
 from .arguments import MODEL, add_command
-from .table import text_table
+from .results import CommandResult, text_table
 
 SAME, DIFFERENT = 0, 1
 HEAD = ("layer or tensor", "slot", "kind", "source", "change", "units", "free changes", "z")
@@ -31,7 +30,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
 
 
-def run(options: argparse.Namespace) -> Answer:
+def run(options: argparse.Namespace) -> CommandResult:
     """Print what became of B."""
     from hf_moe_lmc.comparison import compare, plot_comparison
 
@@ -40,4 +39,4 @@ def run(options: argparse.Namespace) -> Answer:
         plot_comparison(comparison, options.plot)
     table = f"{text_table(HEAD, comparison.rows())}\n\n" if options.table else ""
     code = DIFFERENT if options.exit_code and not comparison.same_function else SAME
-    return Answer(table + comparison.summary(), comparison.to_dict(), code)
+    return CommandResult(table + comparison.summary(), comparison.to_dict(), code)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -13,6 +14,7 @@ from hf_moe_lmc.alignment.config_differences import config_differences
 from hf_moe_lmc.alignment.opened_model import Model
 from hf_moe_lmc.checkpoints import HubOptions, tied_names
 from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.symmetry import Permutation
 
 from .chance import pooled
 from .comparison import Comparison
@@ -80,7 +82,7 @@ class _Work:
             if source is None:
                 continue
             tensors_a, tensors_b = self.a.read(source.tensor_names), self.b.read(spec.tensor_names)
-            self._layer(source, source.read(tensors_a), spec, spec.read(tensors_b))
+            self._layer(source, tensors_a, spec, tensors_b)
             self.seen_in_a |= set(source.tensor_names)
             seen_in_b |= set(spec.tensor_names)
             bar.update(self._nbytes(self.a, source) + self._nbytes(self.b, spec))
@@ -101,18 +103,24 @@ class _Work:
             return self.a.layers[self.b.layers.index(spec)]
         return None
 
-    def _layer(self, spec_a: MoeLayerSpec, a: MoeLayer, spec_b: MoeLayerSpec, b: MoeLayer) -> None:
-        if a.router is None and b.router is None:
-            self._dense(spec_b, a, b)
+    def _layer(
+        self,
+        spec_a: MoeLayerSpec,
+        tensors_a: Mapping[str, Tensor],
+        spec_b: MoeLayerSpec,
+        tensors_b: Mapping[str, Tensor],
+    ) -> None:
+        if spec_a.router is None and spec_b.router is None:
+            self._dense(spec_b, spec_a.read(tensors_a), spec_b.read(tensors_b))
             return
-        layer, router = compare_layers(spec_a, a, spec_b, b)
+        layer, router = compare_layers(spec_a, tensors_a, spec_b, tensors_b)
         self.layers.append(layer)
-        if a.router is not None and b.router is not None and spec_b.router is not None:
-            names = dict(spec_b.router.tensors)
-            self._router_tensors(names, router, a.router.tensors(), b.router.tensors())
-            if a.router.expert_table is not None and b.router.expert_table is not None:
-                table = names["expert_table"]
-                self._add(compare_tensors(table, a.router.expert_table, b.router.expert_table), is_router=True)
+        if spec_a.router is None or spec_b.router is None:
+            return
+        names, a, b = dict(spec_b.router.tensors), spec_a.router.read(tensors_a), spec_b.router.read(tensors_b)
+        self._router_tensors(names, router, a.tensors(), b.tensors())
+        if a.expert_table is not None and b.expert_table is not None:
+            self._add(_compare_tables(names["expert_table"], a.expert_table, b.expert_table, router), is_router=True)
 
     def _dense(self, spec: MoeLayerSpec, a: MoeLayer, b: MoeLayer) -> None:
         """A dense MLP among the layers: its units may stand in another order, which its tensors then say."""
@@ -138,7 +146,7 @@ class _Work:
                 self._add(TensorComparison(names[own], "missing", missing_in="A"), is_router=True)
                 continue
             plain = compare_tensors(names[own], a[own], tensor)
-            if plain.kind == "identical" or -1 in order or order == list(range(len(a[own]))):
+            if plain.kind == "identical" or order == list(range(len(a[own]))):
                 self._add(plain, is_router=True)
                 continue
             moved = compare_tensors(names[own], a[own][order], tensor)
@@ -230,6 +238,16 @@ class _Work:
                 yield f"B is A without {_layer_list(missing)} of {stack}, renumbered"
             if new:
                 yield f"{_layer_list(new)} of {stack} in B are nowhere in A"
+
+
+def _compare_tables(name: str, a: Tensor, b: Tensor, router: RouterComparison) -> TensorComparison:
+    """The experts that a table names for every token, by the slots that they moved to."""
+    plain = compare_tensors(name, a, b)
+    if plain.kind != "identical" and sorted(router.rows) == list(range(len(router.rows))):
+        slots = Permutation(torch.tensor(router.rows)).inverse().index
+        if len(slots) > int(a.max()) and torch.equal(slots[a.long()], b.long()):
+            return TensorComparison(name, "moved")
+    return plain
 
 
 def _is_size(field_name: str) -> bool:

@@ -80,7 +80,7 @@ def compare_experts(
         group: what leaves the function of their units alone.
         is_interleaved: how rows of gate and up lie if they are stored in one.
     """
-    return _named(_Banks(a, b, group, is_interleaved).compare(), a)
+    return name_slots(_Banks(a, b, group, is_interleaved).compare())
 
 
 @dataclass
@@ -311,7 +311,7 @@ def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
     return "zero" if down and not any(bool(part.any()) for part in down) else None
 
 
-def _named(found: list[ExpertComparison], a: ExpertBank) -> list[ExpertComparison]:
+def name_slots(found: list[ExpertComparison]) -> list[ExpertComparison]:
     """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
     named, held = [], set()
     for expert in found:

@@ -1,14 +1,21 @@
 """One Mixture-of-Experts layer of B against one of A: experts, shared experts and router."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
+import torch
+from torch import Tensor
 
-from .experts import ExpertComparison, compare_experts
-from .routers import RouterComparison, RouterVerdict, compare_routers
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.adapters.layouts import PackedExperts
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
+from hf_moe_lmc.symmetry import Permutation, SignedPermutation
+
+from .experts import ExpertComparison, compare_experts, name_slots
+from .kinds import Kind
+from .packed import compare_packed_experts
+from .routers import RouterComparison, RouterVerdict, compare_routers, nearest_rows
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,22 @@ class LayerComparison:
 
 
 def compare_layers(
-    spec_a: MoeLayerSpec, a: MoeLayer, spec_b: MoeLayerSpec, b: MoeLayer
+    spec_a: MoeLayerSpec, tensors_a: Mapping[str, Tensor], spec_b: MoeLayerSpec, tensors_b: Mapping[str, Tensor]
 ) -> tuple[LayerComparison, RouterComparison]:
     """What became of a layer, and of its router.
 
     Args:
-        spec_a, spec_b: where the layers live.
-        a, b: the layers as stored; a dense one is a single expert.
+        spec_a, spec_b: where the layers live; a dense one is a single expert.
+        tensors_a, tensors_b: their tensors, under module names.
     """
+    a, b = spec_a.read(tensors_a), spec_b.read(tensors_b)
     group = b.group if a.router is None else a.group
-    experts, note = _compare_banks(a.experts, b.experts, group, getattr(spec_b.experts, "is_interleaved", False))
+    if isinstance(spec_a.experts, PackedExperts) and isinstance(spec_b.experts, PackedExperts):
+        experts, note = compare_packed_experts(spec_a.experts, tensors_a, spec_b.experts, tensors_b), None
+    elif group.product_keys:
+        experts, note = _compare_product_keys(a, b), None
+    else:
+        experts, note = _compare_banks(a.experts, b.experts, group, getattr(spec_b.experts, "is_interleaved", False))
     shared_group = SymmetryGroup(unit_signs=group.shared_unit_signs, unit_scale_degree=group.shared_unit_scale_degree)
     shared: list[ExpertComparison] = []
     if b.shared_experts is not None and a.shared_experts is not None:
@@ -95,12 +108,46 @@ def compare_layers(
 def _compare_banks(
     a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool
 ) -> tuple[list[ExpertComparison], str | None]:
+    if a.num_units == 0 or b.num_units == 0:
+        side = "A" if a.num_units == 0 else "B"
+        note = (
+            f"they are quantised in {side} only; dequantise it (load with dequantize=True and save) and compare again"
+        )
+        return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
     x, y = ({name: tuple(t.shape[1:]) for name, t in bank.tensors().items()} for bank in (a, b))
     if x != y:
         name = min(name for name in x.keys() | y.keys() if x.get(name) != y.get(name))
         note = f"{name} of an expert is {_shape(x.get(name))} in A and {_shape(y.get(name))} in B"
         return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
     return compare_experts(a, b, group, is_interleaved), None
+
+
+def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:
+    """Experts (i, j) that two keys choose: one order of the keys is that of the slots, and of the units in each."""
+    order = nearest_rows(a.router, b.router, a.group) if a.router and b.router else []
+    if sorted(order) != list(range(a.experts.num_experts)) or a.experts.num_experts != b.experts.num_experts:
+        return compare_experts(a.experts, b.experts, a.group)
+    slots = Permutation(torch.tensor(order)).inverse()  # the slot of B that holds each expert of A
+    units = SignedPermutation.unsigned(Permutation(slots.index.repeat(len(order), 1)))
+    experts = compare_experts(a.experts, b.experts.permute_experts(slots).permute_units(units), a.group)
+    moved = "in place" if slots.is_identity else "reordered"
+    back = [
+        replace(
+            experts[i],
+            slot=slot,
+            kind=_unnamed(experts[i]),
+            units=moved if experts[i].source is not None else None,
+        )
+        for slot, i in enumerate(order)
+    ]
+    return name_slots(back)
+
+
+def _unnamed(expert: ExpertComparison) -> Kind:
+    """The kind of an expert before slots were compared."""
+    if expert.kind in ("moved", "copied"):
+        return "identical" if expert.change is None else "changed"
+    return expert.kind
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

@@ -1,10 +1,14 @@
 """Opening what can be compared, which is more than what can be aligned."""
 
+from typing import cast
+
 from torch import nn
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.adapters.mlps import mlp_layout
-from hf_moe_lmc.alignment import OpenedModel, open_model
+from hf_moe_lmc.adapters.detection import LINEARS
+from hf_moe_lmc.adapters.layouts import DenseMlp
+from hf_moe_lmc.alignment import OpenedModel, Pretrained, open_model
+from hf_moe_lmc.alignment.live_weights import LiveWeights
 from hf_moe_lmc.alignment.opened_model import Model
 from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, find_source, meta_model, read_config
 from hf_moe_lmc.errors import UnsupportedArchitectureError
@@ -17,7 +21,9 @@ def open_readable(model: Model, options: HubOptions | None = None) -> OpenedMode
         return open_model(model, options, quantised=True)
     except UnsupportedArchitectureError:
         if isinstance(model, nn.Module):
-            return OpenedModel(type(model).__name__, model, model.state_dict(), dense_layers(model))
+            return OpenedModel(type(model).__name__, model, LiveWeights(model), dense_layers(model))
+        if isinstance(model, Pretrained):
+            options, model = cast(HubOptions, {**(options or {}), **model.options}), model.name
         source = find_source(model, options)
         skeleton = meta_model(read_config(source.folder))
         checkpoint = Checkpoint.open(source.folder, skeleton, quantised=True)
@@ -25,17 +31,16 @@ def open_readable(model: Model, options: HubOptions | None = None) -> OpenedMode
 
 
 def dense_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
-    """Every module called `mlp` whose linears are those of an MLP, as a layer without router.
+    """Every module called `mlp` with the linears of an MLP, as a layer without router.
 
     Its class need not be known: nothing is rewritten, and what its units admit is asked of the other model.
     """
     layers = []
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] != "mlp":
-            continue
-        try:
-            layout = mlp_layout(name, module)
-        except UnsupportedArchitectureError:
-            continue
-        layers.append(MoeLayerSpec(name, None, layout, None, SymmetryGroup(fixed_experts=True)))
+        linears = {child for child, part in module.named_children() if isinstance(part, nn.Linear)}
+        for gate, up, down in LINEARS if name.rpartition(".")[2] == "mlp" else ():
+            if linears == {linear for linear in (gate, up, down) if linear}:
+                has_bias = module.get_submodule(down).bias is not None
+                layout = DenseMlp(name, up, down, gate, has_bias)
+                layers.append(MoeLayerSpec(name, None, layout, None, SymmetryGroup(fixed_experts=True)))
     return tuple(layers)

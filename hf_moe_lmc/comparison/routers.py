@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hf_moe_lmc.matching import solve_assignment
-from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup
+from hf_moe_lmc.moe import Router, SymmetryGroup
 
 from .chance import RELATED, trace_test
 
@@ -28,7 +28,7 @@ class RouterComparison:
             "without experts" where rows moved and experts did not, or moved elsewhere; "changed" where none of these
             is near, but more than chance is left; else "unrelated".
         change: relative distance of the rows in that order; None where nothing changed.
-        rows: the row of A that each row of B is, in that order; -1 where no expert says so.
+        rows: the row of A that each row of B is, in that order.
     """
 
     verdict: RouterVerdict
@@ -52,8 +52,8 @@ def compare_routers(
     x, y = _rows(a, b)
     if not y.isfinite().all() or not x.isfinite().all():
         return RouterComparison("changed", None, tuple(own))
-    # Slots without source are not asked, but where no slot has one, all stand for themselves.
-    experts = [-1 if source is None else source for source in sources]
+    # Slots without a source of their own are not asked, but where no slot has one, all stand for themselves.
+    experts = [-1 if i is None or i in sources[:j] else i for j, i in enumerate(sources)]
     if max(experts) < 0:
         experts = own
     stayed = _distance(x, y, own, group)
@@ -61,17 +61,17 @@ def compare_routers(
         return RouterComparison("unmoved", _nonzero(stayed), tuple(own))
     moved = _distance(x, y, experts, group)
     if experts != own and moved < _NEARER and moved <= _NEARER * stayed:
-        return RouterComparison("with experts", _nonzero(moved), tuple(experts))
+        return RouterComparison("with experts", _nonzero(moved), tuple(_completed(experts, x, y)))
     if stayed <= _SMALL:
         return RouterComparison("unmoved", _nonzero(stayed), tuple(own))
-    elsewhere = _nearest_rows(x, y, group)
+    elsewhere = _nearest(x, y, group)
     distance = _distance(x, y, elsewhere, group)
     if distance < _NEARER * min(moved, stayed) and distance < _NEARER:
         return RouterComparison("without experts", _nonzero(distance), tuple(elsewhere))
     order, distance = min(((own, stayed), (experts, moved)), key=lambda pair: pair[1])
     if _is_related(x, y, order):
         verdict: RouterVerdict = "changed" if order == own or _fits(own, order) else "with experts"
-        return RouterComparison(verdict, distance, tuple(order))
+        return RouterComparison(verdict, distance, tuple(_completed(order, x, y)))
     return RouterComparison("unrelated", None, tuple(own))
 
 
@@ -101,7 +101,12 @@ def _distance(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], order: list[in
     return float(min(direct, (other - own).norm()) / norm) if norm > 0 else math.inf
 
 
-def _nearest_rows(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], group: SymmetryGroup) -> list[int]:
+def nearest_rows(a: Router, b: Router, group: SymmetryGroup) -> list[int]:
+    """The row of A that each row of B is, by their distances; in the best order, if there are as many."""
+    return _nearest(*_rows(a, b), group)
+
+
+def _nearest(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], group: SymmetryGroup) -> list[int]:
     if group.router_translation and len(x) == len(y):
         x, y = x - x.mean(dim=0), y - y.mean(dim=0)
     distances = torch.cdist(y, x, compute_mode="donot_use_mm_for_euclid_dist")
@@ -109,6 +114,13 @@ def _nearest_rows(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], group: Sym
         return solve_assignment(-distances).permutation.index.tolist()
     nearest: Int[Tensor, " Eb"] = distances.argmin(dim=1)
     return nearest.tolist()
+
+
+def _completed(order: list[int], x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"]) -> list[int]:
+    """The order with the nearest rows that no slot has yet, where it names none."""
+    free = [i for i in range(len(x)) if i not in order] or list(range(len(x)))
+    nearest = torch.cdist(y, x[free]).argmin(dim=1).tolist()
+    return [i if i >= 0 else free[nearest[j]] for j, i in enumerate(order)]
 
 
 def _is_related(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], order: list[int]) -> bool:
@@ -128,8 +140,3 @@ def _fits(own: list[int], experts: list[int]) -> bool:
 
 def _nonzero(distance: float) -> float | None:
     return distance if distance > 1e-6 else None
-
-
-def layer_group(a: MoeLayer, b: MoeLayer) -> SymmetryGroup:
-    """What leaves the function of both layers alone; of a dense one and a Mixture of Experts, that of the latter."""
-    return b.group if a.router is None else a.group

@@ -204,15 +204,16 @@ def _faults(evidence: Evidence) -> Iterator[str]:
             rest = f" (otherwise {_changes(e for _, e in experts)})" if _largest(experts) > _NOISE else ""
             yield f"{what} in {_where(experts, evidence)}{rest}: {advice} them back"
     if scaled := evidence.of("scaled"):
-        yield f"a constant factor is on {_where(scaled, evidence)}, {_factors(scaled)}: a scale that was not applied?"
+        factors, where = _factors(scaled), _where(scaled, evidence)
+        yield f"off by a constant factor ({factors}): {where}; was a scale not applied?"
     if zero := evidence.of("zero"):
-        yield f"nothing but zeros leads out of {_where(zero, evidence)}: were they written at all?"
+        yield f"nothing but zeros in down_proj of {_where(zero, evidence)}: was it ever written?"
     unrelated = [] if _is_unrelated(evidence) else evidence.of("unrelated")
     if unrelated:
         zs = [expert.z for _, expert in unrelated if expert.z is not None]
         score = f" (z = {min(zs):.1f} to {max(zs):.1f})" if zs else ""
         yield (
-            f"no expert of A is related to {_where(unrelated, evidence)}{score}: left at their random start, or from "
+            f"unrelated to every expert of A: {_where(unrelated, evidence)}{score}; left at the random start, or from "
             "another model?"
         )
     groups: dict[tuple[int, ...], list[LayerComparison]] = defaultdict(list)
@@ -235,7 +236,7 @@ def _moved(evidence: Evidence) -> Iterator[str]:
         yield f"{_in_layers(layers, evidence)} {len(moved)} experts stand in other slots, router rows with them"
     for what, holds in (
         ("the units stand in another order", lambda e: e.units == "reordered"),
-        ("units have other signs, which the function does not see", lambda e: e.signs),
+        ("units have other signs, which the function does not see", lambda e: e.signs and e.units == "in place"),
         ("units have other scales, which the function does not see", lambda e: e.scales),
     ):
         if experts := [(layer, e) for layer, e in evidence.sourced if holds(e)]:
@@ -295,12 +296,12 @@ def _notes(evidence: Evidence) -> Iterator[str]:
 
 def _rest(evidence: Evidence) -> Iterator[str]:
     """How much is A's bit for bit, where not all is."""
-    experts = evidence.of("identical")
-    tensors = [tensor for tensor in evidence.tensors if tensor.kind == "identical"]
+    experts = [e for _, e in evidence.of("identical", "moved", "copied") if e.change is None]
+    tensors = [tensor for tensor in evidence.tensors if tensor not in evidence.changed_tensors]
     if experts and not evidence.same_function:
         yield (
             f"{len(experts)} of {len(evidence.experts)} experts and {len(tensors)} of {len(evidence.tensors)} other "
-            "tensors are A's bit for bit"
+            "tensors are A's bit for bit, wherever they stand"
         )
 
 

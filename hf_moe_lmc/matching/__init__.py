@@ -1,14 +1,12 @@
 """Two MoeLayers -> the MoeSymmetry that brings the second closest to the first."""
 
-from .assignment import Assignment, solve_assignment, solve_assignments
-from .certificate import certify
+from .assignment import Assignment, certify, solve_assignment, solve_assignments
 from .distance import layer_distance
-from .evidence import LayerEvidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .layer_alignment import LayerAlignment, align_layers
 from .mutual import MutualMatching, match_mutually
 from .unit_matching import UnitMatching
-from .verdict import Verdict, judge, judge_layer
+from .verdict import LayerEvidence, Verdict, judge, judge_layer
 
 __all__ = [
     "Assignment",

@@ -1,4 +1,4 @@
-"""The linear assignment problem: the one place where it is solved."""
+"""The linear assignment problem: solved exactly, and certified by duality whatever solver and prices it came with."""
 
 import math
 from typing import NamedTuple
@@ -11,14 +11,14 @@ from torch import Tensor
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.symmetry import Permutation
 
-from .candidate_assignment import solve_by_candidates
-from .dense_assignment import solve_dense, solve_dense_batch
-from .price_passes import best_columns
+from .assignment_solvers import solve_by_candidates, solve_dense, solve_dense_batch
+from .dual_prices import best_columns, proving_prices
 
 # Measured crossovers: from the first on, passes over the matrix are cheap beside its solution; from the second on,
 # candidates and the prices that come with them beat the whole matrix and a search for prices.
 _PRICED_FROM = 384
 _CANDIDATES_FROM = 1280
+_ROWS = 32
 
 
 class Assignment(NamedTuple):
@@ -27,7 +27,7 @@ class Assignment(NamedTuple):
     Args:
         columns: `[n]`; row i is assigned column `columns[i]`.
         objective: `sum_i similarity[i, columns[i]]`.
-        solver: what found it: "row maxima", "candidates", "lapx" or "scipy".
+        solver: the route that found it: "row maxima", "candidates", "lapx" or "scipy".
         prices: v, `[n]`, a dual solution: `sum_i max_j (S_ij - v_j) + sum_j v_j` bounds every assignment from above.
             None where the solver gives none; `certify` then finds some.
     """
@@ -61,7 +61,7 @@ def solve_assignment(similarity: Float[Tensor, "n n"], groups: int = 1) -> Assig
     """
     if groups > 1:
         return _solve_grouped(similarity, groups)
-    similarity = comparable(similarity)
+    similarity = _comparable(similarity)
     if similarity.shape[0] < _PRICED_FROM:
         return _solve_whole(_finite(similarity.numpy(force=True)))
     # The sum is NaN or infinite if an entry is, at a tenth of the cost of looking at each; it may also overflow.
@@ -74,18 +74,45 @@ def solve_assignments(similarities: Float[Tensor, "b n n"]) -> list[Assignment]:
     """`[solve_assignment(one) for one in similarities]`; the small ones at once."""
     if similarities.shape[1] >= _PRICED_FROM:
         return [solve_assignment(one) for one in similarities]
-    columns, objectives, solver = solve_dense_batch(_finite(comparable(similarities).numpy(force=True)))
-    found = zip(torch.from_numpy(columns), objectives.tolist(), strict=True)
-    return [Assignment(own, objective, solver) for own, objective in found]
+    columns, objectives, solver = solve_dense_batch(_finite(_comparable(similarities).numpy(force=True)))
+    solutions = zip(torch.from_numpy(columns), objectives.tolist(), strict=True)
+    return [Assignment(own, objective, solver) for own, objective in solutions]
 
 
-def blocks_of_groups(similarity: Float[Tensor, "n n"], groups: int) -> Float[Tensor, "b m m"]:
+def certify(assignment: Assignment, similarity: Float[Tensor, "n n"], groups: int = 1) -> float:
+    """Upper limit of how much any permutation exceeds this one: `bound - objective`, in float64, never below zero.
+
+    For any prices v, no permutation q exceeds `bound = sum_j v_j + sum_i max_j (S_ij - v_j)`, since each
+    `S_iq(i) - v_q(i)` is at most its row's maximum. A gap of zero proves the assignment optimal. Prices that the
+    assignment does not bring along are sought.
+
+    Args:
+        assignment: any permutation, found in whatever way; the objective it states is not used.
+        similarity: S, the matrix it was found for.
+        groups: as in `solve_assignment`; no other permutation is taken into account. Bounds of this kind between all
+            pairs of groups fill a table, and the bound of that table is the bound.
+    """
+    similarity = _comparable(similarity)
+    if groups > 1:
+        return _certify_grouped(assignment, similarity, groups)
+    columns, own = assignment.columns.to(similarity.device), _own(assignment, similarity)
+    prices = assignment.prices
+    if prices is None:
+        prices = torch.from_numpy(proving_prices(similarity.detach().cpu().numpy(), assignment.columns.numpy()))
+    prices = prices.to(own)
+    gains = [(rows.double() - prices).amax(dim=1) for rows in similarity.split(_ROWS) if rows.numel()]
+    return sum(
+        ((gain - x).sum().item() for gain, x in zip(gains, (own - prices[columns]).split(_ROWS), strict=False)), 0.0
+    )
+
+
+def _blocks_of_groups(similarity: Float[Tensor, "n n"], groups: int) -> Float[Tensor, "b m m"]:
     """The blocks between groups of neighbours: block `g * groups + h` has the rows of group g, the columns of h."""
     size = len(similarity) // groups
     return similarity.reshape(groups, size, groups, size).transpose(1, 2).flatten(0, 1)
 
 
-def comparable(similarity: Tensor) -> Tensor:
+def _comparable(similarity: Tensor) -> Tensor:
     """In float32 or better."""
     return similarity.float() if similarity.dtype.itemsize < 4 else similarity
 
@@ -111,8 +138,8 @@ def _solve_large(similarity: Float[Tensor, "n n"]) -> Assignment:
             break
     else:
         return _priced(similarity, columns, "row maxima", prices)
-    if n >= _CANDIDATES_FROM and (found := solve_by_candidates(similarity)) is not None:
-        return _priced(similarity, found[0], "candidates", found[1])
+    if n >= _CANDIDATES_FROM and (solution := solve_by_candidates(similarity)) is not None:
+        return _priced(similarity, solution[0], "candidates", solution[1])
     return _solve_whole(similarity.numpy(force=True))
 
 
@@ -124,9 +151,25 @@ def _priced(similarity: Tensor, columns: Tensor, solver: str, prices: Tensor) ->
 
 def _solve_grouped(similarity: Float[Tensor, "n n"], groups: int) -> Assignment:
     size = len(similarity) // groups
-    inside = solve_assignments(blocks_of_groups(similarity, groups))
-    table = torch.tensor([found.objective for found in inside], dtype=torch.float64).view(groups, groups)
+    inside = solve_assignments(_blocks_of_groups(similarity, groups))
+    table = torch.tensor([one.objective for one in inside], dtype=torch.float64).view(groups, groups)
     outside = solve_assignment(table)
     pairs = enumerate(outside.columns.tolist())
     columns = torch.cat([inside[group * groups + other].columns + other * size for group, other in pairs])
     return Assignment(columns, outside.objective, outside.solver)
+
+
+def _certify_grouped(assignment: Assignment, similarity: Tensor, groups: int) -> float:
+    blocks = _blocks_of_groups(similarity, groups)
+    inside = zip(solve_assignments(blocks), blocks, strict=True)
+    bounds = torch.stack([_own(one, block).sum().cpu() + certify(one, block) for one, block in inside])
+    bounds = bounds.view(groups, groups)
+    size = len(similarity) // groups
+    outside = Assignment(assignment.columns[::size] // size, 0.0, assignment.solver)
+    lacking = _own(outside, bounds).sum() - _own(assignment, similarity).sum()
+    return max(certify(outside, bounds) + lacking.item(), 0.0)  # below zero by rounding
+
+
+def _own(assignment: Assignment, similarity: Tensor) -> Tensor:
+    """`S_ip(i)`."""
+    return similarity.gather(1, assignment.columns.to(similarity.device)[:, None])[:, 0].double()

@@ -1,4 +1,4 @@
-"""How far two layers are from one another, and whether they can be compared at all."""
+"""The distance of two layers, and the check that they can be compared."""
 
 import math
 from dataclasses import fields, replace
@@ -26,7 +26,10 @@ def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
 
 
 def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permutation) -> float:
-    """The part of `layer_distance` squared that no unit move changes, under an expert order: router and down_bias."""
+    """Squared distance of what no unit move changes, under an expert order: router and down_bias.
+
+    The rest of `layer_distance` squared is that of the units.
+    """
     dtype = working_dtype(reference, other)
     router = other.router.permute_experts(experts) if other.router else None
     a, b = gauged(reference, dtype), gauged(replace(other, router=router), dtype)

@@ -1,10 +1,10 @@
-"""Matching the experts: which expert of the other model belongs to which expert of the reference.
+"""The expert order: which expert of the other model belongs to which expert of the reference.
 
 Each method fills an E x E table and solves one assignment on it.
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
@@ -12,16 +12,14 @@ from torch import Tensor
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_assignment
 from .distance import gauged, working_dtype
-from .gram import glimpsed_gram_cost, gram_cost
+from .gram import glimpsed_gram_cost, gram_cost, sketched_squares
 from .joint import JointTable, best_known_order, fill_until_certified
-from .sketch import is_sure, sketched_squares
 from .unit_matching import UnitMatching
-
-ExpertOrder = Literal["units", "gate", "gram", "sketch", "joint", "auto"]
 
 _AUTO_BUDGET = 4  # unit assignments per expert
 _CLEAR = 2.0
@@ -29,19 +27,19 @@ _CLEAR = 2.0
 
 @dataclass(frozen=True)
 class ExpertMatching:
-    """An order of the other layer's experts, and how it was found.
+    """An order of the other layer's experts, and its evidence.
 
     Args:
         order: `[E]`.
-        method: the route that decided: "units", "gate", "gram", "sketch", "joint" or "given".
+        method: the route that decided: "units", "gate", "gram", "joint" or "given".
         certified: whether it is proven to be the optimum of the squared distance over all orders and units.
-        margin: how much worse the second best order is on the method's table, as a fraction of what exchanging two
+        margin: loss of the second best order on the method's table, as a fraction of what exchanging two
             experts costs on average; 1 is clear, 0 a tie. At least so much where the table holds bounds.
         gate_agreement: the share of the experts whose partners are also those of the best order by router rows; None
             without routers.
         gram_agreement: the same by Gram matrices, of which 64 hidden coordinates are looked at; None without units.
-        table: `[E, E]`, what the method compared, the greater the better; upper bounds where "joint" needed no more.
-            None where experts were not compared.
+        table: `[E, E]`, the scores that the method compared, the greater the better; upper bounds where "joint" needed
+            no more. None where experts were not compared.
         pairs: the pairs of experts whose units were matched on the way.
     """
 
@@ -62,11 +60,11 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
         reference, other: comparable layers.
         method: "units" keeps the order as it is (only units will be matched), as do all where experts are fixed;
             "gate" compares router rows; "gram" compares the experts' Gram matrices, which do not depend on the order
-            of units; "sketch" estimates that from a random projection, and is "gram" where its error could matter;
+            of units;
             "joint" is the exact optimum of the squared distance over experts and units, and matches the units of as
             many of the E^2 pairs as its proof needs; "auto" is "gate" where every router row is at least twice as near
             to its partner as to any other, and otherwise "joint" with at most 4 E pairs: the best order that they show,
-            beginning with that of "sketch".
+            beginning with that of a random sketch of the Gram matrices.
 
     Product keys: "gate" is exact for the keys; "gram" compares all experts of one first key; the optimum over keys and
     experts is a quadratic assignment, so "auto" is "gate". Of experts without units, "auto" and "joint" are "gate".
@@ -88,36 +86,30 @@ def match_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> 
     gate = solve_assignment(-cost, groups).permutation
     match method:
         case "units":
-            found = ExpertMatching(Permutation.identity(num_experts), "units")
+            matching = ExpertMatching(Permutation.identity(num_experts), "units")
         case "gram":
-            found = _by_gram(reference.experts, other.experts, dtype, groups)
-        case "sketch":
-            found, sure = _sketched(reference.experts, other.experts, dtype, groups)
-            if not sure:
-                found = _by_gram(reference.experts, other.experts, dtype, groups)
+            matching = _by_gram(reference.experts, other.experts, dtype, groups)
         case "joint" if reference.group.product_keys:
             raise UnsupportedArchitectureError(
                 'the "joint" order of product keys is a quadratic assignment; choose "gate" or "gram"'
             )
         case "gate":
-            found = _on_table(-cost, groups, "gate")
+            matching = _on_table(-cost, groups, "gate")
         case "auto" if reference.group.product_keys or _is_clear(cost, gate):
-            found = _on_table(-cost, groups, "gate")
+            matching = _on_table(-cost, groups, "gate")
         case "joint" | "auto":
             budget = num_experts**2 if method == "joint" else _AUTO_BUDGET * num_experts
-            first = (
-                gate if _is_clear(cost, gate) else _sketched(reference.experts, other.experts, dtype, groups)[0].order
-            )
-            found = _jointly(JointTable.bounded(reference, other), first, groups, budget)
+            first = gate if _is_clear(cost, gate) else _sketched_order(reference.experts, other.experts, dtype, groups)
+            matching = _jointly(JointTable.bounded(reference, other), first, groups, budget)
         case _:
             assert_never(method)
     gram = None
     if reference.experts.num_units:
         gram = solve_assignment(-glimpsed_gram_cost(reference.experts, other.experts), groups).permutation
     return replace(
-        found,
-        gate_agreement=_agreement(found.order, gate),
-        gram_agreement=None if gram is None else _agreement(found.order, gram),
+        matching,
+        gate_agreement=_agreement(matching.order, gate),
+        gram_agreement=None if gram is None else _agreement(matching.order, gram),
     )
 
 
@@ -131,7 +123,7 @@ def gate_cost(reference: Router, other: Router) -> Float[Tensor, "E E"]:
 
 
 def order_margin(table: Float[Tensor, "E E"], order: Permutation, groups: int) -> float:
-    """What the second best order loses on `table`, as a fraction of the mean loss of exchanging two experts.
+    """Loss of the second best order on `table`, as a fraction of the mean loss of exchanging two experts.
 
     Exactly: the second best avoids one of the best one's pairs, so the best without each of them is solved.
     """
@@ -162,11 +154,8 @@ def _by_gram(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype, group
     return _on_table(-gram_cost(reference, other, dtype), groups, "gram")
 
 
-def _sketched(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype, groups: int) -> tuple[ExpertMatching, bool]:
-    """The order by sketches, and whether it is that by Gram matrices for sure."""
-    squares = sketched_squares(reference, other, dtype)
-    found = _on_table(-squares.mean(dim=0).sqrt(), groups, "sketch")
-    return found, is_sure(squares, found.order)
+def _sketched_order(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype, groups: int) -> Permutation:
+    return solve_assignment(-sketched_squares(reference, other, dtype).mean(dim=0).sqrt(), groups).permutation
 
 
 def _jointly(table: JointTable, gate: Permutation, groups: int, budget: int) -> ExpertMatching:

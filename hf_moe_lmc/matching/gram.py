@@ -1,4 +1,4 @@
-"""The Gram cost between experts, which does not depend on the order and signs of their units."""
+"""The Gram cost between experts, which does not depend on the order and signs of their units: exact and sketched."""
 
 import math
 from dataclasses import replace
@@ -12,6 +12,8 @@ from hf_moe_lmc.moe import ExpertBank
 
 _TILE_BYTES = 2**26
 _GLIMPSE = 64  # hidden coordinates
+_BLOCKS = 8
+_COLUMNS = 4  # per block
 
 
 def gram_cost(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype) -> Float[Tensor, "E E"]:
@@ -36,6 +38,29 @@ def glimpsed_gram_cost(reference: ExpertBank, other: ExpertBank) -> Float64[Tens
     In float64, where fourth powers of weights do not overflow: it is evidence, and must not fail.
     """
     return gram_cost(_glimpse(reference), _glimpse(other), torch.float64)
+
+
+def sketched_squares(reference: ExpertBank, other: ExpertBank, dtype: torch.dtype) -> Float[Tensor, "b E E"]:
+    """Eight independent estimates of the square of `gram_cost`, each from four columns.
+
+    `|(A_i^T A_i - A'_j^T A'_j) W|_F^2` with W `[d, 4]` standard normal, seeded, is four times `|...|_F^2` on average;
+    likewise for the other matrices. `A^T (A W)`, all 32 columns, costs `64 / d` of the Gram matrix `[d, d]`.
+
+    Args:
+        reference, other: experts as stored.
+        dtype: computed in it.
+    """
+    generator = torch.Generator().manual_seed(0)
+    device = reference.up_proj.device
+    total = torch.zeros(_BLOCKS, reference.num_experts, other.num_experts, dtype=dtype, device=device)
+    for a, b in zip(matrices(reference), matrices(other), strict=True):
+        columns = torch.randn(a.shape[2], _BLOCKS * _COLUMNS, generator=generator).to(device, dtype)
+        left, right = (torch.stack([_projected(one.to(dtype), columns) for one in matrix]) for matrix in (a, b))
+        for block, pair in enumerate(zip(left.split(_COLUMNS, dim=2), right.split(_COLUMNS, dim=2), strict=True)):
+            x, y = (part.flatten(1) for part in pair)
+            # The default mode of cdist cancels catastrophically for nearly equal rows.
+            total[block] += torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+    return total / _COLUMNS
 
 
 def products_are_cheaper(num_experts: int, units: int, width: int) -> bool:
@@ -102,3 +127,7 @@ def _squared_products(one: Float[Tensor, "F d"], bank: Float[Tensor, "E F d"]) -
         products = left @ others.double().flatten(0, 1).T
         squares.append(products.square_().view(units, len(others), -1).sum(dim=(0, 2)))
     return torch.cat(squares)
+
+
+def _projected(matrix: Float[Tensor, "F d"], columns: Float[Tensor, "d r"]) -> Float[Tensor, "d r"]:
+    return matrix.T @ (matrix @ columns)

@@ -10,8 +10,8 @@ from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_assignment
-from .bounds import bounding_rows, total_similarity_bound
 from .distance import working_dtype
+from .unit_bounds import bounding_rows, total_similarity_bound
 from .unit_matching import UnitMatching, match_experts_units
 from .units import Units
 
@@ -29,7 +29,7 @@ class JointTable:
         reference, other: layers in the gauge of `MoeLayer.in_gauge`.
         fixed: the part of T that no unit move changes: router rows and down_bias.
         values: T where `pairs` has the entry, upper bounds elsewhere.
-        pairs: the unit matchings found so far.
+        pairs: the unit matchings solved so far.
     """
 
     reference: MoeLayer
@@ -52,8 +52,8 @@ class JointTable:
 
     def solve(self, i: int, j: int) -> None:
         """Replace the bound of a pair by its exact value."""
-        self.pairs[i, j] = found = match_experts_units(self.reference, self.other, i, j)
-        self.values[i, j] = self.fixed[i, j] + found.similarity
+        self.pairs[i, j] = matching = match_experts_units(self.reference, self.other, i, j)
+        self.values[i, j] = self.fixed[i, j] + matching.similarity
 
 
 def fill_until_certified(table: JointTable, first: Permutation, groups: int, budget: int) -> bool:

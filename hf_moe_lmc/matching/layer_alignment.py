@@ -10,21 +10,21 @@ from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 from .distance import check_comparable, fixed_squared_distance, layer_distance, working_dtype
-from .evidence import LayerEvidence, gather_evidence
 from .expert_order import ExpertMatching, ExpertOrder, match_experts
 from .unit_matching import UnitMatching, match_experts_units, match_shared_units, stacked
+from .verdict import LayerEvidence, gather_evidence
 
 
 @dataclass(frozen=True)
 class LayerAlignment:
-    """The symmetry to apply to the other layer, and what it achieves.
+    """The symmetry to apply to the other layer, and its evidence.
 
     Args:
         symmetry: acts on the other layer.
         distance_before: `layer_distance(reference, other)`.
         distance_after: `layer_distance(reference, act(symmetry, other))`.
-        evidence: what the symmetry rests on; None where it was not found by matching, or no units were seen.
-        expert_table: `[E, E]`, how well every pair of experts fits, float32; see `ExpertMatching.table`.
+        evidence: the figures that the symmetry rests on; None where it was not found by matching, or without units.
+        expert_table: `[E, E]`, the fit of every pair of experts, float32; see `ExpertMatching.table`.
     """
 
     symmetry: MoeSymmetry
@@ -60,15 +60,15 @@ def align_layers(
     check_comparable(reference, other)
     if balance_scales:
         dtype = working_dtype(reference, other)
-        found = align_layers(reference.to(dtype).balanced(), other.to(dtype).balanced(), expert_order)
-        before, after = layer_distance(reference, other), layer_distance(reference, act(found.symmetry, other))
-        return replace(found, distance_before=before, distance_after=after)
+        balanced = align_layers(reference.to(dtype).balanced(), other.to(dtype).balanced(), expert_order)
+        before, after = layer_distance(reference, other), layer_distance(reference, act(balanced.symmetry, other))
+        return replace(balanced, distance_before=before, distance_after=after)
     symmetry, experts, units, shared = match_layers(reference, other, expert_order)
     fixed = fixed_squared_distance(reference, other, experts.order)
     return LayerAlignment(
         symmetry,
         layer_distance(reference, other),
-        math.sqrt(fixed + math.fsum(found.squared_distance for found in (*units, *shared))),
+        math.sqrt(fixed + math.fsum(matching.squared_distance for matching in (*units, *shared))),
         gather_evidence(reference, other, experts, units, shared, fixed) if units else None,
         None if experts.table is None else experts.table.float().cpu(),
     )
@@ -77,7 +77,7 @@ def align_layers(
 def match_layers(
     reference: MoeLayer, other: MoeLayer, expert_order: ExpertOrder | Permutation
 ) -> tuple[MoeSymmetry, ExpertMatching, list[UnitMatching], list[UnitMatching]]:
-    """The symmetry that `align_layers` finds, and what it is made of: experts, their units, units of shared experts."""
+    """The symmetry of `align_layers`, and its matchings: of experts, of their units, of the units of shared experts."""
     if isinstance(expert_order, Permutation):
         experts = ExpertMatching(expert_order, "given")
     else:

@@ -21,9 +21,9 @@ class MutualMatching:
     """Layers brought close to one another.
 
     Args:
-        symmetries: one per layer, that of the first the identity; what brings layer i to layer j is
+        symmetries: one per layer, that of the first the identity. Layer i comes to layer j by
             `symmetries[j].inverse() @ symmetries[i]`, so going round any cycle changes nothing.
-        start_distance: root of the total squared distance of all pairs under the symmetries to begin with.
+        start_distance: root of the total squared distance of all pairs under the initial symmetries.
         distance: the same under `symmetries`; never more.
     """
 
@@ -43,27 +43,27 @@ def match_mutually(
 
     Args:
         layers: comparable layers, two or more.
-        start: one symmetry per layer to begin with.
+        start: the initial symmetries, one per layer.
         expert_order: see `match_experts`; with "joint" every step is exact.
         balance_scales: see `align_layers`; both distances are then those of balanced layers.
     """
     if balance_scales:
         layers = [layer.to(working_dtype(layer, layer)).balanced() for layer in layers]
     symmetries = list(start)
-    moved = [act(symmetry, layer) for symmetry, layer in zip(symmetries, layers, strict=True)]
-    start_distance = _total_distance(moved)
+    aligned = [act(symmetry, layer) for symmetry, layer in zip(symmetries, layers, strict=True)]
+    start_distance = _total_distance(aligned)
     for _ in range(_ROUNDS):
         before = list(symmetries)
         for k, layer in enumerate(layers):
-            mean = _mean([other for i, other in enumerate(moved) if i != k])
+            mean = _mean([other for i, other in enumerate(aligned) if i != k])
             symmetry = match_layers(mean, layer, expert_order)[0]
-            found = act(symmetry, layer)
-            if layer_distance(mean, found) < (1 - _GAIN) * layer_distance(mean, moved[k]):
-                symmetries[k], moved[k] = symmetry, found
+            candidate = act(symmetry, layer)
+            if layer_distance(mean, candidate) < (1 - _GAIN) * layer_distance(mean, aligned[k]):
+                symmetries[k], aligned[k] = symmetry, candidate
         if symmetries == before:
             break
     undo = symmetries[0].inverse()
-    return MutualMatching([undo @ symmetry for symmetry in symmetries], start_distance, _total_distance(moved))
+    return MutualMatching([undo @ symmetry for symmetry in symmetries], start_distance, _total_distance(aligned))
 
 
 def _total_distance(layers: Sequence[MoeLayer]) -> float:

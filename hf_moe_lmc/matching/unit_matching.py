@@ -9,12 +9,10 @@ from torch import Tensor
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
-from .assignment import solve_assignment
-from .certificate import certify
-from .dense_assignment import proving_prices
+from .assignment import certify, solve_assignment
 from .distance import working_dtype
-from .price_passes import row_margins
-from .sibling_units import match_sibling_units
+from .dual_prices import proving_prices, row_margins
+from .unit_bounds import match_sibling_units
 from .units import Partners, Units
 
 _SIBLINGS_FROM = 128
@@ -25,14 +23,13 @@ class UnitMatching:
     """The units of one expert matched to those of another.
 
     Args:
-        units: the move of the other expert's units, `[F]`.
+        units: the signed permutation of the other expert's units, `[F]`.
         similarity: `sum_i S_ip(i)`, the greatest that any move reaches.
-        squared_distance: between the units once moved.
-        gap: by how much the greatest similarity could exceed this one at most; 0 but for rounding.
+        squared_distance: between the units once aligned.
+        gap: upper limit of how much the greatest similarity exceeds this one; 0 but for rounding.
         solver: "siblings" where a few coordinates proved the optimum, "fixed" where units have no order of their own,
             else that of the `Assignment`.
-        margins: `[F]`, at least so much does unit i lose with any other partner, relative to `|x_i|^2`; 0 where it
-            could as well go elsewhere.
+        margins: `[F]`, lower bound of what unit i loses with any other partner, relative to `|x_i|^2`; 0 at a tie.
     """
 
     units: SignedPermutation
@@ -56,11 +53,11 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
         (partners, margins), gap, solver = siblings, 0.0, "siblings"
     else:
         similarity = reference.similarity(other)
-        found = solve_assignment(similarity)
-        columns, prices = found.columns, found.prices
+        assignment = solve_assignment(similarity)
+        columns, prices = assignment.columns, assignment.prices
         if prices is None:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.numpy()))
-        gap, solver = certify(found._replace(prices=prices), similarity), found.solver
+        gap, solver = certify(assignment._replace(prices=prices), similarity), assignment.solver
         columns = columns.to(similarity.device)
         partners = Partners.of(reference, other, columns)
         margins = row_margins(similarity, columns, prices.to(similarity))
@@ -84,7 +81,7 @@ def match_experts_units(
 
 
 def match_shared_units(reference: MoeLayer, other: MoeLayer) -> list[UnitMatching]:
-    """`match_pair` of every shared expert and its namesake."""
+    """`match_pair` of every shared expert and its counterpart."""
     a, b = reference.shared_experts, other.shared_experts
     if a is None or b is None:
         return []
@@ -93,9 +90,9 @@ def match_shared_units(reference: MoeLayer, other: MoeLayer) -> list[UnitMatchin
 
 
 def stacked(matchings: list[UnitMatching]) -> SignedPermutation:
-    """The moves of all experts, `[E, F]`."""
-    index = torch.stack([found.units.permutation.index for found in matchings])
-    return SignedPermutation(Permutation(index), torch.stack([found.units.signs for found in matchings]))
+    """The unit permutations of all experts, `[E, F]`."""
+    index = torch.stack([one.units.permutation.index for one in matchings])
+    return SignedPermutation(Permutation(index), torch.stack([one.units.signs for one in matchings]))
 
 
 def _matching(

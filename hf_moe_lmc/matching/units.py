@@ -1,4 +1,4 @@
-"""The units of one expert as rows: what is compared when units are matched."""
+"""The units of one expert as rows, as they are compared when units are matched."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property, reduce
@@ -14,7 +14,7 @@ _BLOCK_BYTES = 2**18  # of rows that are worked on together: they stay in the ca
 
 @dataclass(frozen=True)
 class Units:
-    """All weights of each unit of one expert, apart by what a change of its sign does to them.
+    """All weights of each unit of one expert, in two parts: those that its sign keeps and those that it changes.
 
     Args:
         kept: `[F, d]`, the same under either sign.
@@ -63,15 +63,15 @@ class Units:
         return replace(self, kept=self.kept[rows], signed=None if self.signed is None else self.signed[rows])
 
     def squared_distance(self, other: "Units", signs: Int8[Tensor, " F"]) -> float:
-        """`sum_i |x_i - s_i y_i|^2`; the direct way, which does not cancel for near ones."""
+        """`sum_i |x_i - s_i y_i|^2`, term by term, since near ones would cancel."""
         total = (self.kept - other.kept).square_().sum(dim=1)
         if self.signed is not None and other.signed is not None:
-            moved = other.signed * signs[:, None].to(self.signed)
-            total += (self.signed - moved).square_().sum(dim=1)
+            signed = other.signed * signs[:, None].to(self.signed)
+            total += (self.signed - signed).square_().sum(dim=1)
         return total.double().sum().item()
 
     def dot(self, other: "Units") -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
-        """`<x_i, y_i>` of what a sign keeps, and of what it changes."""
+        """`<x_i, y_i>` of the part that a sign keeps, and of the part that it changes."""
         kept = (self.kept * other.kept).sum(dim=1)
         if self.signed is None or other.signed is None:
             return kept, torch.zeros_like(kept)
@@ -101,11 +101,11 @@ class Partners:
         size = max(1, _BLOCK_BYTES // max(1, reference.kept[:1].nbytes))
         for start in range(0, len(columns), size):
             rows = slice(start, start + size)
-            own, moved = reference.at(rows), other.at(columns[rows])
-            kept, signed = own.dot(moved)
+            own, partners = reference.at(rows), other.at(columns[rows])
+            kept, signed = own.dot(partners)
             similarities.append(kept + signed.abs())
             signs.append(torch.where(signed < 0, -1, 1).to(torch.int8))
-            distance += own.squared_distance(moved, signs[-1])
+            distance += own.squared_distance(partners, signs[-1])
         return cls(columns, torch.cat(similarities), torch.cat(signs), distance)
 
 

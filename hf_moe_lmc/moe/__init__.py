@@ -1,8 +1,7 @@
-"""What the symmetries act on: one Mixture-of-Experts layer in canonical axes, free of any architecture's storage."""
+"""One Mixture-of-Experts layer in canonical axes, free of any architecture's storage, and its symmetries."""
 
-from .action import act
 from .expert_bank import ExpertBank
-from .layer import MoeLayer
+from .layer import MoeLayer, act
 from .router import Router
 from .symmetry_group import SymmetryGroup
 

@@ -12,7 +12,7 @@ from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 @dataclass(frozen=True)
 class ExpertBank:
-    """E experts of F units each between a hidden state of size H and an answer of size D, mostly H.
+    """E experts of F units each between a hidden state of size H and an output of size D, mostly H.
 
     Without `gate_proj` an expert is `down(phi(up x + up_bias)) + down_bias`; with it, `down(phi(gate x, up x))`, mostly
     `down(phi(gate x) * (up x))` (gated, SwiGLU and kin). Shared experts are an `ExpertBank` too.
@@ -43,12 +43,12 @@ class ExpertBank:
         return self.up_proj.shape[1]
 
     def signed_unit_terms(self) -> list[Float[Tensor, "E F _"]]:
-        """What changes sign with a unit, in blocks `[E, F, d]` (views): up_proj, columns of down_proj, up_bias."""
+        """Blocks `[E, F, d]` (views) of all that changes sign with a unit: up_proj, columns of down_proj, up_bias."""
         terms = [self.up_proj, self.down_proj.mT]
         return terms if self.up_bias is None else [*terms, self.up_bias[..., None]]
 
     def unsigned_unit_terms(self) -> list[Float[Tensor, "E F _"]]:
-        """What a unit keeps whatever its sign, in blocks `[E, F, d]` (views): rows of gate_proj and gate_bias."""
+        """Blocks `[E, F, d]` (views) of all that a unit keeps under either sign: gate_proj, gate_bias."""
         terms = [] if self.gate_proj is None else [self.gate_proj]
         return terms if self.gate_bias is None else [*terms, self.gate_bias[..., None]]
 
@@ -83,7 +83,7 @@ class ExpertBank:
         )
 
     def scale_outputs(self, factors: Float[Tensor, " E"]) -> "ExpertBank":
-        """The bank whose expert e answers `factors[e]` times what it answers in this one."""
+        """The bank whose output of expert e is `factors[e]` times that of this one."""
         bias = self.down_bias
         return replace(
             self,

@@ -1,10 +1,12 @@
-"""One Mixture-of-Experts layer."""
+"""One Mixture-of-Experts layer, and the action of the symmetries on it."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .expert_bank import ExpertBank
 from .router import Router
@@ -45,7 +47,7 @@ class MoeLayer:
         for name, tensor in tensors.items():
             part, _, field_name = name.partition(".")
             parts.setdefault(part, {})[field_name] = tensor
-        return replace(self, **{part: replace(getattr(self, part), **found) for part, found in parts.items()})
+        return replace(self, **{part: replace(getattr(self, part), **own) for part, own in parts.items()})
 
     def to(self, dtype: torch.dtype) -> "MoeLayer":
         """The layer in another dtype; tensors that have it already are not copied."""
@@ -112,3 +114,20 @@ class MoeLayer:
             self.experts.num_units,
             None if shared is None else (shared.num_experts, shared.num_units),
         )
+
+
+def act(symmetry: MoeSymmetry, layer: MoeLayer) -> MoeLayer:
+    """`symmetry . layer`: experts, router rows and units permuted together, so that the function stays the same.
+
+    A left action: `act(g @ h, layer)` is `act(g, act(h, layer))`. Entries change place and sign; none is rounded.
+    Source: arXiv:2509.11348, section 3.
+    """
+    if symmetry.shape != layer.symmetry_shape:
+        raise ValueError(f"a symmetry of sizes {symmetry.shape} cannot act on a layer of sizes {layer.symmetry_shape}")
+    shared = layer.shared_experts
+    return replace(
+        layer,
+        router=layer.router.permute_experts(symmetry.experts) if layer.router else None,
+        experts=layer.experts.permute_experts(symmetry.experts).permute_units(symmetry.units),
+        shared_experts=shared.permute_units(symmetry.shared_units) if shared and symmetry.shared_units else None,
+    )

@@ -31,11 +31,11 @@ class Router:
 
     def tensors(self) -> dict[str, Tensor]:
         """Field name -> tensor with a row or entry per expert, absent ones left out."""
-        found = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "expert_table"}
-        return {name: tensor for name, tensor in found.items() if tensor is not None}
+        values = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "expert_table"}
+        return {name: tensor for name, tensor in values.items() if tensor is not None}
 
     def rows(self) -> Float[Tensor, "E d"]:
-        """All that belongs to an expert, one row each."""
+        """All that belongs to an expert, one row per expert."""
         return torch.cat([tensor.reshape(len(tensor), -1) for tensor in self.tensors().values()], dim=1)
 
     def map(self, function: Callable[[Tensor], Tensor]) -> "Router":
@@ -52,8 +52,8 @@ class Router:
 
     def permute_experts(self, experts: Permutation) -> "Router":
         """The router whose row e is row `experts[e]` of this one; its table names the experts by their new slots."""
-        moved = self.map(lambda tensor: experts.apply(tensor, dim=0))
+        permuted = self.map(lambda tensor: experts.apply(tensor, dim=0))
         if self.expert_table is None:
-            return moved
+            return permuted
         slots = experts.inverse().index.to(self.expert_table)
-        return replace(moved, expert_table=slots[self.expert_table])
+        return replace(permuted, expert_table=slots[self.expert_table])

@@ -1,4 +1,4 @@
-"""Which symmetries a layer admits."""
+"""The symmetries that a layer admits."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,7 +10,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
 @dataclass(frozen=True)
 class SymmetryGroup:
-    """What leaves the function of a layer unchanged, beyond the order of experts and units.
+    """The symmetries of a layer beyond the order of experts and units: what leaves its function unchanged.
 
     Scales are symmetries that only matching uses (`MoeLayer.balanced`): writing them would round weights.
 
@@ -48,7 +48,7 @@ class SymmetryGroup:
 
     @property
     def expert_order(self) -> Literal["all", "groups", "keys", "none"]:
-        """Which orders of experts are admitted."""
+        """The orders of experts that are admitted."""
         if self.product_keys:
             return "keys"
         if self.fixed_experts:
@@ -69,7 +69,7 @@ class SymmetryGroup:
     ) -> MoeSymmetry:
         """A random element that leaves no expert and no unit at its place, for the sizes of `MoeLayer.symmetry_shape`.
 
-        What has nowhere to go, being alone or fixed, stays.
+        An expert or unit that is alone or fixed stays.
         """
 
         def signed(size: tuple[int, int], signs: bool) -> SignedPermutation:
@@ -79,12 +79,12 @@ class SymmetryGroup:
 
         order = self._random_order(experts, generator)
         if self.unit_order:
-            moved = signed((experts, units), self.unit_signs)
+            inside = signed((experts, units), self.unit_signs)
         elif self.product_keys:
-            moved = SignedPermutation.unsigned(Permutation(order.index.repeat(experts, 1)))
+            inside = SignedPermutation.unsigned(Permutation(order.index.repeat(experts, 1)))
         else:
-            moved = SignedPermutation.identity(experts, units)
-        return MoeSymmetry(order, moved, signed(shared, self.shared_unit_signs) if shared else None)
+            inside = SignedPermutation.identity(experts, units)
+        return MoeSymmetry(order, inside, signed(shared, self.shared_unit_signs) if shared else None)
 
     def _random_order(self, experts: int, generator: torch.Generator | None) -> Permutation:
         if experts == 1 or self.fixed_experts:

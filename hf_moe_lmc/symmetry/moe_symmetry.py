@@ -10,8 +10,8 @@ from .signed_permutation import SignedPermutation
 class MoeSymmetry:
     """An element g = (sigma, (u_e)) of the wreath product `B_F wr S_E`, times `B_F'` for every shared expert.
 
-    Slot e of `g.layer` holds expert `sigma[e]` of `layer`, router row included, with its units moved by the signed
-    permutation `u_e`. Which signs and expert orders a layer admits is its `SymmetryGroup`. The law that makes this a
+    Slot e of `g.layer` holds expert `sigma[e]` of `layer`, router row included, with its units permuted by the signed
+    permutation `u_e`. Its `SymmetryGroup` tells which signs and expert orders a layer admits. The law that makes this a
     left action is
 
         (g @ h).sigma = g.sigma @ h.sigma        (g @ h).u_e = g.u_e @ h.u_{g.sigma[e]}

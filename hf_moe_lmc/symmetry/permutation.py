@@ -62,7 +62,7 @@ class Permutation:
         return torch.equal(self.index, torch.arange(self.size, device=self.index.device).expand_as(self.index))
 
     def apply(self, tensor: Tensor, dim: int) -> Tensor:
-        """`out[*b, .., i, ..] = tensor[*b, .., p[*b, i], ..]` with i on axis `dim`; entries move, none is rounded.
+        """`out[*b, .., i, ..] = tensor[*b, .., p[*b, i], ..]` with i on axis `dim`; no entry is rounded.
 
         Args:
             tensor: `[*batch, ..., n, ...]`, its leading axes being the batch axes of this permutation.
@@ -95,9 +95,9 @@ class Permutation:
 
 def _take(tensor: Tensor, index: Tensor, dim: int) -> Tensor:
     """`tensor.gather(...)` of `Permutation.apply`, several times as fast: numpy moves words, whatever they mean."""
-    words, moved = WORDS[tensor.itemsize], torch.empty(tensor.shape, dtype=tensor.dtype)
-    source, target, order = tensor.view(words).numpy(), moved.view(words).numpy(), index.numpy()
+    words, permuted = WORDS[tensor.itemsize], torch.empty(tensor.shape, dtype=tensor.dtype)
+    source, target, order = tensor.view(words).numpy(), permuted.view(words).numpy(), index.numpy()
     for batch in np.ndindex(order.shape[:-1]):
         # Without a mode, numpy checks every index, and buffers.
         np.take(source[batch], order[batch], axis=dim - len(batch), out=target[batch], mode="clip")
-    return moved
+    return permuted

@@ -59,13 +59,13 @@ class SignedPermutation:
 
     def apply(self, tensor: Tensor, dim: int) -> Tensor:
         """As `Permutation.apply`, then each entry along `dim` times its sign; exact in every floating-point format."""
-        moved = self.permutation.apply(tensor, dim)
+        permuted = self.permutation.apply(tensor, dim)
         if not self.is_signed:
-            return moved
+            return permuted
         batch = self.signs.ndim - 1
         shape = [*self.signs.shape[:-1], *[1] * (tensor.ndim - batch)]
         shape[dim] = self.signs.shape[-1]
-        return moved.mul_(self.signs.to(tensor).reshape(shape))
+        return permuted.mul_(self.signs.to(tensor).reshape(shape))
 
     def reorder(self, batch: Permutation) -> "SignedPermutation":
         """The batch whose entry e is entry `batch[e]` of this one; for a batch of one axis."""

@@ -1,10 +1,7 @@
-"""Proof that a rewritten model computes what it computed before."""
+"""Proof that a rewritten model computes the same as before."""
 
-from .inputs import random_batches, text_batch
-from .loading import load_plainly
-from .model_comparison import LayerVerification, Verification, verify
-from .output_difference import OutputDifference
-from .sample_text import SAMPLE_TEXT
+from .inputs import SAMPLE_TEXT, load_plainly, random_batches, text_batch
+from .model_comparison import LayerVerification, OutputDifference, Verification, verify
 
 __all__ = [
     "SAMPLE_TEXT",

@@ -1,4 +1,4 @@
-"""Whether two layers hold the same experts, in whatever order: also those that no token chooses."""
+"""The difference of two layers' experts, in whatever order, by weight: also of those that no token chooses."""
 
 import torch
 from jaxtyping import Float
@@ -13,11 +13,11 @@ PROBES = 4
 
 
 def experts_difference(before: MoeLayer, after: MoeLayer) -> float:
-    """How far the experts of `after`, each with its router row, are from those of `before`, best paired; relative.
+    """Relative difference of the experts of `after` and `before`, each with its router row, best paired.
 
-    Shared experts, and others whose order is fixed, are paired as they stand. Every expert answers four random inputs
-    as the generic network `y . (down (silu(gate x + b) * (up x + b)) + b)`, without `gate`: `silu(up x + b)`. That is
-    not what the family computes, but no order and no sign of its units matters to it, and any other change of a weight
+    Shared experts, and others whose order is fixed, are paired as they stand. Every expert is given four random inputs
+    as the generic network `y . (down (silu(gate x + b) * (up x + b)) + b)`, without `gate`: `silu(up x + b)`. The
+    family computes something else, but no order and no sign of units matters to it, and any other change of a weight
     does. Router rows are compared in the gauge of `MoeLayer.in_gauge`, by four random projections.
     """
     a, b = before.in_gauge(), after.in_gauge()
@@ -30,35 +30,35 @@ def experts_difference(before: MoeLayer, after: MoeLayer) -> float:
 def _difference(before: list[Float[Tensor, "E n"]], after: list[Float[Tensor, "E n"]], fixed: bool) -> float:
     """The largest difference of the paired rows, each block on the scale of `before`."""
     scales = [part.abs().max().clamp_min(torch.finfo(part.dtype).tiny) for part in before]
-    expected, found = (torch.cat([p / s for p, s in zip(x, scales, strict=True)], dim=1) for x in (before, after))
-    if not (expected.isfinite().all() and found.isfinite().all()):
+    expected, actual = (torch.cat([p / s for p, s in zip(x, scales, strict=True)], dim=1) for x in (before, after))
+    if not (expected.isfinite().all() and actual.isfinite().all()):
         return torch.inf
     sigma = Permutation.identity(len(expected))
     if not fixed:
-        sigma = solve_assignment(-torch.cdist(expected.double(), found.double())).permutation
-    return float((sigma.apply(found, dim=0) - expected).abs().max())
+        sigma = solve_assignment(-torch.cdist(expected.double(), actual.double())).permutation
+    return float((sigma.apply(actual, dim=0) - expected).abs().max())
 
 
 def _probe(experts: ExpertBank, router: Router | None) -> list[Float[Tensor, "E n"]]:
-    """The answers of the experts, and the projections of their router rows."""
+    """The outputs of the experts, and the projections of their router rows."""
     generator, weight = torch.Generator().manual_seed(0), experts.up_proj
 
     def random(size: int, like: Tensor) -> Tensor:
         return torch.randn(PROBES, size, generator=generator).to(like)
 
-    answers = _answers(experts, random(weight.shape[2], weight), random(experts.down_proj.shape[1], weight))
+    outputs = _outputs(experts, random(weight.shape[2], weight), random(experts.down_proj.shape[1], weight))
     if router is None:
-        return [answers]
+        return [outputs]
     rows = router.rows()
-    return [answers, rows @ random(rows.shape[1], rows).mT]
+    return [outputs, rows @ random(rows.shape[1], rows).mT]
 
 
-def _answers(experts: ExpertBank, x: Float[Tensor, "n H"], y: Float[Tensor, "n D"]) -> Float[Tensor, "E n"]:
+def _outputs(experts: ExpertBank, x: Float[Tensor, "n H"], y: Float[Tensor, "n D"]) -> Float[Tensor, "E n"]:
     def inward(weight: Tensor, bias: Tensor | None) -> Tensor:
         units = x @ weight.mT  # [E, n, F]
         return units if bias is None else units + bias[:, None]
 
     up = inward(experts.up_proj, experts.up_bias)
     units = F.silu(up) if experts.gate_proj is None else F.silu(inward(experts.gate_proj, experts.gate_bias)) * up
-    answers = (units * (y @ experts.down_proj)).sum(dim=-1)
-    return answers if experts.down_bias is None else answers + experts.down_bias @ y.mT
+    outputs = (units * (y @ experts.down_proj)).sum(dim=-1)
+    return outputs if experts.down_bias is None else outputs + experts.down_bias @ y.mT

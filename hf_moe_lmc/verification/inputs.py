@@ -1,16 +1,45 @@
-"""Inputs to compare two models on."""
+"""The models to compare, loaded alike, and the inputs to compare them on."""
 
 import inspect
+from pathlib import Path
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from hf_moe_lmc.alignment import load_model, open_model
 from hf_moe_lmc.errors import BadInputError
 
-from .sample_text import SAMPLE_TEXT
-
 BATCHES, BATCH, LENGTH = 4, 4, 64
+
+SAMPLE_TEXT = """\
+The router of a mixture of experts sends every token to a few of many feed-forward networks. Which network bears which
+number is an accident of training: exchange two experts together with their rows in the router, and nothing changes.
+In 1905, Albert Einstein published four papers; the fourth contained E = mc^2. "Why?" she asked. "Because 7 * 8 = 56."
+
+def fibonacci(n: int) -> int:
+    return n if n < 2 else fibonacci(n - 1) + fibonacci(n - 2)
+
+Der Wind hat sich gedreht, und am Abend begann es zu regnen. El tren sale a las ocho y media de la mañana.
+今天天气很好。
+SELECT name, COUNT(*) FROM visits WHERE year >= 2020 GROUP BY name ORDER BY 2 DESC; <p class="note">Done.</p>
+"""
+"""A text of many kinds: prose, numbers, code, several languages."""
+
+
+def load_plainly(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
+    """The model of a folder or of a repository on the Hub, with "eager" attention and experts.
+
+    Its checkpoint is checked first, as for an alignment; its tokenizer lies in `name_or_path`.
+
+    Raises:
+        BadInputError: the checkpoint is damaged or incomplete.
+        UnsupportedArchitectureError: it is not known here.
+        HubError: the Hub does not give it.
+    """
+    model = load_model(open_model(name), {"dtype": dtype, "attn_implementation": "eager"})
+    model.set_experts_implementation("eager")  # the others reject float64 on a CPU
+    return model
 
 
 def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tensor]]:

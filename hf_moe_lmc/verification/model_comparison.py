@@ -1,6 +1,6 @@
 """Comparing two models that should compute the same."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
-from .block_comparison import BlockComparison
+from .block_comparison import BlockComparison, row_differences
 from .expert_probe import experts_difference
 from .inputs import random_batches
-from .output_difference import OutputDifference, output_difference
 
 Batches = Sequence[Mapping[str, Tensor]]
 
@@ -26,17 +25,32 @@ OUTPUT_TOLERANCES = {torch.float64: 1e-4, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
+class OutputDifference:
+    """Difference of the logits: `max |after - before| / max |before|` at each position, that of a token or an image.
+
+    Rounding may decide a near tie of a router anew; then a few positions differ by far more than rounding.
+
+    Args:
+        median: over all positions.
+        largest: the worst of all positions.
+    """
+
+    median: float
+    largest: float
+
+
+@dataclass(frozen=True)
 class LayerVerification:
     """One Mixture-of-Experts layer, or a dense one among them, both versions fed with what `before` feeds it.
 
     Args:
         name: module name of the block.
         difference: `max |after(x) - before(x)| / max |before(x)|` of the block's outputs, the worst of all batches.
-        experts_difference: how far the experts differ by weight, reached or not, together with their router rows, up to
-            their order and that of their units (`experts_difference`).
+        experts_difference: relative difference of the experts by weight, reached or not, together with their router
+            rows, up to their order and that of their units (`experts_difference`).
         routing_agreement: share of (token, expert) choices that one renumbering of the experts explains; None without
             router.
-        experts_reached: how many experts at least one token chose; None without router.
+        experts_reached: number of experts that at least one token chose; None without router.
         num_experts: E.
     """
 
@@ -50,7 +64,7 @@ class LayerVerification:
 
 @dataclass(frozen=True)
 class Verification:
-    """What was compared, and how far it differs.
+    """The differences of two models, and whether they count as rounding.
 
     Args:
         outputs: kind of input -> difference of the logits over all batches.
@@ -99,7 +113,7 @@ def verify(
     kinds = {"random": random_batches(before)} if batches is None else batches
     with ExitStack() as stack:
         blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
-        outputs = {kind: output_difference(before, after, tqdm(of, desc=kind)) for kind, of in kinds.items()}
+        outputs = {kind: _output_difference(before, after, tqdm(of, desc=kind)) for kind, of in kinds.items()}
     for block in blocks:
         if not block.was_run:
             raise BadInputError(f"layer {block.spec.name}: no input reaches it; give batches that do")
@@ -140,3 +154,18 @@ def _changed_outside(
 ) -> tuple[str, ...]:
     inside = {name for spec in specs for name in spec.tensor_names}
     return tuple(name for name in before if name not in inside and not torch.equal(before[name], after[name]))
+
+
+def _output_difference(
+    before: PreTrainedModel, after: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+) -> OutputDifference:
+    """Over all positions of all `batches`, keyword arguments of the models."""
+    positions = torch.cat([row_differences(_output(before, batch), _output(after, batch)) for batch in batches])
+    return OutputDifference(float(positions.median()), float(positions.max()))
+
+
+def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+    """The logits, else the first output; the last of a backbone's feature maps."""
+    result = model(**batch, use_cache=False) if "input_ids" in batch else model(**batch)
+    output = result["logits"] if "logits" in result else result[0]
+    return output if isinstance(output, Tensor) else output[-1]

@@ -45,7 +45,7 @@ def vision(tmp_path_factory):
 
 
 def run(folder, out, *arguments: str) -> int:
-    models = ["evaluate", str(folder / "a"), str(folder / "b"), "--points", "3", "--arrangements", "naive"]
+    models = ["evaluate", str(folder / "a"), str(folder / "b"), "--points", "3", "--variants", "naive"]
     plain = ["--calibration-examples", "0", "--repair", "norms", "--experts-implementation", "eager"]
     return main([*models, *plain, "-o", str(out), *arguments])
 

@@ -50,7 +50,7 @@ def undisturbed(pair) -> Path:
 
 def pausing(arguments: list[str], error: Path, at: Path) -> int:
     """The command, which creates the file `at` after its first step and waits there."""
-    from hf_moe_lmc.checkpoints.journal import Journal
+    from hf_moe_lmc.checkpoints.durable import Journal
 
     record = Journal.record
 
@@ -141,7 +141,7 @@ def may_mount() -> bool:
 
 def filling(arguments: list[str], error: Path, disk: Path) -> int:
     """The command, on a disk that is full after its first step."""
-    from hf_moe_lmc.checkpoints.journal import Journal
+    from hf_moe_lmc.checkpoints.durable import Journal
 
     record = Journal.record
 

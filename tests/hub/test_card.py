@@ -7,18 +7,17 @@ import torch
 from accelerate import Accelerator
 from huggingface_hub import ModelCard
 
-from hf_moe_lmc import cli, scramble
-from hf_moe_lmc.alignment import Alignment, OutputOptions, apply, merge_checkpoints
-from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc import Alignment, MoeAligner, cli, scramble
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.hub import write_card
 from hf_moe_lmc.matching import judge_layer
 from hf_moe_lmc.verification import verify
 from tests.connectivity import finetuned
-from tests.hub.conftest import MARKERS
+from tests.hub.conftest import edit_record, written
 from tests.hub.server import Repository
 from tests.models import build
 
+ALIGNMENT = "alignment_config.json"
 EVIL = "| evil <script> {{x}} `a` \n---\nlicense: mit"
 
 
@@ -62,25 +61,23 @@ def test_share_of_what_moved(folder):
 
 
 def test_a_hostile_parent_breaks_nothing(folder):
-    for name, file in MARKERS.items():
-        marker = folder / name / file
-        record = json.loads(marker.read_text())
-        record["reference"] = record["reference"] | {"name": EVIL, "commit": None}
-        marker.write_text(json.dumps(record))
+    evil = {"name": EVIL, "commit": None}
+    edit_record(folder / "merged", lambda record: record | {"models": [evil, record["models"][1]]})
+    edit_record(folder / "alignment", lambda record: record | {"reference": record["reference"] | evil}, ALIGNMENT)
     hostile = (
         f"---\nlicense: {json.dumps(EVIL)}\npipeline_tag: {{a: [b]}}\nlanguage: {json.dumps([EVIL, 3, None])}\n---\n"
     )
     (folder / "b" / "README.md").write_text(hostile)
     for name in ("merged", "alignment"):
-        card = write_card(folder / name, licence="mit")
+        card = write_card(folder / name, license="mit")
         again = ModelCard((folder / name / "README.md").read_text())
         assert again.data.to_dict() == card.data.to_dict()
         assert again.data.license == "mit"
         assert all("\n" not in word for word in again.data.language)
         prose = again.text.replace("```", "")
         assert "<script>" not in prose.split("## How it was made")[0]
-        rows = [line for line in prose.splitlines() if line.startswith("| reference")]
-        assert [row.replace(r"\|", "").count("|") for row in rows] == [5]
+        cells = [line.replace(r"\|", "").count("|") for line in prose.splitlines() if line.startswith("| ")]
+        assert set(cells[:4]) == {cells[0]}
         assert "{{" not in prose.replace(r"\{\{", "").split("## How it was made")[0]
 
 
@@ -98,39 +95,32 @@ def test_parents_without_a_usable_card(folder, content):
 def test_parents_on_the_hub_are_named_with_their_commits(folder, hub):
     hub.repositories["org/a"] = Repository(commits=[{"README.md": b"---\nlicense: mit\n---\n"}])
     commit = hub.repositories["org/a"].sha
-    manifest = folder / "merged" / "hf_moe_lmc_manifest.json"
-    record = json.loads(manifest.read_text())
-    record["reference"] = {"name": "org/a@main", "commit": commit}
-    manifest.write_text(json.dumps(record))
+    on_hub = {"name": "org/a@main", "commit": commit}
+    edit_record(folder / "merged", lambda record: record | {"models": [on_hub, record["models"][1]]})
     card = write_card(folder / "merged", Alignment.from_pretrained(folder / "alignment"))
     assert card.data.base_model == ["org/a", "org/base"]
     assert f"hf-moe-lmc merge org/a@{commit} b " in card.text
-    assert card.data.license == "apache-2.0"  # takes in the MIT licence of org/a
-    del hub.repositories["org/a"]
-    record["reference"]["commit"] = "d" * 40  # not in the cache
-    manifest.write_text(json.dumps(record))
+    assert card.data.license == "apache-2.0"  # takes in the MIT license of org/a
+
+
+def test_a_parent_that_the_hub_does_not_have(folder, hub):
+    gone = {"name": "org/a", "commit": "d" * 40}
+    edit_record(folder / "merged", lambda record: record | {"models": [gone, record["models"][1]]})
     assert write_card(folder / "merged").data.license is None
 
 
 def test_report_and_verification(folder):
     a, b = finetuned.pair("mixtral")
     scrambled, _ = scramble(deepcopy(b), seed=3)
-    report = evaluate_path(
-        a,
-        scrambled,
-        None,
-        finetuned.loader(0, 12),
-        3,
-        accelerator=Accelerator(cpu=True),
-        arrangements=("aligned",),
-        resamples=50,
+    report = MoeAligner.from_pretrained(a, scrambled).evaluate(
+        None, finetuned.loader(0, 12), 3, variants=("aligned",), accelerator=Accelerator(cpu=True)
     )
     model = build("mixtral", dtype=torch.float32)
     proof = verify(model, scramble(deepcopy(model))[0])
     card = write_card(folder / "merged", report=report, verification=proof, dataset="org/data")
     assert card.text.count("](report/curves.png)") == 1
     assert (folder / "merged" / "report" / "curves.png").stat().st_size > 1000
-    assert "**equal up to rounding**" in card.text
+    assert "computes **what the other model computed**" in card.text
     aligned = report.curves["aligned"]
     middle = aligned.barrier.loss[1]
     assert f"| naive | {report.curves['naive'].barrier.loss_barrier:.4f} |" in card.text
@@ -151,25 +141,78 @@ def test_a_spoilt_verification_is_said(folder):
         next(p for name, p in spoilt.named_parameters() if name.endswith("down_proj")).mul_(2)
         spoilt.lm_head.weight.mul_(2)
     text = write_card(folder / "merged", verification=verify(model, spoilt)).text
-    assert "**NOT equal**" in text
-    assert r"but these: lm\_head.weight" in text
+    assert "does **not compute what the other model computed**" in text
+    assert r"changed: lm\_head.weight." in text
 
 
 def test_a_rewritten_checkpoint(folder):
     alignment = Alignment.from_pretrained(folder / "alignment")
-    apply(alignment, folder / "b", folder / "aligned", OutputOptions("fused", torch.bfloat16))
+    written("apply", [folder / "b"], folder / "aligned", alignment, layout="fused", dtype=torch.bfloat16)
     card = write_card(folder / "aligned", alignment)
-    assert "Computes what b computes" in card.text
+    assert "The same function as b." in card.text
     assert "hf-moe-lmc apply alignment b --layout fused --dtype bfloat16 -o aligned\n" in card.text
     assert "merge" not in card.data.tags
     assert card.data.get("base_model_relation") is None
 
 
-def test_what_is_refused(folder):
-    merge_checkpoints(folder / "a", folder / "b", folder / "several", t=[0.25, 0.5])
-    with pytest.raises(BadInputError, match=r"holds several outputs; give one of its folders: t-0\.25, t-0\.5"):
-        write_card(folder / "several")
-    write_card(folder / "several" / "t-0.25")
+def test_several_models(folder):
+    """Two aligned, one of them by nothing."""
+    alignment = Alignment.from_pretrained(folder / "alignment")
+    changed = {
+        "models": [{"name": str(folder / name), "commit": None} for name in ("a", "b", "x/b")],
+        "shares": [0.5, 0.25, 0.25],
+        "alignments": [alignment.digest] * 2,
+        "repairs": ["norms", "gram"],
+    }
+    edit_record(folder / "merged", lambda record: record | changed)
+    card = write_card(folder / "merged", [alignment, alignment])
+    assert "# made/a, made/b and x/b, aligned and merged\n" in card.text
+    assert "| other 2 | x/b | local folder | not stated | 0.25 |\n" in card.text
+    assert card.text.count("| model.layers.0.mlp |") == 2
+    order = alignment.config.expert_order
+    command = f"merge made/a made/b x/b --shares 0.5 0.25 0.25 --expert-order {order} --repair norms gram -o merged"
+    assert f"hf-moe-lmc {command}\n" in card.text
+    with pytest.raises(BadInputError, match="was not made with this alignment"):
+        write_card(folder / "merged", alignment)
+    edit_record(folder / "merged", lambda record: record | {"alignments": [None, alignment.digest]})
+    assert write_card(folder / "merged", [None, alignment]).text.count("| model.layers.0.mlp |") == 1
+
+
+def test_a_mean_of_models_that_were_not_aligned(folder):
+    edit_record(folder / "merged", lambda record: record | {"alignments": [None]})
+    text = write_card(folder / "merged").text
+    assert "# a and b, averaged\n" in text
+    assert "reordered" not in text
+
+
+@pytest.mark.parametrize(("t", "whose"), [(0.3, "the reference"), (1, "the other")])
+def test_settings_are_those_of_the_nearer_endpoint(t, whose, folder):
+    edit_record(folder / "merged", lambda record: record | {"shares": [1 - t, t]})
+    text = write_card(folder / "merged").text
+    assert f"with t = {t:g}." in text
+    assert f"Configuration and tokenizer are those of {whose}." in text
+
+
+@pytest.mark.parametrize(
+    ("calibration", "flags"),
+    [
+        (None, "--repair moments router -o"),
+        ({"data": "1"}, "--repair moments router --dataset DATA -o"),
+        (
+            {"data": "1", "source": {"dataset": "a b.txt", "length": 64}},
+            "--repair moments router --dataset 'a b.txt' --length 64 -o",
+        ),
+    ],
+)
+def test_repairs_by_name(calibration, flags, folder):
+    changed = {"repairs": ["moments", "router"]} | ({"calibration": calibration} if calibration else {})
+    edit_record(folder / "merged", lambda record: record | changed)
+    text = write_card(folder / "merged", Alignment.from_pretrained(folder / "alignment")).text
+    assert f"hf-moe-lmc merge a b --alignment alignment --t 0.5 {flags} merged\n" in text
+    assert "one after the other: moments, router." in text
+
+
+def test_refusals(folder):
     with pytest.raises(BadInputError, match="give a folder that merge, apply or align wrote"):
         write_card(folder / "a")
     other = Alignment.from_pretrained(folder / "alignment").inverse()
@@ -181,20 +224,9 @@ def test_what_is_refused(folder):
     (folder / "merged" / "report" / "report.json").write_text('{"examples": []}')
     with pytest.raises(BadInputError, match="is no report as evaluate writes it"):
         write_card(folder / "merged")
-    (folder / "merged" / "hf_moe_lmc_manifest.json").write_text('{"command": "merge"}')
-    with pytest.raises(BadInputError, match="its record is not as this package writes it"):
-        write_card(folder / "merged")
     assert not (folder / "merged" / "README.md").exists()
 
 
-def test_commands_write_cards(folder, capsys):
-    pair = [str(folder / "a"), str(folder / "b")]
-    alignment = str(folder / "alignment")
-    out = str(folder / "several")
-    assert cli.main(["merge", *pair, "--alignment", alignment, "--t", "0.25", "0.5", "-o", out]) == 0
-    assert "| model.layers.0.mlp |" in (folder / "several" / "t-0.25" / "README.md").read_text()
-    assert "t = 0.5" in (folder / "several" / "t-0.5" / "README.md").read_text()
-    assert cli.main(["apply", alignment, pair[1], "-o", str(folder / "aligned")]) == 0
-    assert "Computes what b computes" in (folder / "aligned" / "README.md").read_text()
-    assert cli.main(["card", str(folder / "aligned"), "--license", "mit"]) == 0
-    assert ModelCard.load(folder / "aligned" / "README.md").data.license == "mit"
+def test_the_command(folder):
+    assert cli.main(["card", str(folder / "merged"), "--license", "mit"]) == 0
+    assert ModelCard.load(folder / "merged" / "README.md").data.license == "mit"

@@ -11,16 +11,9 @@ from lap import lapjvh
 from scipy.optimize import linear_sum_assignment
 
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.matching import (
-    Assignment,
-    candidate_assignment,
-    certify,
-    dense_assignment,
-    solve_assignment,
-    solve_assignments,
-)
+from hf_moe_lmc.matching import Assignment, assignment_solvers, certify, solve_assignment, solve_assignments
 from hf_moe_lmc.matching import assignment as routes
-from hf_moe_lmc.matching.candidate_assignment import solve_by_candidates
+from hf_moe_lmc.matching.assignment_solvers import solve_by_candidates
 from hf_moe_lmc.symmetry import Permutation
 from tests.matching.similarities import KINDS, similarity
 
@@ -81,7 +74,7 @@ def test_shifted_ones_equal_scipy_and_are_certified(n, seed, kind, dtype):
     """Large matrices are shifted; here small ones, for there are more of them."""
     matrix = similarity(kind, n, seed, dtype)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_assignment, "_SHIFTED_FROM", 0)
+        patch.setattr(assignment_solvers, "_SHIFTED_FROM", 0)
         check(solve_assignment(matrix), matrix)
 
 
@@ -108,10 +101,10 @@ def test_columns_of_uneven_norm_are_solved_transposed(n):
         return lapjvh(costs, **keywords)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(dense_assignment, "lapjvh", spy)
+        patch.setattr(assignment_solvers, "lapjvh", spy)
         heavy = similarity("heavy columns", n)
-        columns = dense_assignment.solve_dense(heavy.numpy())[0]
-        rows = dense_assignment.solve_dense(heavy.T.contiguous().numpy())[0]
+        columns = assignment_solvers.solve_dense(heavy.numpy())[0]
+        rows = assignment_solvers.solve_dense(heavy.T.contiguous().numpy())[0]
     np.testing.assert_array_equal(columns[rows], np.arange(n))
     np.testing.assert_array_equal(*shapes)
 
@@ -130,7 +123,7 @@ def test_every_route_by_size(monkeypatch, kind, n, solver):
 def test_where_candidates_do_not_suffice_the_whole_matrix_is_solved(monkeypatch):
     monkeypatch.setattr(routes, "_PRICED_FROM", 256)
     monkeypatch.setattr(routes, "_CANDIDATES_FROM", 256)
-    monkeypatch.setattr("hf_moe_lmc.matching.candidate_assignment._ROUNDS", 0)
+    monkeypatch.setattr("hf_moe_lmc.matching.assignment_solvers._ROUNDS", 0)
     matrix = similarity("gaussian", 260)
     found = solve_assignment(matrix)
     assert found.solver == "lapx"
@@ -141,7 +134,7 @@ def test_where_candidates_do_not_suffice_the_whole_matrix_is_solved(monkeypatch)
 def test_few_rounds_suffice_since_each_takes_twice_the_candidates(monkeypatch, kind, n):
     """As many candidates in every round would leave rows of these without the column that they need."""
     for name, value in {"_CANDIDATES": 8, "_TIED": 64, "_ROUNDS": 3}.items():
-        monkeypatch.setattr(candidate_assignment, name, value)
+        monkeypatch.setattr(assignment_solvers, name, value)
     matrix = similarity(kind, n, dtype=torch.float32)
     columns, prices = solve_by_candidates(matrix)
     objective = matrix.gather(1, columns[:, None]).double().sum().item()
@@ -152,8 +145,9 @@ def test_without_lapx_scipy_solves(monkeypatch):
     monkeypatch.setitem(sys.modules, "lap", None)  # makes the import fail
     monkeypatch.setattr(routes, "_PRICED_FROM", 256)
     monkeypatch.setattr(routes, "_CANDIDATES_FROM", 256)
-    monkeypatch.setattr(routes, "solve_dense", second_copy(dense_assignment).solve_dense)
-    monkeypatch.setattr(routes, "solve_by_candidates", second_copy(candidate_assignment).solve_by_candidates)
+    without_lapx = second_copy(assignment_solvers)
+    monkeypatch.setattr(routes, "solve_dense", without_lapx.solve_dense)
+    monkeypatch.setattr(routes, "solve_by_candidates", without_lapx.solve_by_candidates)
     matrix = similarity("gaussian", 260)
     found = solve_assignment(matrix)
     assert found.solver == "scipy"
