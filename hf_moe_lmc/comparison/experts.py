@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.matching import solve_assignment
-from hf_moe_lmc.matching.unit_matching import match_experts_units
+from hf_moe_lmc.matching import GaugedLayer, solve_assignment
+from hf_moe_lmc.matching.unit_matching import keep_units, match_units
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import SignedPermutation
 
@@ -208,7 +208,8 @@ class _Banks:
         layers = [
             MoeLayer(None, widened(side).balance_units(self.freedom.scale_degree), None, group) for side in (own, other)
         ]
-        order = match_experts_units(layers[0], layers[1], 0, 0).units.permutation
+        units_of = [side.units(0) for side in GaugedLayer.pair(*layers)]
+        order = (match_units if self.group.unit_order else keep_units)(*units_of).units.permutation
         units = SignedPermutation.unsigned(order)
         moved = other.permute_units(SignedPermutation.unsigned(_batched(order)))
         result = fit(own, moved, self.freedom)
