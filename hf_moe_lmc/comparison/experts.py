@@ -208,8 +208,8 @@ class _Banks:
         layers = [
             MoeLayer(None, widened(side).balance_units(self.freedom.scale_degree), None, group) for side in (own, other)
         ]
-        units_of = [side.units(0) for side in GaugedLayer.pair(*layers)]
-        order = (match_units if self.group.unit_order else keep_units)(*units_of).units.permutation
+        a, b = (side.units(0) for side in GaugedLayer.pair(*layers))
+        order = (match_units(a, b) if self.group.unit_order else keep_units(a, b)).units.permutation
         units = SignedPermutation.unsigned(order)
         moved = other.permute_units(SignedPermutation.unsigned(_batched(order)))
         result = fit(own, moved, self.freedom)
