@@ -20,7 +20,8 @@ from pathlib import Path
 
 from transformers import MixtralConfig
 
-from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
+from hf_moe_lmc import Alignment, align
+from hf_moe_lmc import merge as merge_models
 
 from .pair import write_pair
 
@@ -34,7 +35,7 @@ SERVER.set_forkserver_preload(["hf_moe_lmc.alignment", "transformers.models.mixt
 def merge(folder: Path) -> None:
     """Merge into `folder`/out."""
     alignment = Alignment.from_pretrained(folder / "alignment")
-    merge_checkpoints(folder / "a", folder / "b", folder / "out", alignment)
+    merge_models(folder / "a", folder / "b", alignment=alignment, output=folder / "out")
 
 
 def run(folder: Path, stop_after: int | None = None, part: float = 0.0) -> int:
