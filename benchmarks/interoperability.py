@@ -112,7 +112,7 @@ def averaged_by_mergekit(mergekit: Path, merge: Path, parent: Path, work: Path) 
     model, tokenizer = (auto.from_pretrained(work / "averaged") for auto in (AutoModelForCausalLM, AutoTokenizer))
     generated = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=8, min_new_tokens=8)
     assert generated.shape == (1, 9)
-    return f"{len(found)} of {len(found)} tensors are the average of merge and parent; loads and generates"
+    return f"{len(averaged)} of {len(averaged)} tensors are the average of merge and parent; loads and generates"
 
 
 @torch.no_grad()

@@ -47,12 +47,11 @@ def main() -> None:
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     sys.stdout.write(f"{millions:.0f} M parameters, {tokens.numel()} tokens, {len(points)} points\n")
     with temporarily_loaded(model) as saved:
-        symmetries = align(model, other).symmetries
-        models = [saved, aligned(other.state_dict(), specs, symmetries)]
+        rewritten = aligned(other.state_dict(), specs, align(model, other).symmetries)
         for name, path in (
             ("naive", linear_path(saved, other.state_dict())),
-            ("aligned", linear_path(*models)),
-            ("aligned + norms", lambda t: repaired(models, (1 - t, t), specs, ["norms"])),
+            ("aligned", linear_path(saved, rewritten)),
+            ("aligned + norms", lambda t: repaired([saved, rewritten], (1 - t, t), specs, ["norms"])),
         ):
             along, plain = 0.0, 0.0
             for t in points:  # in turns: the speed of a shared machine drifts

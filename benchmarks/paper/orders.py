@@ -18,7 +18,7 @@ def rank_orders(pair: Pair, naive: float) -> dict[str, object]:
     is the best of n!.
     """
     (spec,), (source,) = pair.moe, pair.test
-    a, b = (spec.read(end) for end in pair.endpoints)
+    a, b = (spec.read(endpoint) for endpoint in pair.endpoints)
     barriers = {}
     for order in permutations(range(a.experts.num_experts)):
         symmetry = align_layers(a, b, Permutation(torch.tensor(order))).symmetry

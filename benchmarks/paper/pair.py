@@ -9,15 +9,9 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.alignment import (
-    Alignment,
-    AlignmentConfig,
-    SavedWeights,
-    Weights,
-    align_pair,
-    aligned,
-    open_models,
-)
+from hf_moe_lmc import Alignment, align
+from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.alignment import SavedWeights, aligned
 from hf_moe_lmc.connectivity import (
     Calibrated,
     CalibrationData,
@@ -35,22 +29,21 @@ from .cells import Cell
 from .data import Data
 
 METHODS: tuple[ExpertOrder, ...] = ("units", "gate", "gram", "joint", "auto")
-MIDPOINT = (0.5, 0.5)
+Symmetries = Mapping[str, MoeSymmetry]
 
 
 class Pair:
-    """Two endpoints of a cell, and what their paths are evaluated with.
+    """Two endpoints of a cell, and the model, data and points of their paths.
 
     Args:
-        cell: says how.
+        cell: the settings.
         reference, other: the endpoints.
-        sources: all are evaluated on.
+        sources: data to evaluate on.
     """
 
     def __init__(self, cell: Cell, reference: PreTrainedModel, other: PreTrainedModel, sources: Mapping[str, Data]):
         self.cell, self.reference, self.other = cell, reference, other
-        pair = open_models([reference, other])
-        self.specs = pair.reference.layers
+        self.specs = alignable_layers(reference)
         self.moe = [spec for spec in self.specs if spec.router]
         self.saved = SavedWeights(deepcopy(reference))
         self.endpoints = reference.state_dict(), other.state_dict()
@@ -58,12 +51,12 @@ class Pair:
         self.test = {name: data.test for name, data in sources.items()}
         self.points = tuple(np.linspace(0, 1, cell.points).tolist())
         self.accelerator = Accelerator(cpu=True)
-        self.alignments = {method: align_pair(pair, AlignmentConfig(method)) for method in METHODS}
+        self.alignments = {method: align(reference, other, method) for method in METHODS}
         self.repairs: tuple[Repair, ...] = ()
         self._first: dict[str, Curve] = {}
 
     def paths(self, seed: int) -> dict[str, WeightPath]:
-        """All methods and controls by name; `seed` draws the random element. Notes what "auto + repair" keeps."""
+        """All methods and controls by name; `seed` draws the random element. Notes the repairs of "auto + repair"."""
         a, b = self.endpoints
         generator = torch.Generator().manual_seed(seed)
         drawn = {
@@ -78,29 +71,36 @@ class Pair:
         }
         for method, alignment in self.alignments.items():
             # Methods that agree share a path, which is evaluated once.
-            twin = next((name for name in METHODS if name in paths and _same(self.alignments[name], alignment)), None)
-            paths[method] = paths[twin] if twin else linear_path(a, self.aligned(alignment.symmetries))
+            same = next((name for name in METHODS if name in paths and _same(self.alignments[name], alignment)), None)
+            paths[method] = paths[same] if same else linear_path(a, self.aligned(alignment.symmetries))
         other = self.aligned(self.alignments["auto"].symmetries)
         paths["auto + norms"] = self.repaired(other, ["norms"])
         paths["auto + rescale"] = self.repaired(other, ["rescale"])
-        halved = self._calibrated(other, self.calibration)
-        self.repairs = choose_repairs(halved, MIDPOINT).repairs
-        paths["auto + repair"] = lambda t: halved.weights((1 - t, t), self.repairs)
+        self.repairs, paths["auto + repair"] = self.chosen(other)
         return paths
 
-    def repaired(self, other: Weights, repairs: Sequence[Repair]) -> WeightPath:
+    def repaired(self, other: Mapping[str, Tensor], repairs: Sequence[Repair]) -> WeightPath:
         """The line to `other` under `repairs`, calibrated on all calibration data."""
-        # Of batches that are given twice, those that calibrate are all of them.
-        twice = [batch for batch in self.calibration for _ in range(2)]
-        calibrated = self._calibrated(other, twice)
+        # Of calibration data every second batch is held out: here none is.
+        doubled = CalibrationData([batch for batch in self.calibration for _ in range(2)])
+        calibrated = self._calibrated(other, doubled)
         return lambda t: calibrated.weights((1 - t, t), repairs)
 
-    def aligned(self, symmetries: Mapping[str, MoeSymmetry]) -> dict[str, Tensor]:
+    def chosen(self, other: Mapping[str, Tensor]) -> tuple[tuple[Repair, ...], WeightPath]:
+        """The repairs with the lowest loss on held-out calibration data, and the line to `other` under them."""
+        calibrated = self._calibrated(other, CalibrationData(self.calibration))
+        repairs = choose_repairs(calibrated, (0.5, 0.5)).repairs
+        return repairs, lambda t: calibrated.weights((1 - t, t), repairs)
+
+    def aligned(self, symmetries: Symmetries) -> Mapping[str, Tensor]:
         """The other endpoint with the layers of `symmetries` rewritten."""
         return dict(aligned(self.endpoints[1], self.specs, symmetries))
 
+    def _calibrated(self, other: Mapping[str, Tensor], data: CalibrationData) -> Calibrated:
+        return Calibrated(self.saved, [self.endpoints[0], other], self.specs, data, self.accelerator)
+
     def curve(self, path: WeightPath, source: str) -> Curve:
-        """Loss and accuracy along `path` on the test set of `source`; the endpoints, the same of all, are kept."""
+        """Loss and accuracy along `path` on the test set of `source`; the endpoints of all paths are evaluated once."""
         curve = measure(
             self.saved,
             path,
@@ -113,10 +113,6 @@ class Pair:
         )
         self._first.setdefault(source, curve)
         return curve
-
-    def _calibrated(self, other: Weights, batches: Sequence[Mapping[str, Tensor]]) -> Calibrated:
-        models = [self.endpoints[0], other]
-        return Calibrated(self.saved, models, self.specs, CalibrationData(batches), self.accelerator)
 
     def _temperature(self) -> float:
         # One number is fitted, and the fit costs more than an evaluation: one batch suffices.

@@ -3,6 +3,7 @@
 from .alignment import Alignment, MutualAlignment
 from .alignment_plot import plot_alignment
 from .config import AlignmentConfig
+from .job import accelerator_of_all, keep_freed_memory, processes
 from .live_weights import LiveWeights, SavedWeights, load_into, temporarily_loaded
 from .merge import Alignments, Merge, MergeRepairs, Shares, load_aligned, normalised_shares, shares_at, write_aligned
 from .mutual import align_models
@@ -10,11 +11,10 @@ from .opened_model import LoadOptions, Model, OpenedModel, Pretrained, load_mode
 from .pair import CheckedModels, check_models, open_models
 from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
-from .processes import accelerator_of_all, keep_freed_memory, processes
+from .random_rewrite import scramble
 from .resources import Resources
-from .scramble import scramble
 from .weights import ByLayer, Weights, aligned, mean, repaired
-from .write import WriteOptions
+from .write import Finish, WriteOptions
 
 __all__ = [
     "Alignment",
@@ -22,6 +22,7 @@ __all__ = [
     "Alignments",
     "ByLayer",
     "CheckedModels",
+    "Finish",
     "LiveWeights",
     "LoadOptions",
     "Merge",

@@ -12,6 +12,8 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
+from .weights import DerivedWeights, Weights
+
 
 class LiveWeights(Mapping[str, Tensor]):
     """The weights of a model under module names, wherever they are: on its devices, in host memory or on disk.
@@ -46,48 +48,32 @@ class LiveWeights(Mapping[str, Tensor]):
         return len(self._names)
 
 
-class OnDevice(Mapping[str, Tensor]):
-    """`tensors`, each brought when asked for to the device where the model of `weights` has its own.
+class OnDevice(DerivedWeights):
+    """`base`, each tensor brought when asked for to the device where the model of `weights` has its own.
 
     Offloaded weights have their place in host memory.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor], weights: LiveWeights):
-        self._tensors, self._weights = tensors, weights
+    def __init__(self, base: Weights, weights: LiveWeights):
+        super().__init__(base)
+        self._weights = weights
 
     def __getitem__(self, name: str) -> Tensor:
         own = self._weights.resident.get(name)
-        return self._tensors[name].to("cpu" if own is None else own.device)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
+        return self.base[name].to("cpu" if own is None else own.device)
 
 
-class Cached(Mapping[str, Tensor]):
-    """`tensors`, each of which is asked for once and then kept."""
+class Cached(DerivedWeights):
+    """`base`, each tensor of which is asked for once and then kept."""
 
-    def __init__(self, tensors: Mapping[str, Tensor]):
-        self._tensors, self._kept = tensors, dict[str, Tensor]()
+    def __init__(self, base: Weights):
+        super().__init__(base)
+        self._kept = dict[str, Tensor]()
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._kept:
-            self._kept[name] = self._tensors[name]
+            self._kept[name] = self.base[name]
         return self._kept[name]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._tensors
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
 
 
 class SavedWeights(LiveWeights):
@@ -105,7 +91,7 @@ class SavedWeights(LiveWeights):
         self.resident = {name: tensor.clone() for name, tensor in self._live.items()}
 
     @torch.no_grad()
-    def load(self, weights: Mapping[str, Tensor]) -> None:
+    def load(self, weights: Weights) -> None:
         """Give the model `weights`: those on devices are overwritten, offloaded ones are taken from it when needed."""
         for name, tensor in self._live.items():
             tensor.copy_(weights[name])
@@ -136,7 +122,7 @@ def temporarily_loaded(model: PreTrainedModel) -> Iterator[SavedWeights]:
 
 
 @torch.no_grad()
-def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
+def load_into(model: nn.Module, weights: Weights) -> None:
     """Give `model`, which is not offloaded, `weights` for good; tied tensors are written once."""
     # Of the names of a tied tensor the first.
     own = dict({tensor.data_ptr(): (name, tensor) for name, tensor in reversed(model.state_dict().items())}.values())
@@ -147,7 +133,7 @@ def load_into(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
 Placement = Literal["device", "host memory", "disk"]
 
 
-def placed(tensors: Mapping[str, Tensor], weights: LiveWeights, placement: Placement) -> Mapping[str, Tensor]:
+def placed(tensors: Weights, weights: LiveWeights, placement: Placement) -> Weights:
     """`tensors` on the devices of `weights`, from where they are held; the values do not depend on it.
 
     Args:
@@ -177,16 +163,16 @@ def placement_for(size: int, weights: LiveWeights, memory: int) -> Placement:
 
 
 class _Prefixed(Mapping[str, Tensor]):
-    """The tensors of `tensors` whose names begin with `prefix`, under the rest of their names."""
+    """The tensors of `weights` whose names begin with `prefix`, under the rest of their names."""
 
-    def __init__(self, tensors: Mapping[str, Tensor], prefix: str):
-        self._tensors, self._prefix = tensors, prefix
+    def __init__(self, weights: Weights, prefix: str):
+        self._weights, self._prefix = weights, prefix
 
     def __getitem__(self, key: str) -> Tensor:
-        return self._tensors[self._prefix + key]
+        return self._weights[self._prefix + key]
 
     def __iter__(self) -> Iterator[str]:
-        return (name.removeprefix(self._prefix) for name in self._tensors if name.startswith(self._prefix))
+        return (name.removeprefix(self._prefix) for name in self._weights if name.startswith(self._prefix))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -21,10 +21,10 @@ from hf_moe_lmc.matching import align_layers
 
 from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig, versions
+from .job import processes
 from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
-from .processes import processes
 from .resources import Resources, matching_bytes
 
 LARGEST = 1e15  # sums of squares stay within float32
@@ -50,11 +50,13 @@ def align_pair(
         UnsupportedArchitectureError: a layer admits no such matching.
         BadInputError: a checkpoint is damaged, a weight is NaN or infinite, or memory does not suffice.
     """
+    if config.expert_order == "none":
+        raise BadInputError('the expert order "none" aligns nothing; choose another')
     reference, other = pair.models
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.
     state = processes() if reference.checkpoint and other.checkpoint else None
-    device = (resources or Resources()).device_for(matching_bytes(reference, other, config))
+    device = (resources or Resources()).device_for(matching_bytes(reference, other))
     share = pairs[state.process_index :: state.num_processes] if state else pairs
     parts = []
     with _progress(reference, other, share, hidden=bool(state and state.process_index)) as bar:
@@ -149,9 +151,7 @@ def _align_layer(
     _check_values(reference, spec, tensors)
     _check_values(other, other_spec, other_tensors)
     try:
-        layer = align_layers(
-            spec.read(tensors), other_spec.read(other_tensors), config.expert_order, config.balance_scales
-        )
+        layer = align_layers(spec.read(tensors), other_spec.read(other_tensors), config.expert_order)
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
     return Alignment(

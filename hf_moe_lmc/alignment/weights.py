@@ -119,81 +119,74 @@ def shared(weights: Weights, consumers: int) -> Weights:
     return weights if consumers < 2 else _Shared(weights, consumers)
 
 
-class ByLayer(Mapping[str, Tensor]):
-    """`rest` with the layers of `specs` replaced by `compute(spec)`: module names of the layer -> tensors."""
+class DerivedWeights(Mapping[str, Tensor]):
+    """Weights under the names of `base`; `__getitem__` computes them."""
+
+    def __init__(self, base: Weights):
+        self.base = base
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.base[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.base
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+class ByLayer(DerivedWeights):
+    """`base` with the layers of `specs` replaced by `compute(spec)`: module names of the layer -> tensors."""
 
     def __init__(
-        self, rest: Weights, specs: Sequence[MoeLayerSpec], compute: Callable[[MoeLayerSpec], dict[str, Tensor]]
+        self, base: Weights, specs: Sequence[MoeLayerSpec], compute: Callable[[MoeLayerSpec], dict[str, Tensor]]
     ):
-        self.rest, self._compute = rest, compute
+        super().__init__(base)
+        self._compute = compute
         self._owners = {name: spec for spec in specs for name in spec.tensor_names}
         self._pending: dict[str, Tensor] = {}
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self._owners:
-            return self.rest[name]
+            return self.base[name]
         if name not in self._pending:
             self._pending = {}  # before the next layer takes memory
             self._pending = self._compute(self._owners[name])
         return self._pending.pop(name)
 
-    def __contains__(self, name: object) -> bool:
-        return name in self.rest
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.rest)
-
-    def __len__(self) -> int:
-        return len(self.rest)
-
-
-class _Mean(Mapping[str, Tensor]):
+class _Mean(DerivedWeights):
     """The weighted mean of two models or more."""
 
     def __init__(self, models: Sequence[Weights], shares: Sequence[float], dtype: torch.dtype | None):
-        self._models, self._shares, self._dtype = models, shares, dtype
+        super().__init__(models[0])
+        self._others, self._shares, self._dtype = models[1:], shares, dtype
 
     def __getitem__(self, name: str) -> Tensor:
-        first, *others = self._models
         try:
             # Those that are computed layer by layer first: meanwhile they take more memory than they give.
-            tensors = [model[name] for model in others]
-            tensors.insert(0, first[name])
+            others = [model[name] for model in self._others]
+            tensors = [self.base[name], *others]
         except KeyError:
             raise IncompatiblePairError(f"tensor {name} does not exist in all of the models") from None
-        return mean_tensor(name, tensors, self._shares, self._dtype, overwrite=_is_fresh(first))
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._models[0]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._models[0])
-
-    def __len__(self) -> int:
-        return len(self._models[0])
+        return mean_tensor(name, tensors, self._shares, self._dtype, overwrite=_is_fresh(self.base))
 
 
-class _Shared(Mapping[str, Tensor]):
+class _Shared(DerivedWeights):
     """See `shared`."""
 
-    def __init__(self, weights: Weights, consumers: int):
-        self._weights, self._consumers = weights, consumers
-        self._kept: dict[str, tuple[Tensor, int]] = {}
+    def __init__(self, base: Weights, consumers: int):
+        super().__init__(base)
+        self._consumers, self._kept = consumers, dict[str, tuple[Tensor, int]]()
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor, left = self._kept.pop(name, None) or (self._weights[name], self._consumers)
+        tensor, left = self._kept.pop(name, None) or (self.base[name], self._consumers)
         if left > 1:
             self._kept[name] = tensor, left - 1
         return tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._weights
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
 
 
 def _with_shares(models: Sequence[Weights], shares: Sequence[float]) -> tuple[list[Weights], list[float]]:
@@ -203,7 +196,7 @@ def _with_shares(models: Sequence[Weights], shares: Sequence[float]) -> tuple[li
 
 def _is_fresh(weights: Weights) -> bool:
     """Whether every look at `weights` gives memory that nobody else has."""
-    return isinstance(weights, Checkpoint) or (isinstance(weights, ByLayer) and _is_fresh(weights.rest))
+    return isinstance(weights, Checkpoint) or (isinstance(weights, ByLayer) and _is_fresh(weights.base))
 
 
 def _act(spec: MoeLayerSpec, symmetry: MoeSymmetry, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

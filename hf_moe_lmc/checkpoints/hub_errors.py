@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http import HTTPStatus
 
-from huggingface_hub import constants, get_session, get_token
+from huggingface_hub import constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     GatedRepoError,
@@ -28,7 +28,7 @@ from huggingface_hub.errors import (
 
 from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError
 
-TIMEOUT = 60  # seconds without a byte; the client itself would wait for ever
+from .hub_limits import limited_answers
 
 OF_THE_NETWORK = (HTTPError, LocalEntryNotFoundError, LocalTokenNotFoundError, ConnectionError, TimeoutError)
 
@@ -46,21 +46,18 @@ def hub_access(
     token: str | bool | None = None,
     remedy: str | None = None,
 ) -> Iterator[None]:
-    """Within, whatever fails is raised as `hub_error` makes it; no request waits longer than `TIMEOUT` for a byte.
+    """Within, whatever fails is raised as `hub_error` makes it, and the Hub is held to `hub_limits.limited_answers`.
 
     Our own errors pass unchanged. Arguments as for `hub_error`.
     """
-    session = get_session()
-    before, session.timeout = session.timeout, TIMEOUT
     try:
-        yield
+        with limited_answers():
+            yield
     except MoeLmcError:
         raise
     except Exception as error:
         # Without the cause: its text and its request may hold the token.
         raise hub_error(error, repository, revision, writing=writing, token=token, remedy=remedy) from None
-    finally:
-        session.timeout = before
 
 
 def hub_error(

@@ -100,8 +100,8 @@ def _locked(out: Path, work: Path) -> Iterator[None]:
             work.mkdir(exist_ok=True)
         except Timeout:
             raise OutputError(
-                f"{lock.lock_file} (delete it if its process is dead) says that {out.name} is in use by another process; "
-                "wait for it or give another output"
+                f"{lock.lock_file} (delete it if its process is dead) says that {out.name} is in use by another "
+                "process; wait for it or give another output"
             ) from None
         except OSError as error:
             raise OutputError(f"cannot write to {work.parent}: {error.strerror}; give another output") from None

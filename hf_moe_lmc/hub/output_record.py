@@ -21,7 +21,7 @@ class Parent:
     """A model that something was made of.
 
     Args:
-        role: "reference" or "other"; several others are numbered.
+        role: "reference" or "other"; several others are numbered. "model" if there is no pair.
         name: folder, or repository with or without `@revision`; class of a live model.
         commit: of the repository; None for all else.
         label: what the public may know it by; see `parents_of`.
@@ -158,7 +158,7 @@ def _read_manifest(path: Path, content: dict[str, Any]) -> OutputRecord:
     )
     if not sound:
         raise ValueError
-    roles = others if command == "apply" else ["reference", *others]
+    roles = ["model"] if command == "apply" else ["reference", *others]
     parents = parents_of(dict(zip(roles, models, strict=True)))
     return OutputRecord(
         path, cast("Command", command), content, parents, tuple(map(float, shares)), tuple(alignments), tuple(repairs)

@@ -5,18 +5,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-from huggingface_hub import hf_hub_download, metadata_load
+from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.checkpoints.hub_errors import hub_access
-from hf_moe_lmc.errors import HubError
+from hf_moe_lmc.errors import BadInputError, HubError, one_line
 
 from .licenses import License, merged_license
-from .markdown import one_line
+from .markdown import front_matter, read_markdown
 from .output_record import Parent
 
-MAX_CARD_BYTES = 2**20
+KEYS = ("license", "license_name", "license_link", "pipeline_tag", "language", "datasets", "base_model")
 
 
 @dataclass(frozen=True)
@@ -35,20 +35,16 @@ class ParentCard:
     failure: str | None = None
 
 
-def read_parent_card(parent: Parent, token: str | bool | None = None) -> ParentCard:
-    """The metadata in the README.md of `parent`; empty if it cannot be had."""
+def read_parent_card(parent: Parent, options: HubOptions) -> ParentCard:
+    """The metadata in the README.md of `parent`; empty if it cannot be had. Of `options`, access to the Hub counts."""
     try:
-        metadata = _metadata(parent, token)
+        metadata = _metadata(parent, options)
     except HubError as error:
         return ParentCard(parent, failure=str(error))
-    license, name, link = (_word(metadata, key) for key in ("license", "license_name", "license_link"))
+    license, name, link, pipeline_tag = (_word(metadata, key) for key in KEYS[:4])
+    language, datasets, base_model = (_words(metadata, key) for key in KEYS[4:])
     return ParentCard(
-        parent,
-        license=License(license, name, link) if license else None,
-        pipeline_tag=_word(metadata, "pipeline_tag"),
-        language=_words(metadata, "language"),
-        datasets=_words(metadata, "datasets"),
-        base_model=_words(metadata, "base_model"),
+        parent, License(license, name, link) if license else None, pipeline_tag, language, datasets, base_model
     )
 
 
@@ -65,18 +61,20 @@ def allowed_license(cards: Sequence[ParentCard]) -> License:
     return merged_license([(card.parent.label, card.license) for card in cards])
 
 
-def _metadata(parent: Parent, token: str | bool | None) -> Mapping[str, Any]:
+def _metadata(parent: Parent, options: HubOptions) -> Mapping[str, Any]:
+    """What is read of the README.md of `parent`; `HubError` if the Hub does not give it."""
+    file = Path(parent.name) / "README.md"
+    if parent.repo_id:
+        access: dict[str, Any] = {name: options.get(name) for name in ("token", "cache_dir")}
+        access["local_files_only"] = bool(options.get("local_files_only"))
+        with hub_access(parent.repo_id, token=access["token"]):
+            try:
+                file = Path(hf_hub_download(parent.repo_id, "README.md", revision=parent.commit, **access))
+            except RemoteEntryNotFoundError:
+                return {}
     try:
-        if parent.repo_id:
-            with hub_access(parent.repo_id, token=token):
-                try:
-                    file = Path(hf_hub_download(parent.repo_id, "README.md", revision=parent.commit, token=token))
-                except RemoteEntryNotFoundError:
-                    return {}
-        else:
-            file = Path(parent.name) / "README.md"
-        return (metadata_load(file) or {}) if file.stat().st_size <= MAX_CARD_BYTES else {}
-    except (OSError, ValueError, RecursionError, yaml.YAMLError):
+        return front_matter(read_markdown(file), KEYS)
+    except BadInputError:
         return {}
 
 

@@ -1,7 +1,7 @@
 """The files of a push, decided and checked without a word to the repository."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.alignment.saved_alignment import WEIGHTS_NAME
 from hf_moe_lmc.checkpoints import COMPANIONS
 from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, one_line
 
-from .card import CARD_NAME, make_card
+from .card import CARD_NAME, addressed, make_card, read_card
 from .figures import REPORT_FILES, REPORT_FOLDER
-from .licenses import License
+from .licenses import License, known_identifier
+from .metadata import state_license
 from .output_record import OutputRecord, open_output
 from .parent_card import allowed_license, read_parent_card
 
@@ -59,21 +60,37 @@ class PushPlan:
     Args:
         output: the folder.
         repo_id: where it would go.
-        license: that the card would state.
-        files: all that would be sent.
+        card: README.md there.
+        names: the files of the folder.
     """
 
     output: OutputRecord
     repo_id: str
-    license: str
-    files: tuple[SentFile, ...]
+    card: ModelCard = field(repr=False)
+    names: tuple[str, ...]
+
+    @property
+    def license(self) -> str:
+        """That the card states."""
+        return str(self.card.data.get("license"))
+
+    @property
+    def files(self) -> tuple[SentFile, ...]:
+        """All that would be sent; the paths of this machine are in none of them."""
+        changed = {CARD_NAME: str(self.card).encode(), self.output.marker: self.output.public_content}
+        names = sorted({CARD_NAME, *self.names})
+        return tuple(SentFile(name, changed.get(name, self.output.path / name)) for name in names)
 
     @property
     def text(self) -> str:
         """One file a line."""
-        sizes = [f"{file.nbytes:>18,}  {file.name}" for file in self.files]
+        sizes = [f"{file.nbytes:>18,}  {one_line(file.name)}" for file in self.files]
         total = sum(file.nbytes for file in self.files)
         return "\n".join([f"to {self.repo_id}, license {self.license}:", *sizes, f"{total:>18,}  bytes"]) + "\n"
+
+    def to(self, repo_id: str) -> "PushPlan":
+        """The same to another repository."""
+        return replace(self, repo_id=repo_id, card=addressed(self.card, repo_id))
 
     def check_digests(self) -> None:
         """Raise `BadInputError` unless every tensor is, to the bit, the one that was written; reads everything."""
@@ -90,24 +107,28 @@ def plan_push(
     """The push of `push_folder`, after all checks that need no access to the repository.
 
     README.md is that of the folder, or is made for the push; its license is `license`, or what it states, or what the
-    cards of the parents allow. Paths of this machine do not leave it.
+    cards of the parents allow; its examples load the model from the repository.
 
     Raises:
-        BadInputError: the folder is not of this package, is damaged or holds foreign files; `repo_id` is no name; the
-            license of a parent is not known.
+        BadInputError: the folder is not of this package, is damaged or holds foreign files; `repo_id` is no name; there
+            is no such license, or that of a parent is not known.
         IncompatiblePairError: the licenses of the parents do not go together.
     """
     check_repo_id(repo_id)
+    if license:
+        known_identifier(license)
     output = open_output(folder)
     names = _list_files(output)
     _check_tensors(output)
-    card = _read_card(output.path / CARD_NAME) if CARD_NAME in names else make_card(output, token=token)
-    if license or not isinstance(card.data.get("license"), str):
-        cards = [] if license else [read_parent_card(parent, token) for parent in output.parents]
-        _set_license(card, License(license) if license else allowed_license(cards))
-    replaced = {CARD_NAME: str(card).encode(), output.marker: output.public_content}
-    files = tuple(SentFile(name, replaced.get(name, output.path / name)) for name in sorted({CARD_NAME, *names}))
-    return PushPlan(output, repo_id, str(card.data.get("license")), files)
+    card = read_card(output.path / CARD_NAME) or make_card(output, token=token)
+    if license:
+        state_license(card.data, License(license))
+    elif not isinstance(card.data.get("license"), str):
+        cards = [read_parent_card(parent, {"token": token}) for parent in output.parents]
+        state_license(card.data, allowed_license(cards))
+    plan = PushPlan(output, repo_id, card, tuple(names)).to(repo_id)
+    known_identifier(plan.license)
+    return plan
 
 
 def check_repo_id(repo_id: str) -> str:
@@ -132,7 +153,7 @@ def known_files(output: OutputRecord) -> tuple[str, ...]:
 
 
 def _list_files(output: OutputRecord) -> list[str]:
-    """The paths of its files, with slashes; `BadInputError` if one of them is a link, or not of this package."""
+    """The paths of its files, with slashes; `BadInputError` if one is a link or a device, or not of this package."""
     names = []
     for file in sorted(output.path.rglob("*")):
         name = file.relative_to(output.path).as_posix()
@@ -140,6 +161,8 @@ def _list_files(output: OutputRecord) -> list[str]:
             raise BadInputError(f"{file} is a link; only files that lie in the folder are sent")
         if file.is_dir():
             continue
+        if not file.is_file():
+            raise BadInputError(f"{file} is no plain file; take it out of the folder")
         if not matches(name, known_files(output)):
             raise BadInputError(f"{file} was not written by this package; take it out of the folder")
         names.append(name)
@@ -157,19 +180,3 @@ def _check_tensors(output: OutputRecord) -> None:
     used = {tensor.file.name for tensor in tensors.values()}
     if stray := sorted(file for file in output.path.glob("*.safetensors") if file.name not in used):
         raise BadInputError(f"{stray[0]} belongs to no tensor of the manifest; take it out of the folder")
-
-
-def _read_card(file: Path) -> ModelCard:
-    try:
-        return ModelCard.load(file)
-    except (OSError, ValueError) as error:
-        raise BadInputError(f"{file} cannot be read: {error}") from None
-
-
-def _set_license(card: ModelCard, license: License) -> None:
-    stated = {"license": license.identifier, "license_name": license.name, "license_link": license.link}
-    for key, value in stated.items():
-        if value is not None:
-            card.data[key] = value
-        elif card.data.get(key) is not None:
-            card.data.pop(key)

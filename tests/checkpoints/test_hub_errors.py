@@ -2,7 +2,8 @@ import httpx2
 import pytest
 from huggingface_hub import constants, errors, get_session
 
-from hf_moe_lmc.checkpoints.hub_errors import TIMEOUT, BusyError, hub_access, hub_cause, hub_error
+from hf_moe_lmc.checkpoints.hub_errors import BusyError, hub_access, hub_cause, hub_error
+from hf_moe_lmc.checkpoints.hub_limits import TIMEOUT
 from hf_moe_lmc.errors import BadInputError, HubError, OutputError
 
 TOKEN = "hf_averysecrettokenofatestaverysecret"

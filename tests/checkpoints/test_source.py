@@ -205,6 +205,57 @@ def test_subfolder(hub, client, cache, saved_files):
     assert "absent" in found["message"]
 
 
+@pytest.fixture
+def repository(tmp_path):
+    """A repository in shards with names of their own, further weights, and files in folders."""
+    folder = tmp_path / "repository"
+    (folder / "original").mkdir(parents=True)
+    index = {"weight_map": {"a": "weights-b.safetensors", "b": "weights-a.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("config.json", "tekken.json", "LICENSE", "modeling_x.py", "pytorch_model.bin", "original/params.json"):
+        (folder / name).write_text(json.dumps(name))
+    for name in ("weights-a", "weights-b", "model.fp16", "consolidated"):
+        (folder / f"{name}.safetensors").write_bytes(name.encode())
+    return folder
+
+
+def test_what_is_fetched(repository, cache):
+    """The weights that the index names, whatever they are called, and known small files, also offline afterwards."""
+    with serve(repository) as hub, closing(Client(hub.url)) as client:
+        found = client.open(cache_dir=cache)
+        names = {path.name for path in Path(found["folder"]).iterdir()}
+        weights = {"weights-a.safetensors", "weights-b.safetensors", "model.safetensors.index.json"}
+        assert names == weights | {"config.json", "tekken.json", "LICENSE"}
+        assert set(found["listed"]) == {path.name for path in repository.iterdir() if path.is_file()}
+        assert client.open(cache_dir=cache, local_files_only=True) == found
+
+
+def test_a_damaged_file_that_another_process_has_left(repository, cache):
+    """Killed between the download and the look at it; and damaged later. Each is read once, if nothing happens."""
+    with serve(repository) as hub:
+        with closing(Client(hub.url)) as client:
+            folder = Path(client.open(cache_dir=cache)["folder"])
+        checked = folder.parents[1] / ".hf_moe_lmc_checked.json"
+        assert len(json.loads(checked.read_text())) == 6
+        for unlink in (False, True):
+            if unlink:
+                checked.unlink()
+            broken = [folder / "weights-a.safetensors", folder / "tekken.json"]
+            for file in broken:
+                status = file.stat()
+                file.write_bytes(b"?" * status.st_size)
+                os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+            with closing(Client(hub.url)) as client:
+                assert client.open(cache_dir=cache)["folder"] == str(folder)
+            assert all(file.read_bytes() == (repository / file.name).read_bytes() for file in broken)
+        (folder / "tekken.json").write_bytes(b"??")
+        with closing(Client(hub.url)) as client:
+            assert (
+                "tekken.json of someone/mixtral@main was damaged in the cache"
+                in (client.open(cache_dir=cache, local_files_only=True)["message"])
+            )
+
+
 def test_offline(hub, client, cache):
     with closing(Client(hub.url, HF_HUB_OFFLINE="1")) as offline:
         found = offline.open(cache_dir=cache)

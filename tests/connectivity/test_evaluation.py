@@ -5,19 +5,14 @@ from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
 
-from hf_moe_lmc import align
-from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.alignment import apply_symmetries
-from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, linear_path, measure
+from hf_moe_lmc.connectivity import evaluate
 from hf_moe_lmc.connectivity.evaluation import best_temperature, score
 from hf_moe_lmc.errors import BadInputError
-from tests.layers import derangement
 from tests.models import build, inputs
-
-POINTS = (0.0, 0.3, 0.5, 1.0)
 
 
 def batches(model, accelerator, examples: int = 13, batch_size: int = 4):
+    """A loader of random data, and the data."""
     data = inputs(model, examples)
     generator = torch.Generator().manual_seed(2)
     if "input_ids" in data:
@@ -86,40 +81,6 @@ def test_nothing_to_predict(accelerator):
     data["labels"].fill_(-100)
     with pytest.raises(BadInputError, match="nothing to predict"):
         evaluate(model, loader, accelerator)
-
-
-@pytest.mark.parametrize("name", ["moe_vit shared", "mixtral"])
-def test_barriers_of_a_model_with_itself(accelerator, name):
-    """0 to itself; not 0 to a random symmetric rewrite of itself; 0 again once that is aligned."""
-    model, scratch = build(name, dtype=torch.float32), build(name, seed=5, dtype=torch.float32)
-    loader, _ = batches(model, accelerator)
-    tensors, specs = model.state_dict(), alignable_layers(model)
-
-    def barrier(other):
-        return measure(BorrowedWeights(scratch), linear_path(tensors, other), POINTS, loader, accelerator).barrier
-
-    itself = barrier(tensors)
-    assert itself.loss_barrier == itself.accuracy_barrier == itself.loss_auc == 0.0
-    planted = {spec.name: derangement(spec.read(tensors)) for spec in specs}
-    moved = apply_symmetries(tensors, specs, planted)
-    assert abs(barrier(moved).loss_auc) > 1e-3
-    scratch.load_state_dict(moved)
-    back = apply_symmetries(moved, specs, align(model, scratch, "joint").symmetries)
-    aligned = barrier(back)
-    assert aligned.loss == itself.loss
-    assert aligned.loss_barrier == 0.0
-
-
-def test_the_path_ends_are_the_models(accelerator):
-    a, b = (build("moe_vit dense", seed=seed, dtype=torch.float32) for seed in (0, 1))
-    loader, _ = batches(a, accelerator)
-    ends = [evaluate(model, loader, accelerator) for model in (a, b)]
-    scratch = build("moe_vit dense", seed=2, dtype=torch.float32)
-    path = measure(
-        BorrowedWeights(scratch), linear_path(a.state_dict(), b.state_dict()), POINTS, loader, accelerator
-    ).barrier
-    assert (path.loss[0], path.loss[-1]) == (ends[0].loss, ends[1].loss)
-    assert path.t == POINTS
 
 
 def classifier(scale: float):

@@ -5,11 +5,11 @@ import torch
 from accelerate import Accelerator
 from datasets import Features, Value
 
-from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc import MoeAligner
 from hf_moe_lmc.connectivity.calibration_error import ExpectedCalibrationError
 from hf_moe_lmc.connectivity.metrics import load_metric
 from hf_moe_lmc.errors import BadInputError, HubError
-from tests.connectivity import finetuned
+from tests.connectivity import siblings
 
 
 @pytest.fixture(autouse=True)
@@ -49,11 +49,16 @@ class Columns(evaluate.Metric):
         return {f"mean {name}": np.mean(column) for name, column in columns.items()} | {"number": len(self.data)}
 
 
-def evaluated(*metrics, **options):
-    a, b = finetuned.pair("mixtral")
-    data, accelerator = finetuned.loader(0, 11), Accelerator(cpu=True)
-    options = {"arrangements": ("aligned",), "routing_tokens": 0, "resamples": 10} | options
-    return evaluate_path(a, b, None, data, 3, metrics=metrics, accelerator=accelerator, **options)
+def evaluated(*metrics):
+    return MoeAligner.from_pretrained(*siblings.pair("mixtral")).evaluate(
+        None,
+        siblings.loader(0, 11),
+        3,
+        variants=("aligned",),
+        repairs=("norms",),
+        metrics=metrics,
+        accelerator=Accelerator(cpu=True),
+    )
 
 
 def test_along_a_path():
@@ -71,12 +76,13 @@ def test_along_a_path():
 
 
 def test_calibration_error_of_a_model():
-    a, _ = finetuned.pair("mixtral")
-    tokens = torch.stack([item["input_ids"] for item in finetuned.held_out(0, 11)])
+    a, _ = siblings.pair("mixtral")
+    (batch,) = siblings.loader(0, 11, batch_size=11)
     with torch.no_grad():
-        confidence, predicted = a(input_ids=tokens).logits[:, :-1].softmax(-1).flatten(0, 1).max(dim=-1)
+        logits = a(input_ids=batch["input_ids"]).logits[:, :-1]
+    confidence, predicted = logits.softmax(-1).flatten(0, 1).max(dim=-1)
     expected = ExpectedCalibrationError().compute(
-        predictions=predicted, references=tokens[:, 1:].flatten(), confidences=confidence
+        predictions=predicted, references=batch["labels"][:, 1:].flatten(), confidences=confidence
     )
     found = evaluated(ExpectedCalibrationError()).curves["naive"].evaluations[0]
     assert found.metrics == pytest.approx(expected, abs=1e-5)

@@ -6,8 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hf_moe_lmc import scramble
-from hf_moe_lmc.alignment import Alignment, OutputOptions, align_opened, apply, merge_checkpoints, open_checkpoint
+from hf_moe_lmc import Alignment, align, apply, merge, scramble
 from tests.models import build
 
 PARENT_CARD = "---\nlicense: apache-2.0\nlanguage: [en]\ndatasets: [org/corpus]\nbase_model: org/base\n---\n# A model\n"
@@ -16,30 +15,14 @@ MARKERS = {"merged": MANIFEST, "alignment": "alignment_config.json"}
 
 
 def written(
-    command: str,
-    models: Sequence[str | Path],
-    output: Path,
-    alignment: Alignment,
-    t: float = 0.5,
-    options: OutputOptions | None = None,
+    command: str, models: Sequence[str | Path], output: Path, alignment: Alignment, t: float = 0.5, **options
 ) -> Path:
-    """`output`: a folder that `apply` (of one model) or `merge` (of two) wrote, with its record."""
+    """`output`: a folder that `apply` (of one model) or `merge` (of two) wrote, without its card."""
     if command == "apply":
-        apply(alignment, models[0], output, options)
+        apply(alignment, models[0], output, **options)
     else:
-        merge_checkpoints(*models, output, alignment, t, options)
-    edit_record(
-        output,
-        lambda old: {
-            "format": 1,
-            "command": command,
-            "models": [old[role] for role in ("reference", "other") if role in old],
-            **({"shares": [1 - t, t]} if command == "merge" else {}),
-            "alignments": [old["alignment"]],
-            "repairs": [],
-            **{part: old[part] for part in ("layout", "dtype", "versions", "sha256")},
-        },
-    )
+        merge(*models, alignment=alignment, t=t, output=output, **options)
+    (output / "README.md").unlink()
     return output
 
 
@@ -57,7 +40,7 @@ def made(tmp_path_factory):
         model = build("mixtral", seed=seed, dtype=torch.float32)
         scramble(model, seed=seed + 5)[0].save_pretrained(folder / name, max_shard_size="4KB")
         (folder / name / "README.md").write_text(PARENT_CARD)
-    alignment = align_opened(open_checkpoint(folder / "a"), open_checkpoint(folder / "b"))
+    alignment = align(folder / "a", folder / "b")
     alignment.save_pretrained(folder / "alignment")
     written("merge", (folder / "a", folder / "b"), folder / "merged", alignment)
     return folder

@@ -3,9 +3,10 @@
 import base64
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -63,7 +64,8 @@ class Repository:
 class Failure:
     """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`.
 
-    Without a body, they get what they ask for. With `cut`, the connection ends before the last `cut` bytes.
+    Without a body, they get what they ask for. With `cut`, the connection ends before the last `cut` bytes. With
+    `parts`, they get what that yields, until they have had enough.
     """
 
     part: str
@@ -72,6 +74,8 @@ class Failure:
     times: int | None = None
     delay: float = 0
     cut: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: Callable[[], Iterable[bytes]] | None = None
 
 
 class Hub(ThreadingHTTPServer):
@@ -115,8 +119,10 @@ class Handler(BaseHTTPRequestHandler):
                 failure.times = None if failure.times is None else failure.times - 1
                 threading.Event().wait(failure.delay)
                 self.cut = failure.cut
+                if failure.parts:
+                    return self._stream(failure)
                 if failure.body is not None:
-                    return self._send(failure.status, failure.body.encode())
+                    return self._send(failure.status, failure.body.encode(), failure.headers)
         if "/resolve/" in path:
             return self._resolve(path)
         if path == "/api/validate-yaml":
@@ -139,24 +145,34 @@ class Handler(BaseHTTPRequestHandler):
             )
         if action[:1] == ["commit"]:
             return self._commit(name, repository, body)
+        if action[:1] == ["refs"]:
+            return self._refs(repository)
         return self._list(name, repository, *action)
 
     def _is_member(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    def _refs(self, repository: Repository) -> None:
+        proposals = [f"refs/pr/{number}" for number in range(1, len(repository.proposals) + 1)]
+        listed = [{"name": ref, "ref": ref, "targetCommit": "0"} for ref in proposals]
+        self._json({"branches": [], "converts": [], "tags": [], "pullRequests": listed})
+
     def _list(
         self, name: str, repository: Repository, kind: str = "revision", revision: str = "main", *folder: str
     ) -> None:
-        number = repository.number(revision)
-        if not number:
+        number, sha = repository.number(revision), revision
+        if proposal := re.fullmatch("refs%2Fpr%2F([0-9]+)", revision):
+            files = repository.files | repository.proposals[int(proposal.group(1)) - 1]
+        elif number:
+            files, sha = repository.files_at(number), repository.shas[number - 1]
+        else:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        files = repository.files_at(number)
         if kind == "tree":
             return self._tree(files, "".join(f"{part}/" for part in folder))
         return self._json(
             {
                 "id": name,
-                "sha": repository.shas[number - 1],
+                "sha": sha,
                 "private": repository.private,
                 "siblings": [described(file, content) for file, content in files.items()],
             }
@@ -232,6 +248,17 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.shas[number - 1]}
         return self._send(200, repository.sent.get(file, content), headers)
+
+    def _stream(self, failure: Failure) -> None:
+        """The end of the connection is that of the answer."""
+        self.send_response(failure.status)
+        for key, value in failure.headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        with suppress(ConnectionError):
+            for part in failure.parts():
+                self.wfile.write(part)
+                self.wfile.flush()
 
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

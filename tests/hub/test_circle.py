@@ -10,8 +10,8 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from hf_moe_lmc import Alignment, AlignmentConfig, cli, merge
-from hf_moe_lmc.alignment import align, open_checkpoint
+from hf_moe_lmc import Alignment, AlignmentConfig, align, cli, merge
+from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.errors import BadInputError, HubError
 from hf_moe_lmc.hub import check_token, push_alignment, push_folder, write_card
 from tests.hub.conftest import written
@@ -68,13 +68,11 @@ def test_an_alignment_is_applied_by_others(parents, made, hub, tmp_path):
     assert hub.repositories["org/a-to-b"].private
     written("apply", ["org/b"], tmp_path / "aligned", Alignment.from_pretrained("org/a-to-b"))
     written("apply", [made / "b"], tmp_path / "expected", alignment)
-    applied, expected = (open_checkpoint(tmp_path / name).tensors for name in ("aligned", "expected"))
+    applied, expected = (open_model(tmp_path / name).tensors for name in ("aligned", "expected"))
     assert all(torch.equal(tensor, applied[name]) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize(
-    "config", [{"expert_order": "luck"}, {"balance_scales": 1}, {"code": "import os"}, {"expert_order": ["joint"]}, [3]]
-)
+@pytest.mark.parametrize("config", [{"expert_order": "luck"}, {"balance_scales": 1}, {"expert_order": ["joint"]}, [3]])
 def test_settings_that_are_none(config, tmp_path):
     (tmp_path / "alignment_config.json").write_text(json.dumps({"config": config}))
     with pytest.raises(BadInputError, match="does not say how to align"):
