@@ -32,11 +32,11 @@ from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
+from pydoc_data.topics import topics
 from statistics import fmean
 
 import torch
 from accelerate import Accelerator
-from tests.connectivity.finetuned import manual
 from torch import nn
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from transformers import (
@@ -113,7 +113,8 @@ def vits(recipe: Recipe, backbone: int) -> Endpoints:
 def language_models(family: str, decay: float, backbone: int) -> Endpoints:
     """Mixtral, or Qwen2-MoE with its shared expert: width 32, 2 layers, top-2 of 4 experts of 256 units."""
     # The test blocks are one passage of the manual, another one for every backbone.
-    blocks = manual(BLOCK).roll(backbone * len(manual(BLOCK)) // 3, dims=0)
+    blocks = manual()
+    blocks = blocks.roll(backbone * len(blocks) // 3, dims=0)
     # One page is about one thing; repairs that fit it do not fit the rest.
     spread = torch.linspace(0, len(blocks) - HELD_OUT - 1, CALIBRATION).long()
     trained = torch.ones(len(blocks) - HELD_OUT, dtype=torch.bool).index_fill(0, spread, False)
@@ -140,6 +141,13 @@ CELLS: dict[str, Callable[[int], Endpoints]] = {
     "Qwen2-MoE": partial(language_models, "qwen2_moe", DECAY),
 }
 """Name -> seed of the backbone -> its copies and data."""
+
+
+def manual() -> torch.Tensor:
+    """The manual that ships with Python in blocks of characters, `[N, BLOCK]`."""
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    tokens = torch.tensor([1 if c == "\n" else ord(c) - 30 for c in text if c == "\n" or 32 <= ord(c) < 127])
+    return tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
 
 
 def _language_model(family: str) -> PreTrainedModel:
