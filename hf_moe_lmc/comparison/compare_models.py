@@ -20,7 +20,7 @@ from .chance import pooled
 from .comparison import Comparison
 from .correspondence import Correspondence
 from .experts import ExpertComparison, compare_experts
-from .layers import LayerComparison, compare_layers
+from .layers import LayerComparison, compare_layers, new_layer
 from .opening import open_readable
 from .routers import RouterComparison
 from .sentences import Evidence, describe
@@ -80,6 +80,8 @@ class _Work:
         for spec in self.b.layers:
             source = self._source(spec, own)
             if source is None:
+                if spec.router:
+                    self.layers.append(new_layer(spec))
                 continue
             tensors_a, tensors_b = self.a.read(source.tensor_names), self.b.read(spec.tensor_names)
             self._layer(source, tensors_a, spec, tensors_b)
@@ -146,7 +148,7 @@ class _Work:
                 self._add(TensorComparison(names[own], "missing", missing_in="A"), is_router=True)
                 continue
             plain = compare_tensors(names[own], a[own], tensor)
-            if plain.kind == "identical" or order == list(range(len(a[own]))):
+            if plain.kind == "identical" or order == list(range(len(a[own]))) or max(order) >= len(a[own]):
                 self._add(plain, is_router=True)
                 continue
             moved = compare_tensors(names[own], a[own][order], tensor)

@@ -105,6 +105,14 @@ def compare_layers(
     return layer, router
 
 
+def new_layer(spec: MoeLayerSpec) -> LayerComparison:
+    """A layer of B that A does not have."""
+    experts = tuple(ExpertComparison(slot, "unrelated") for slot in range(spec.num_experts))
+    return LayerComparison(
+        spec.name, "", "unrelated", None, experts, (), (), spec.num_experts, note="A has no such layer"
+    )
+
+
 def _compare_banks(
     a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool
 ) -> tuple[list[ExpertComparison], str | None]:

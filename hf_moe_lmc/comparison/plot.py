@@ -10,7 +10,7 @@ from .layers import LayerComparison
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-# Okabe-Ito, and greys for what is not there.
+# Okabe-Ito: blues for what is A's, warm colours for what is not as it should be.
 COLOURS: dict[Kind | str, str] = {
     "identical": "#DCE9F2",
     "rounded": "#A9CDE3",
@@ -28,8 +28,12 @@ COLOURS: dict[Kind | str, str] = {
 }
 _DARK = {"moved", "interleaving", "transposed", "unrelated", "zero", "not_finite"}
 _MOST_NUMBERS = 32  # experts across, above which numbers cannot be read
-_ROUTERS = {"unmoved": "", "with experts": "router with experts", "without experts": "ROUTER WITHOUT EXPERTS",
-            "changed": "router changed", "unrelated": "ROUTER UNRELATED"}  # fmt: skip
+_ROUTERS = {
+    "with experts": "router with its experts",
+    "without experts": "router apart from its experts",
+    "changed": "router changed",
+    "unrelated": "router unrelated",
+}
 
 Cell = tuple[Kind | str, int | None]
 """Kind, and the slot in B; None of a missing expert."""
@@ -38,55 +42,54 @@ Cell = tuple[Kind | str, int | None]
 def plot_comparison(comparison: Comparison, file: str | Path) -> None:
     """Layers down, experts of A across; the colour says what became of each, a number in which slot of B it is now.
 
-    Slots that hold no expert of A, or a copy of one, stand where experts are missing, and then to the right of the
-    line.
+    Slots that hold no expert of A, or a copy of one, fill the places of missing experts, and go on behind a line.
 
     Args:
-        comparison: what to show; without layers, the picture only says so.
+        comparison: the result of `compare`.
         file: where the picture goes; its suffix names the format.
     """
     from matplotlib.figure import Figure  # heavy, and needed nowhere else
+    from matplotlib.ticker import MaxNLocator
 
     rows = [layer_cells(layer) for layer in comparison.layers]
     width = max((len(cells) for cells in rows), default=1)
     numbers = width <= _MOST_NUMBERS
-    cell = 0.42 if numbers else 13.0 / width
-    height = 0.36 if numbers or len(rows) < 12 else max(0.16, 7.5 / len(rows))
-    size = (max(6.5, 3.4 + cell * width), max(2.6, 1.9 + height * len(rows)))
+    height = 0.34 if len(rows) <= 16 else max(0.13, 5.5 / len(rows))  # inches
+    size = (max(7.0, 4.2 + 0.34 * width) if numbers else 13.0, 1.9 + height * max(1, len(rows)))
     figure = Figure(figsize=size, layout="constrained")
     panel = figure.subplots()
     _draw(panel, rows, width, numbers)
-    panel.set_yticks(range(len(rows)), [layer.name for layer in comparison.layers], fontsize=8 if height > 0.2 else 6)
+    font = 8 if height > 0.2 else 5.5
+    panel.set_yticks(range(len(rows)), [layer.name for layer in comparison.layers], fontsize=font)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(width, 16)))
     for row, layer in enumerate(comparison.layers):
-        if layer.router != "unmoved":
-            panel.text(width - 0.3, row, _ROUTERS[layer.router], fontsize=8 if height > 0.2 else 5, va="center")
-    experts = max((layer.num_experts for layer in comparison.layers), default=0)
+        panel.text(width - 0.3, row, _ROUTERS.get(layer.router, ""), fontsize=font, va="center")
+    experts = max((layer.num_experts for layer in comparison.layers), default=width)
     if width > experts:
         panel.axvline(experts - 0.5, color="black", linewidth=1)
-    panel.set_xlabel("expert of A" + (" (number: its slot in B, where that is another)" if numbers else ""))
-    panel.set_title(comparison.sentences[0], fontsize=9, loc="left", wrap=True)
+    panel.set_xlabel(f"expert of A{' (number: its slot in B, where that is another)' if numbers else ''}", fontsize=9)
+    figure.suptitle(comparison.sentences[0], fontsize=9, wrap=True)
     _legend(panel, rows)
     figure.savefig(file, dpi=150)
 
 
 def layer_cells(layer: LayerComparison) -> list[Cell]:
-    """What stands in the picture's row of a layer."""
+    """The cells of a layer's row: experts of A in their order, then what of B has no place among them."""
     cells: list[Cell] = [("missing", None)] * layer.num_experts
-    left = []
+    others = []
     for expert in layer.experts:
         if expert.source is not None and expert.kind != "copied" and cells[expert.source][1] is None:
             cells[expert.source] = (expert.kind, expert.slot)
         else:
-            left.append(expert)
+            others.append(expert)
     beyond: list[Cell] = []
-    for expert in left:
+    for expert in others:
         if expert.slot < len(cells) and cells[expert.slot][1] is None:
             cells[expert.slot] = (expert.kind, expert.slot)
         else:
             beyond.append((expert.kind, expert.slot))
-    for number, cell in enumerate(cells):
-        if cell[1] is None and beyond and len(layer.experts) == layer.num_experts:
-            cells[number] = beyond.pop(0)
+    if len(layer.experts) == layer.num_experts:
+        cells = [cell if cell[1] is not None else beyond.pop(0) for cell in cells]
     return [*cells, *beyond]
 
 
@@ -111,9 +114,8 @@ def _draw(panel: "Axes", rows: list[list[Cell]], width: int, numbers: bool) -> N
                 colour = "white" if kind in _DARK else "black"
                 panel.text(column, row, str(slot), ha="center", va="center", fontsize=8, color=colour)
     panel.set(xlim=(-0.5, width - 0.5), ylim=(max(1, len(rows)) - 0.5, -0.5))
-    for side in ("top", "right", "left", "bottom"):
-        panel.spines[side].set_visible(False)
-    panel.tick_params(length=0)
+    panel.spines[:].set_visible(False)
+    panel.tick_params(length=0, labelsize=8)
 
 
 def _legend(panel: "Axes", rows: list[list[Cell]]) -> None:
@@ -126,7 +128,4 @@ def _legend(panel: "Axes", rows: list[list[Cell]]) -> None:
         if kind in shown
     ]
     if patches:
-        panel.legend(
-            handles=patches, frameon=False, fontsize=8, ncols=min(5, len(patches)), loc="upper center",
-            bbox_to_anchor=(0.5, -0.12 if len(rows) > 8 else -0.35),
-        )  # fmt: skip
+        panel.figure.legend(handles=patches, frameon=False, fontsize=8, ncols=len(patches), loc="outside lower center")

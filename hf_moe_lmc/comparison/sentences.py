@@ -88,8 +88,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
             f"{_counted(len(evidence.layers), 'layer')}"
         )
     elif _is_unrelated(evidence):
-        zs = [e.z for _, e in experts if e.z is not None]
-        score = f"; z is {min(zs):.1f} to {max(zs):.1f}, and chance alone gives -3 to 3" if zs else ""
+        score = f"; {scores}, and chance alone gives -3 to 3" if (scores := _scores(experts)) else ""
         if related := [t for t in evidence.tensors if t.is_related]:
             yield (
                 f"no expert of B is related to any of A ({total} experts{score}), while {len(related)} other tensors "
@@ -105,7 +104,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
     elif trained := _trained(evidence):
         some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
         by = _range([e.change for e in trained if e.change is not None])
-        if not [t for t in changed if not t.is_router] and kinds["identical"]:
+        if not changed:
             yield f"only experts differ: {some} changed by {by}, all else is A's bit for bit"
         elif _has_moved(evidence):
             yield f"B is a fine-tune of A in another order: {_moves(evidence)}; {some} changed by {by}"
@@ -210,8 +209,7 @@ def _faults(evidence: Evidence) -> Iterator[str]:
         yield f"nothing but zeros in down_proj of {_where(zero, evidence)}: was it ever written?"
     unrelated = [] if _is_unrelated(evidence) else evidence.of("unrelated")
     if unrelated:
-        zs = [expert.z for _, expert in unrelated if expert.z is not None]
-        score = f" (z = {min(zs):.1f} to {max(zs):.1f})" if zs else ""
+        score = f" ({scores})" if (scores := _scores(unrelated)) else ""
         yield (
             f"unrelated to every expert of A: {_where(unrelated, evidence)}{score}; left at the random start, or from "
             "another model?"
@@ -296,7 +294,7 @@ def _notes(evidence: Evidence) -> Iterator[str]:
 
 def _rest(evidence: Evidence) -> Iterator[str]:
     """How much is A's bit for bit, where not all is."""
-    experts = [e for _, e in evidence.of("identical", "moved", "copied") if e.change is None]
+    experts = [e for _, e in evidence.of("identical", "moved") if e.change is None]
     tensors = [tensor for tensor in evidence.tensors if tensor not in evidence.changed_tensors]
     if experts and not evidence.same_function:
         yield (
@@ -403,6 +401,15 @@ def _period(layer: LayerComparison) -> int | None:
 def _changes(experts: Iterable[ExpertComparison]) -> str:
     figures = [e.change for e in experts if e.change is not None]
     return "unchanged" if not figures or max(figures) < _NOISE else f"changed by {_range(figures)}"
+
+
+def _scores(experts: Sequence[tuple[LayerComparison, ExpertComparison]]) -> str:
+    """`z = -0.3 to 2.1`."""
+    zs = [expert.z for _, expert in experts if expert.z is not None]
+    if not zs:
+        return ""
+    low, high = f"{min(zs):.1f}", f"{max(zs):.1f}"
+    return f"z = {low}" if low == high else f"z = {low} to {high}"
 
 
 def _largest(experts: Sequence[tuple[LayerComparison, ExpertComparison]]) -> float:
