@@ -68,7 +68,6 @@ def test_defaults_are_those_of_python():
     assert evaluate["memory"].default == default(method, "memory") == field(PathSettings, "memory")
     for command in (align_, merge):
         assert command["expert_order"].default == field(AlignmentConfig, "expert_order")
-        assert command["balance_scales"].default == field(AlignmentConfig, "balance_scales")
         assert command["device"].default is default(MoeAligner.align, "device") is None
         assert command["memory"].default is default(MoeAligner.align, "memory") is None
         assert command["overwrite"].default is default(MoeAligner.align, "overwrite") is False

@@ -45,7 +45,7 @@ def merged(models) -> Path:
 
 
 def test_the_mean_is_that_of_the_library(models, merged, tmp_path):
-    merge(*models, output=tmp_path / "expected", shares=[0.5, 0.25, 0.25])
+    merge(models[0], models[1:], output=tmp_path / "expected", shares=[0.5, 0.25, 0.25])
     assert same(weights(merged), weights(tmp_path / "expected"))
 
 
@@ -140,7 +140,7 @@ def test_given_alignments(models, tmp_path):
         align(models[0], model, output=tmp_path / name)
     command, files = ["merge", *models, "--alignment"], [str(tmp_path / name) for name in "bc"]
     assert cli.main([*command, *files, "-o", str(tmp_path / "out")]) == 0
-    expected = merge(*models, alignment=[align(models[0], model) for model in models[1:]])
+    expected = merge(models[0], models[1:], alignment=[align(models[0], model) for model in models[1:]])
     assert same(weights(tmp_path / "out"), expected.state_dict())
     record = json.loads((tmp_path / "out/hf_moe_lmc_manifest.json").read_text())
     assert record["alignments"] == [align(models[0], model).digest for model in models[1:]]
@@ -170,5 +170,5 @@ def test_repairs_of_several(models, tmp_path):
     """Repairs that need no data; the same as in Python."""
     assert cli.main(["merge", *models, "--repair", "norms", "gram", "-o", str(tmp_path / "out")]) == 0
     found = weights(tmp_path / "out")
-    assert same(found, merge(*models, repairs=["norms", "gram"]).state_dict())
-    assert not same(found, merge(*models).state_dict())
+    assert same(found, merge(models[0], models[1:], repairs=["norms", "gram"]).state_dict())
+    assert not same(found, merge(models[0], models[1:]).state_dict())
