@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -258,4 +258,4 @@ def _load_copy(model: OpenedModel, options: LoadOptions | None) -> PreTrainedMod
     if dtype == "auto":
         return copy
     copy.config.dtype = wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
-    return nn.Module.to(copy, wanted)
+    return cast(PreTrainedModel, nn.Module.to(copy, wanted))

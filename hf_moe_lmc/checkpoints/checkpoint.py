@@ -11,11 +11,17 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
-from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
+from .conversion import MisfitError, TensorGroup, are_plain, tensor_groups, tied_names
 from .fingerprint import Fingerprint
 from .shards import stored_tensors
-from .skeleton import CONFIG_NAME, quantisation
+from .skeleton import CONFIG_NAME, drop_quantisation, quantisation
 from .stored_tensor import StoredTensor
+
+# Quantisation method -> how its weights become plain ones.
+DEQUANTISING = dict.fromkeys(
+    ("fp8", "mxfp4"),
+    "load the model with dequantize=True in its quantization_config, and save it with save_original_format=False",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,16 +54,22 @@ class Checkpoint(Mapping[str, Tensor]):
             model: its skeleton.
             quantised: whether its weights may be quantised: then its tensors are those that are stored.
 
+        Where its weights are plain, what config.json says of their quantisation is left over, and dropped from the
+        configuration of `model`.
+
         Raises:
             BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.
         """
-        if (method := quantisation(model.config)) and not quantised:
-            raise BadInputError(
-                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
-                "nothing be computed; load the model with dequantize=True in its quantisation config and save it first"
-            )
         stored = stored_tensors(folder)
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
+        method = quantisation(model.config)
+        if method and are_plain(model, on_meta):
+            drop_quantisation(model.config)
+        elif method and not quantised:
+            raise BadInputError(
+                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
+                f"nothing be computed; {DEQUANTISING.get(method, 'give the weights that were quantised')}"
+            )
         try:
             groups, ignored = tensor_groups(model, on_meta)
         except MisfitError as error:

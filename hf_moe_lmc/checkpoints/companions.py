@@ -65,14 +65,22 @@ class Companions:
     copied: Mapping[str, Path] = field(default_factory=dict)
     left_behind: Mapping[str, str] = field(default_factory=dict)
 
-    def copy(self, target: Path) -> None:
-        """Write the copies into the folder `target`; as bytes, but that settings that name code lose it.
+    def copy(self, target: Path, quantised: bool = False) -> None:
+        """Write the copies into the folder `target`; as bytes, but for fields of settings that no longer hold.
+
+        Settings that name code lose it, and config.json what it says of quantisation.
+
+        Args:
+            target: a folder.
+            quantised: whether the weights there are, so that config.json keeps that.
 
         Raises:
             BadInputError: a file cannot be read any more.
         """
         for name, file in self.copied.items():
-            content = _without_code(name, read_small_file(file), file)
+            content = read_small_file(file)
+            if name.endswith("config.json"):
+                content = _mended(content, file, name == CONFIG_NAME and not quantised)
             copy = target / name
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(content)
@@ -141,11 +149,13 @@ def _is_within(file: Path, folder: Path) -> bool:
     return own in target.parents or (target.parent.name == "blobs" and target.parents[1] in own.parents)
 
 
-def _without_code(name: str, content: bytes, file: Path) -> bytes:
-    if not name.endswith("config.json"):
-        return content
+def _mended(content: bytes, file: Path, plain: bool) -> bytes:
+    """Settings without the fields that name code, and those that say that plain weights are quantised."""
     settings = parse_json(content, file)
     kept = without_code(settings)
+    for part in (kept, kept.get("text_config")) if plain else ():
+        if isinstance(part, dict):
+            part.pop("quantization_config", None)
     return content if kept == settings else json.dumps(kept, indent=2, ensure_ascii=False).encode() + b"\n"
 
 

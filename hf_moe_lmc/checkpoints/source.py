@@ -11,9 +11,9 @@ from hf_moe_lmc.errors import BadInputError
 
 from .companions import COMPANIONS
 from .download import HubOptions, Snapshot
-from .shards import INDEX_NAME, SINGLE_NAME, shard_names
+from .shards import ADAPTER_NAME, INDEX_NAME, SINGLE_NAME, shard_names
 
-ABOUT = ("README.md", "adapter_config.json", INDEX_NAME)  # read, and not copied
+ABOUT = ("README.md", ADAPTER_NAME, INDEX_NAME)  # read, and not copied
 
 
 @dataclass(frozen=True)

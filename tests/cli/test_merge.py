@@ -65,7 +65,7 @@ def test_the_card(models, merged):
         ["| other 2", "c"],
     ]
     assert card.text.index("**b**") < card.text.index("**c**")
-    assert "hf-moe-lmc merge a b c --shares 0.5 0.25 0.25 --expert-order auto -o merged\n" in card.text
+    assert "hf-moe-lmc merge a b c --expert-order auto --shares 0.5 0.25 0.25 -o merged\n" in card.text
     assert (card.data.license, card.data.base_model) == ("apache-2.0", ["org/base"])
     assert card.data.to_dict()["base_model_relation"] == "merge"
     assert models[0] not in card.content

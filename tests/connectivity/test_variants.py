@@ -87,7 +87,7 @@ def test_the_random_element_has_a_seed():
 
 def test_points():
     assert points_of(5) == (0.0, 0.25, 0.5, 0.75, 1.0)
-    assert points_of(11, [0, 0.1, 1]) == (0.0, 0.1, 1.0)
+    assert points_of(11, [0.0, 0.1, 1.0]) == (0.0, 0.1, 1.0)
 
 
 @pytest.mark.parametrize("points", [-1, 0, 1, 2])
