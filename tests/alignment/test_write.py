@@ -132,9 +132,9 @@ def test_companions_are_copied_as_bytes(pair):
     companions = {
         "generation_config.json": b'{ "odd":   "spacing" }',
         "tokenizer.json": b"{}\r\n",
-        "tokenizer_config.json": b"\xef\xbb\xbf{}",
+        "tokenizer_config.json": b"{}\n\n",
         "tokenizer.model": b"\x00\xff",
-        "special_tokens_map.json": b"{}",
+        "special_tokens_map.json": b"\xef\xbb\xbf{}",
         "chat_template.jinja": b"{{ '\xc3\xbc' }}",
         "additional_chat_templates/tools.jinja": b"{{ 1 }}",
         "preprocessor_config.json": b"{}",
