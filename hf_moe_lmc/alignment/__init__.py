@@ -14,7 +14,7 @@ from .plan import Plan, plan_alignment, plan_writing
 from .random_rewrite import scramble
 from .resources import Resources
 from .weights import ByLayer, Weights, aligned, mean, repaired
-from .write import WriteOptions
+from .write import Finish, WriteOptions
 
 __all__ = [
     "Alignment",
@@ -22,6 +22,7 @@ __all__ = [
     "Alignments",
     "ByLayer",
     "CheckedModels",
+    "Finish",
     "LiveWeights",
     "LoadOptions",
     "Merge",

@@ -23,6 +23,7 @@ from hf_moe_lmc.checkpoints import (
     meta_model,
     quantisation,
     read_config,
+    saved_tensors,
 )
 from hf_moe_lmc.errors import BadInputError
 
@@ -83,9 +84,11 @@ class OpenedModel:
 
     @cached_property
     def on_meta(self) -> dict[str, Tensor]:
-        """All its tensors without their values."""
+        """All its tensors without their values; of tied ones one."""
         if self.checkpoint:
             return self.checkpoint.on_meta()
+        if isinstance(self.model, PreTrainedModel):
+            return saved_tensors(self.model)
         return {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
 
     @cached_property

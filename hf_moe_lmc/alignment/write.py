@@ -22,6 +22,9 @@ from .weights import Weights
 FORMAT = 1  # of the manifest
 STEP_BYTES = 64 * 2**20  # small tensors are taken together up to here
 
+Finish = Callable[[Path, str], object]
+"""Given the folder of a checkpoint under construction, and the name that it will have."""
+
 
 @dataclass(frozen=True)
 class WriteOptions:
@@ -74,7 +77,7 @@ def write_checkpoints(
     outputs: Mapping[str, Output],
     inputs: Sequence[OpenedModel],
     options: WriteOptions,
-    finish: Callable[[Path], None] = lambda folder: None,
+    finish: Finish = lambda folder, name: None,
 ) -> None:
     """Write checkpoints, all in one pass over their tensors; memory holds one step at a time.
 
@@ -85,7 +88,7 @@ def write_checkpoints(
         outputs: folder in `folder` ("" is `folder` itself) -> a checkpoint.
         inputs: the models that the weights are computed from.
         options: the form of all checkpoints.
-        finish: called with every checkpoint's folder once its weights are complete, before `folder` appears; writes the
+        finish: called for every checkpoint once its weights are complete, before `folder` appears; writes the
             card, for example.
 
     Raises:
@@ -125,7 +128,7 @@ def write_checkpoints(
             _write_companions(output.like, staged.path / name, options)
             manifest = {"format": FORMAT, **output.record, **about, "sha256": lasting}
             (staged.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
-            finish(staged.path / name)
+            finish(staged.path / name, (folder / name).absolute().name)
         if "" not in outputs:
             manifest = {"format": FORMAT, "folders": records} | about
             (staged.path / MANIFEST_NAME).write_bytes(_as_json(manifest))
@@ -202,7 +205,7 @@ def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequenc
 
 
 def _stored(model: OpenedModel) -> Any:
-    return model.checkpoint or model.model
+    return model.checkpoint or _skeleton(model)
 
 
 def _skeleton(model: OpenedModel) -> PreTrainedModel:
@@ -227,7 +230,8 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         model.config.save_pretrained(target)
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(target)
-        config = json.loads((target / "config.json").read_bytes()) | {"architectures": [type(model).__name__]}
+        config = json.loads((target / "config.json").read_bytes())
+        config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
         (target / "config.json").write_bytes(_as_json(config))
     else:
         quantised = quantisation(_skeleton(like).config) is not None

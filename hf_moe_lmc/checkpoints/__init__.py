@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .companions import COMPANIONS, Companions, find_companions
-from .conversion import tied_names
+from .conversion import saved_tensors, tied_names
 from .download import HubOptions
 from .durable import sync
 from .fingerprint import Fingerprint
@@ -36,6 +36,7 @@ __all__ = [
     "read_header",
     "read_json",
     "read_small_file",
+    "saved_tensors",
     "sync",
     "tensor_bytes",
     "tied_names",

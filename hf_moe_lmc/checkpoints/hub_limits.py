@@ -43,7 +43,7 @@ def limited_answers() -> Iterator[None]:
 class _Limits:
     """Time and size that answers took so far, files aside."""
 
-    seconds: float = 0
+    seconds: float = 0.0
     nbytes: int = 0
 
     def on_request(self, request: Any) -> None:
@@ -102,4 +102,4 @@ def _limited(stream: Any, check: Any) -> Any:
 def _wait(headers: Any) -> float:
     """Seconds that the Hub asks to wait, as its client reads them."""
     retry, rate = headers.get("Retry-After", "").strip(), re.search(r"\bt=(\d+)", headers.get("RateLimit", ""))
-    return float(retry) if retry.isdecimal() else float(rate.group(1)) if rate else 0
+    return float(retry) if retry.isdecimal() else float(rate.group(1)) if rate else 0.0

@@ -167,8 +167,9 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         return cls
     head = "".join(name.rpartition("For")[1:])
     # A name that nobody here has, such as that of the authors' own code; that of another model contradicts model_type.
-    if head != name and not hasattr(transformers, name) and (cls := _class_by_type(config, head)):
-        return cls
+    known = _class_by_type(config, head) if head != name and not hasattr(transformers, name) else None
+    if known:
+        return known
     raise UnsupportedArchitectureError(
         f"config.json names the model class {name}, which the installed Transformers does not have for model type "
         f"{config.model_type}; remote code is never run"

@@ -26,12 +26,14 @@ class Source:
         folder: its files.
         commit: of the repository; None for a local folder.
         listed: paths of the files that the Hub lists, downloaded or not; none for a local folder.
+        options: that it was found with.
     """
 
     name: str
     folder: Path
     commit: str | None = None
     listed: tuple[str, ...] = field(default=(), repr=False)
+    options: HubOptions = field(default_factory=HubOptions, repr=False)  # may hold a token
 
 
 def find_source(name: str | Path, options: HubOptions | None = None, files: Sequence[str] | None = None) -> Source:
@@ -74,7 +76,7 @@ def _on_the_hub(name: str, options: HubOptions, files: Sequence[str] | None) -> 
     if files is None:
         snapshot.fetch([prefix + shard for shard in (*shard_names(folder), SINGLE_NAME)])
     listed = [path.removeprefix(prefix) for path in snapshot.digests if path.startswith(prefix)]
-    return Source(name, folder, snapshot.commit, tuple(path for path in listed if "/" not in path))
+    return Source(name, folder, snapshot.commit, tuple(path for path in listed if "/" not in path), options)
 
 
 def _within(folder: Path, subfolder: str) -> Path:

@@ -37,17 +37,7 @@ def worst_layers(verification: Verification) -> list[LayerVerification]:
 def verdict_sentence(alignment: Alignment) -> str | None:
     """The verdict in a sentence; None where the alignment was not found by matching."""
     verdict = alignment.verdict()
-    if verdict is None:
-        return None
-    return {
-        "already aligned": "The models already hold the same experts and units in the same order.",
-        "aligned": "The models hold corresponding experts in different orders; alignment brings the weights "
-        f"{verdict.reduction:.0%} closer than random orders do.",
-        "ambiguous (experts nearly equal)": "The weights of the models correspond, but the experts of a layer are so "
-        "similar to one another that their order hardly matters.",
-        "not alignable (weights unrelated)": "The weights of the models are unrelated: no order brings them closer "
-        "than those of any two models.",
-    }[verdict.label]
+    return None if verdict is None else str(getattr(verdict, "sentence", verdict.text()))
 
 
 @dataclass(frozen=True)

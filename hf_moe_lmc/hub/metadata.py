@@ -7,6 +7,9 @@ from typing import Any
 
 from huggingface_hub import CardData, EvalResult, ModelCardData
 
+from hf_moe_lmc.checkpoints import read_json
+from hf_moe_lmc.errors import BadInputError
+
 from .figures import PathFigures
 from .licenses import License
 from .output_record import OutputRecord
@@ -21,9 +24,10 @@ TASKS = {
 }
 """End of a class's name -> task of the Hub, and the class of Transformers that loads it."""
 
+TOKENIZER = "tokenizer_config.json"
 PROCESSORS = (
     ("processor_config.json", "AutoProcessor"),
-    ("tokenizer_config.json", "AutoTokenizer"),
+    (TOKENIZER, "AutoTokenizer"),
     ("preprocessor_config.json", "AutoImageProcessor"),
 )
 OWN_MODELS = ("moe_vit", "moe_gpt2")
@@ -68,7 +72,7 @@ def usage_of(folder: Path, config: Mapping[str, Any]) -> Usage:
     return Usage(
         task[1] if task else names[0] if names else "AutoModel",
         next((processor for file, processor in PROCESSORS if (folder / file).is_file()), None),
-        (folder / "chat_template.jinja").is_file() or b'"chat_template"' in _content(folder / "tokenizer_config.json"),
+        (folder / "chat_template.jinja").is_file() or bool(_settings(folder / TOKENIZER).get("chat_template")),
         config.get("model_type") in OWN_MODELS,
     )
 
@@ -140,8 +144,11 @@ def _task(architectures: Sequence[object]) -> tuple[str, str] | None:
     return next(known, None)
 
 
-def _content(file: Path) -> bytes:
-    return file.read_bytes() if file.is_file() else b""
+def _settings(file: Path) -> Mapping[str, Any]:
+    try:
+        return read_json(file)
+    except BadInputError:  # there is none, or none that matters here
+        return {}
 
 
 def _pipeline(config: Mapping[str, Any], cards: Sequence[ParentCard]) -> str | None:

@@ -1,17 +1,19 @@
 """Publishing a folder or an alignment: one commit, or nothing."""
 
 import shlex
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from huggingface_hub import CommitOperationAdd, HfApi, ModelInfo, get_token
 from huggingface_hub.errors import RepositoryNotFoundError
+from huggingface_hub.utils.sha import git_hash
 
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints.hub_errors import hub_access
 from hf_moe_lmc.checkpoints.hub_limits import TIMEOUT
-from hf_moe_lmc.errors import BadInputError, HubError, OutputError
+from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError, OutputError
 
 from .push_plan import LOADED, PushPlan, check_repo_id, known_files, matches, plan_push
 
@@ -28,8 +30,8 @@ def push_folder(
 ) -> str:
     """Send a folder that `merge`, `apply` or `align` wrote to a repository on the Hub, in one commit.
 
-    The repository is made if it does not exist; no file of it is deleted. Whatever fails, nothing is committed, and
-    the folder stays as it is.
+    The repository is made if it does not exist; no file of it is deleted. Whatever fails, either all is committed or
+    nothing, and the folder stays as it is. Where the answer of the Hub is lost, it is asked for what it holds.
 
     Args:
         folder: is not changed; see `plan_push` for the files that are sent.
@@ -51,8 +53,8 @@ def push_folder(
     flags = {"--private": private, "--create-pr": create_pr}
     command = ["hf-moe-lmc", "push", str(folder), repo_id, *(flag for flag, given in flags.items() if given)]
     command += ["--license", license] if license else []
-    remedy = f"nothing was committed and {folder} is as it was; then again: {shlex.join(command)}"
-    return _send(plan_push(folder, repo_id, license, token), private, create_pr, token, remedy)
+    again = f"then again: {shlex.join(command)}"
+    return _send(plan_push(folder, repo_id, license, token), private, create_pr, token, again)
 
 
 def push_alignment(
@@ -64,10 +66,10 @@ def push_alignment(
     token: str | None = None,
 ) -> str:
     """As `push_folder`, for an alignment that need not be saved before."""
-    remedy = f"nothing was committed; save it in a FOLDER, and then: hf-moe-lmc push FOLDER {repo_id}"
+    again = f"save it in a FOLDER, and then: hf-moe-lmc push FOLDER {repo_id}"
     with TemporaryDirectory() as folder:
         alignment.save_pretrained(folder)
-        return _send(plan_push(folder, repo_id, license, token), private, create_pr, token, remedy)
+        return _send(plan_push(folder, repo_id, license, token), private, create_pr, token, again)
 
 
 def check_token(repo_id: str, token: str | None = None) -> str:
@@ -82,10 +84,12 @@ def check_token(repo_id: str, token: str | None = None) -> str:
         return _full_name(HfApi(token=token), repo_id)
 
 
-def _send(plan: PushPlan, private: bool, create_pr: bool, token: str | None, remedy: str) -> str:
+def _send(plan: PushPlan, private: bool, create_pr: bool, token: str | None, again: str) -> str:
     """Check the token, the repository and the files; send them; return the address."""
     api, secret = HfApi(token=token), token or get_token()
-    with hub_access(plan.repo_id, writing=True, token=token, remedy=remedy):
+    access = partial(hub_access, writing=True, token=token)
+    remedy = f"nothing was committed; {again}"
+    with access(plan.repo_id, remedy=remedy):
         plan = plan.to(_full_name(api, plan.repo_id))
         existing = _existing(api, plan.repo_id)
     if existing:
@@ -94,18 +98,73 @@ def _send(plan: PushPlan, private: bool, create_pr: bool, token: str | None, rem
         if secret and file.holds(secret):
             raise BadInputError(f"{file.name} holds your token; take it out before anybody sees it")
     plan.check_digests()
-    with hub_access(plan.repo_id, writing=True, token=token, remedy=remedy):
+    with access(plan.repo_id, remedy=remedy):
         if not existing:
             api.create_repo(plan.repo_id, private=private)
-        commit = api.create_commit(
-            plan.repo_id,
-            [CommitOperationAdd(file.name, _content(file.content)) for file in plan.files],
-            commit_message=f"{'Alignment' if plan.output.command == 'align' else 'Model'} made with hf_moe_lmc",
-            create_pr=create_pr,
-            # Nobody may have put anything there since it was looked at.
-            parent_commit=existing.sha if existing else None,
+        commit = _Commit(api, plan, (existing or api.model_info(plan.repo_id)).sha, create_pr)
+    page = f"{api.endpoint}/{plan.repo_id}"
+    try:
+        with access(plan.repo_id, remedy=f"nothing has been committed to {page}; {again}"):
+            return commit.send()
+    except MoeLmcError as error:
+        # Perhaps only the answer was lost.
+        with access(plan.repo_id, remedy=f"whether it was committed is not known: look at {page}; if not, {again}"):
+            if address := commit.find():
+                return address
+        raise error from None
+
+
+class _Commit:
+    """The one commit of a push, on top of the commit `parent`."""
+
+    def __init__(self, api: HfApi, plan: PushPlan, parent: str | None, create_pr: bool):
+        self.api, self.repo_id, self.parent, self.create_pr = api, plan.repo_id, parent, create_pr
+        self.title = f"{'Alignment' if plan.output.command == 'align' else 'Model'} made with hf_moe_lmc"
+        self.operations = [CommitOperationAdd(file.name, _content(file.content)) for file in plan.files]
+        self.proposals = self._proposals() if create_pr else set()
+
+    def send(self) -> str:
+        """Send it, and return its address."""
+        # Nobody may have put anything there since it was looked at.
+        commit = self.api.create_commit(
+            self.repo_id,
+            self.operations,
+            commit_message=self.title,
+            create_pr=self.create_pr,
+            parent_commit=self.parent,
         )
-    return commit.pr_url or commit.commit_url
+        return commit.pr_url or commit.commit_url
+
+    def find(self) -> str | None:
+        """Its address, if the repository holds it."""
+        page = f"{self.api.endpoint}/{self.repo_id}"
+        for revision in sorted(self._proposals() - self.proposals) if self.create_pr else ["main"]:
+            info = self.api.model_info(self.repo_id, revision=revision, files_metadata=True)
+            if info.sha != self.parent and self._is_in(info):
+                number = revision.rpartition("/")[2]
+                return f"{page}/discussions/{number}" if self.create_pr else f"{page}/commit/{info.sha}"
+        return None
+
+    def _proposals(self) -> set[str]:
+        """The revisions of all pull requests."""
+        refs = self.api.list_repo_refs(self.repo_id, include_pull_requests=True)
+        return {ref.ref for ref in refs.pull_requests or []}
+
+    def _is_in(self, info: ModelInfo) -> bool:
+        """Whether a revision holds all its files."""
+        there = {sibling.rfilename: sibling for sibling in info.siblings or []}
+        for operation in self.operations:
+            sibling = there.get(operation.path_in_repo)
+            if sibling is None:
+                return False
+            if sibling.lfs:
+                same = sibling.lfs.sha256 == operation.upload_info.sha256.hex()
+            else:
+                with operation.as_file() as file:
+                    same = sibling.blob_id == git_hash(file.read())
+            if not same:
+                return False
+        return True
 
 
 def _content(content: Path | bytes) -> str | bytes:

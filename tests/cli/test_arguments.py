@@ -120,7 +120,6 @@ def gated(hub, tmp_path, monkeypatch):
         ["align", "org/a", "org/b"],
         ["apply", "org/alignment", "org/b"],
         ["merge", "org/a", "org/b", "--alignment", "org/alignment"],
-        ["evaluate", "org/a", "org/b", "--alignment", "org/alignment"],
     ],
 )
 def test_the_hub_is_reached_as_the_flags_say(command, gated, tmp_path, capsys):

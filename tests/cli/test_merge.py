@@ -58,14 +58,14 @@ def test_shares_are_optional_and_matter(models, merged, tmp_path):
 def test_the_card(models, merged):
     card = ModelCard.load(merged / "README.md")
     assert "# a, b and c, aligned and merged\n" in card.text
-    assert "weighted 0.5, 0.25, 0.25 in the order below" in card.text
+    assert "every weight is their mean, with the shares in the table" in card.text
     assert [line.split(" | ")[:2] for line in card.text.splitlines() if "| local folder |" in line] == [
         ["| reference", "a"],
         ["| other 1", "b"],
         ["| other 2", "c"],
     ]
-    assert card.text.index("## Alignment of b") < card.text.index("## Alignment of c")
-    assert "hf-moe-lmc merge a b c --shares 0.5 0.25 0.25 --expert-order auto -o merged\n" in card.text
+    assert card.text.index("**b**") < card.text.index("**c**")
+    assert "hf-moe-lmc merge a b c --expert-order auto --shares 0.5 0.25 0.25 -o merged\n" in card.text
     assert (card.data.license, card.data.base_model) == ("apache-2.0", ["org/base"])
     assert card.data.to_dict()["base_model_relation"] == "merge"
     assert models[0] not in card.content

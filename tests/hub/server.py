@@ -3,6 +3,7 @@
 import base64
 import hashlib
 import json
+import re
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -144,24 +145,34 @@ class Handler(BaseHTTPRequestHandler):
             )
         if action[:1] == ["commit"]:
             return self._commit(name, repository, body)
+        if action[:1] == ["refs"]:
+            return self._refs(repository)
         return self._list(name, repository, *action)
 
     def _is_member(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    def _refs(self, repository: Repository) -> None:
+        proposals = [f"refs/pr/{number}" for number in range(1, len(repository.proposals) + 1)]
+        listed = [{"name": ref, "ref": ref, "targetCommit": "0"} for ref in proposals]
+        self._json({"branches": [], "converts": [], "tags": [], "pullRequests": listed})
+
     def _list(
         self, name: str, repository: Repository, kind: str = "revision", revision: str = "main", *folder: str
     ) -> None:
-        number = repository.number(revision)
-        if not number:
+        number, sha = repository.number(revision), revision
+        if proposal := re.fullmatch("refs%2Fpr%2F([0-9]+)", revision):
+            files = repository.files | repository.proposals[int(proposal.group(1)) - 1]
+        elif number:
+            files, sha = repository.files_at(number), repository.shas[number - 1]
+        else:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        files = repository.files_at(number)
         if kind == "tree":
             return self._tree(files, "".join(f"{part}/" for part in folder))
         return self._json(
             {
                 "id": name,
-                "sha": repository.shas[number - 1],
+                "sha": sha,
                 "private": repository.private,
                 "siblings": [described(file, content) for file, content in files.items()],
             }

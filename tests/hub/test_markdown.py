@@ -1,6 +1,6 @@
 import pytest
 
-from hf_moe_lmc.hub.markdown import Markdown, escape, shell_command
+from hf_moe_lmc.hub.markdown import Markdown, escape, replace_sections, shell_command
 
 
 @pytest.mark.parametrize(
@@ -20,3 +20,24 @@ def test_a_value_is_text_and_nothing_else(text, escaped):
 
 def test_commands_are_quoted_and_of_one_line():
     assert shell_command(["merge", "a b\n```", "$(rm)"]) == "merge 'a b ```' '$(rm)'"
+
+
+OLD = "# T\n\nTop.\n\n## B\n\nold\n\n## Mine\n\n```\n## A\n```\n\n## D\n\nend\n"
+NEW = "# N\n\n## A\n\na\n\n## B\n\nb\n\n## C\n\nc\n\n## D\n\nd\n"
+
+
+@pytest.mark.parametrize(
+    ("headings", "expected"),
+    [
+        ("B", OLD.replace("old", "b")),
+        ("A", OLD.replace("## B", "## A\n\na\n\n## B")),
+        ("C", OLD.replace("## D", "## C\n\nc\n\n## D")),
+        ("X", OLD),
+    ],
+)
+def test_sections_are_replaced_or_come_where_they_belong(headings, expected):
+    assert replace_sections(OLD, NEW, [headings]) == expected
+
+
+def test_a_section_without_any_after_it_comes_last():
+    assert replace_sections("# T\n", NEW, ["D"]) == "# T\n\n## D\n\nd\n"

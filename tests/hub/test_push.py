@@ -87,6 +87,29 @@ def test_a_pull_request(folder, hub):
     assert {"config.json", "README.md", "hf_moe_lmc_manifest.json"} <= repository.proposals[0].keys()
 
 
+def test_examples_load_from_where_it_goes(folder, hub):
+    """Of a name without owner, too."""
+    write_card(folder / "merged")
+    push_folder(folder / "merged", "ab")
+    text = hub.repositories["me/ab"].files["README.md"].decode()
+    assert 'AutoModelForCausalLM.from_pretrained("me/ab",' in text
+    assert '"merged"' not in text
+    push_folder(folder / "alignment", "org/a-to-b")
+    text = hub.repositories["org/a-to-b"].files["README.md"].decode()
+    assert "hf-moe-lmc apply org/a-to-b b -o aligned\n" in text
+    assert 'Alignment.from_pretrained("org/a-to-b")' in text
+
+
+@pytest.mark.parametrize("where", ["flag", "card"])
+def test_an_invented_license(where, folder, hub, capsys):
+    command = ["push", str(folder / "merged"), "org/ab", "--dry-run"]
+    if where == "card":
+        (folder / "merged" / "README.md").write_text("---\nlicense: bananas\n---\n")
+    assert cli.main(command + ["--license", "bananas"] * (where == "flag")) == 3
+    assert "error: 'bananas' is no license of the Hub; " in capsys.readouterr().err
+    assert hub.requests == []
+
+
 def test_pushed_again(folder, hub):
     push_folder(folder / "merged", "org/ab")
     write_card(folder / "merged", Alignment.from_pretrained(folder / "alignment"))
@@ -201,6 +224,54 @@ def test_answers_that_break_off(part, folder, hub, capsys):
     assert all(len(repository.commits) == 1 for repository in hub.repositories.values())
 
 
+@pytest.mark.parametrize("create_pr", [False, True])
+@pytest.mark.parametrize("new", [True, False])
+def test_a_commit_whose_answer_is_lost(new, create_pr, folder, hub):
+    """It is there, and its address is given."""
+    if not new:
+        push_folder(folder / "merged", "org/ab")
+        write_card(folder / "merged", license="mit")
+    hub.failures.append(Failure("/commit/", body=None, cut=5))
+    address = push_folder(folder / "merged", "org/ab", create_pr=create_pr)
+    repository = hub.repositories["org/ab"]
+    there = "discussions/1" if create_pr else f"commit/{repository.sha}"
+    assert address == f"{hub.url}/org/ab/{there}"
+    assert len(repository.commits) == (1 if new else 2) + (not create_pr)
+    sent = repository.proposals[0] if create_pr else repository.commits[-1]
+    assert (b"license: mit" in sent["README.md"]) == (not new)
+
+
+def test_a_push_of_what_is_there_already_is_not_taken_for_a_commit(folder, hub):
+    push_folder(folder / "merged", "org/ab")
+    hub.failures.append(Failure("/commit/", 403))
+    with pytest.raises(HubError, match=f"may not write to org/ab.*; nothing has been committed to {hub.url}/org/ab; "):
+        push_folder(folder / "merged", "org/ab")
+
+
+def test_a_hub_that_falls_silent_after_a_commit(folder, hub):
+    """Nobody knows then, and nothing else is said."""
+    hub.failures.append(Failure("/commit/", body=None, cut=5))
+    hub.failures.append(Failure("revision/main", 500))
+    with pytest.raises(
+        HubError, match=f"whether it was committed is not known: look at {hub.url}/org/ab; if not, then"
+    ):
+        push_folder(folder / "merged", "org/ab")
+    assert len(hub.repositories["org/ab"].commits) == 2
+
+
+def test_nothing_that_steers_a_terminal_is_printed(folder, hub, capsys):
+    """Neither of names nor of what the Hub says."""
+    (folder / "merged" / "tokenizer\x1b[2J.json").write_text("{}")
+    assert cli.main(["push", str(folder / "merged"), "org/ab", "--dry-run"]) == 0
+    assert r"tokenizer\x1b[2J.json" in capsys.readouterr().out
+    hub.failures.append(Failure("whoami", 403, json.dumps({"error": "\x1b[2J" + 10**6 * "x"})))
+    assert cli.main(["push", str(folder / "merged"), "org/ab"]) == 6
+    shown = capsys.readouterr().err
+    assert r"\x1b[2J" in shown
+    assert "\x1b[2J" not in shown
+    assert max(map(len, shown.splitlines())) < 5000
+
+
 def test_too_many_requests_once(folder, hub):
     hub.failures.append(Failure("preupload", 429, times=1))
     push_folder(folder / "merged", "org/ab")
@@ -293,6 +364,8 @@ def spoil(folder: Path) -> None:
     [
         (lambda merged: (merged / "notes.txt").write_text(""), "notes.txt was not written by this package"),
         (lambda merged: (merged / ".env").write_text(""), ".env was not written by this package"),
+        (lambda merged: os.mkfifo(merged / "README.md"), "README.md is no plain file"),
+        (lambda merged: (merged / "README.md").symlink_to("/dev/zero"), "README.md is a link"),
         (lambda merged: (merged / "vocab.txt").symlink_to("/etc/hosts"), "vocab.txt is a link"),
         (lambda merged: (merged / "model-9.safetensors").write_bytes(b""), "model-9.safetensors belongs to no tensor"),
         (lambda merged: (merged / "model-00001-of-00005.safetensors").unlink(), "is missing"),
