@@ -87,11 +87,11 @@ OTHER_FORMATS = {
 }
 
 
-def advice(folder: Path) -> str:
-    """A guess at what `folder`, which is no checkpoint, is instead; and what to do."""
-    if steps := sorted(folder.glob("checkpoint-*/config.json"), key=lambda file: file.stat().st_mtime_ns):
+def advice(path: Path) -> str:
+    """A guess at what a folder or a file, which is no checkpoint, is instead; and what to do."""
+    if steps := sorted(path.glob("checkpoint-*/config.json"), key=lambda file: file.stat().st_mtime_ns):
         return f"it is the output of a Trainer: give one of the checkpoints in it, such as {steps[-1].parent}"
     for patterns, meaning in OTHER_FORMATS.items():
-        if any(any(folder.glob(pattern)) for pattern in patterns):
+        if any(path.match(pattern) or any(path.glob(pattern)) for pattern in patterns):
             return meaning
     return "give the folder of a model saved by save_pretrained"

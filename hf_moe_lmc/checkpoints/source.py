@@ -1,5 +1,6 @@
 """A local folder or a Hub repository -> a folder of files."""
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,11 +8,11 @@ from pathlib import Path
 from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, HubError
 
 from .companions import COMPANIONS
 from .download import HubOptions, Snapshot
-from .shards import ADAPTER_NAME, INDEX_NAME, SINGLE_NAME, shard_names
+from .shards import ADAPTER_NAME, INDEX_NAME, SINGLE_NAME, advice, shard_names
 
 ABOUT = ("README.md", ADAPTER_NAME, INDEX_NAME)  # read, and not copied
 
@@ -49,13 +50,25 @@ def find_source(name: str | Path, options: HubOptions | None = None, files: Sequ
     """
     options = HubOptions() if options is None else options
     subfolder = options.get("subfolder", "")
-    if str(name) and Path(name).is_dir():
+    if os.path.isdir(name):
         return Source(str(name), _within(Path(name), subfolder))
-    repository, _, revision = str(name).partition("@")
+    if os.path.lexists(name):
+        raise BadInputError(f"{name} is not a folder; {advice(Path(name))}")
+    try:
+        return _on_the_hub(str(name), options, files)
+    except HubError as error:
+        if os.path.isdir(os.path.dirname(name) or "."):  # a mistyped path, perhaps
+            raise type(error)(f"no folder {str(name)!r} here, and {error}") from None
+        raise
+
+
+def _on_the_hub(name: str, options: HubOptions, files: Sequence[str] | None) -> Source:
+    subfolder = options.get("subfolder", "")
+    repository, _, revision = name.partition("@")
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise BadInputError(f"{str(name)!r} is neither a folder nor the name of a repository on the Hub") from None
+        raise BadInputError(f"{name!r} is neither a folder nor the name of a repository on the Hub") from None
     prefix = f"{subfolder}/" if subfolder else ""
     snapshot = Snapshot(repository, revision or options.get("revision") or "main", options)
     snapshot = snapshot.fetch([prefix + pattern for pattern in files or (*COMPANIONS, *ABOUT)])
@@ -63,7 +76,7 @@ def find_source(name: str | Path, options: HubOptions | None = None, files: Sequ
     if files is None:
         snapshot.fetch([prefix + shard for shard in (*shard_names(folder), SINGLE_NAME)])
     listed = [path.removeprefix(prefix) for path in snapshot.digests if path.startswith(prefix)]
-    return Source(str(name), folder, snapshot.commit, tuple(path for path in listed if "/" not in path), options)
+    return Source(name, folder, snapshot.commit, tuple(path for path in listed if "/" not in path), options)
 
 
 def _within(folder: Path, subfolder: str) -> Path:

@@ -199,6 +199,42 @@ def test_a_name_that_is_also_a_folder(hub, client, tmp_path, cache):
     assert not hub.asked
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.gguf", "is not a folder; it is GGUF"),
+        ("model.safetensors", "is not a folder; give the folder of a model"),
+        ("pytorch_model.bin", "is not a folder; pickles are never read"),
+        ("pipe", "is not a folder"),
+    ],
+)
+def test_no_folder(hub, client, tmp_path, name, words):
+    os.mkfifo(tmp_path / name) if name == "pipe" else (tmp_path / name).write_text("")
+    found = client.open(tmp_path / name)
+    assert found["code"] == 3
+    assert words in found["message"]
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("name", ["SS", "tests/SS"])
+@pytest.mark.parametrize("reason", ["unreachable", "offline", "absent"])
+def test_a_mistyped_folder(hub, cache, name, reason):
+    """In a folder that is there; a repository of another's is not taken for one."""
+    hub.fault, hub.where = "no repository", "api"
+    url = "http://127.0.0.1:9" if reason == "unreachable" else hub.url
+    with closing(Client(url, HF_HUB_OFFLINE=str(int(reason == "offline")))) as mistaken:
+        found = mistaken.open(name, cache_dir=cache)
+        other = mistaken.open("someone/SS", cache_dir=cache)
+    assert found["code"] == other["code"] == 6
+    assert found["message"].startswith(f"no folder '{name}' here, and ")
+    assert found["message"].partition(" here, and ")[2].replace(name, "") == other["message"].replace("someone/SS", "")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "a\0b"])
+def test_names_that_no_system_takes(client, name):
+    assert client.open(name)["code"] == 3
+
+
 def test_subfolder(hub, client, cache, saved_files):
     found = client.open(cache_dir=cache, subfolder="absent")
     assert found["code"] in (3, 6)
