@@ -34,7 +34,7 @@ SERVER.set_forkserver_preload(["hf_moe_lmc.aligner", "transformers.models.mixtra
 def merge(folder: Path) -> None:
     """Merge into `folder`/out."""
     alignment = Alignment.from_pretrained(folder / "alignment")
-    aligner.merge(folder / "a", folder / "b", alignment=alignment, output=folder / "out")
+    aligner.merge(folder / "a", folder / "b", alignment, output=folder / "out")
 
 
 def run(folder: Path, stop_after: int | None = None, part: float = 0.0) -> int:

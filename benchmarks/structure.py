@@ -2,9 +2,9 @@
 
 python -m benchmarks.structure [--root FOLDER]
 
-A circle is a strongly connected component of the import graph with two files or more, lazy imports included. A module
-is hidden where its folder's face exports a function or class of the module's own name. An import goes past a face where a
-file of another folder names a module inside `hf_moe_lmc/FOLDER/` instead of `hf_moe_lmc.FOLDER`.
+A circle is a strongly connected component of the import graph with two files or more, lazy imports included. A
+module is hidden where its folder's face exports a function or class of the module's own name. An import goes past a
+face where a file of another folder names a module inside `hf_moe_lmc/FOLDER/` instead of `hf_moe_lmc.FOLDER`.
 """
 
 import argparse

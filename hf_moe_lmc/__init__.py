@@ -7,12 +7,14 @@ if TYPE_CHECKING:
     from .adapters import moe_layers, register_adapter
     from .aligner import MoeAligner, align, apply, from_aligned_pretrained, merge, push_to_hub
     from .alignment import Alignment, AlignmentConfig, MutualAlignment, Pretrained, scramble
+    from .comparison import Comparison, compare
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
 
 __all__ = [
     "Alignment",
     "AlignmentConfig",
+    "Comparison",
     "MoeAligner",
     "MoeGPT2Config",
     "MoeGPT2LMHeadModel",
@@ -23,6 +25,7 @@ __all__ = [
     "Verification",
     "align",
     "apply",
+    "compare",
     "from_aligned_pretrained",
     "merge",
     "moe_layers",
@@ -37,6 +40,7 @@ _HOMES = {
     "adapters": ("moe_layers", "register_adapter"),
     "aligner": ("MoeAligner", "align", "apply", "from_aligned_pretrained", "merge", "push_to_hub"),
     "alignment": ("Alignment", "AlignmentConfig", "MutualAlignment", "Pretrained", "scramble"),
+    "comparison": ("Comparison", "compare"),
     "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
     "verification": ("Verification", "verify"),
 }

@@ -21,6 +21,7 @@ from .alignment import (
     MergeRepairs,
     Model,
     MutualAlignment,
+    OpenedModel,
     Plan,
     Resources,
     Shares,
@@ -216,7 +217,7 @@ class MoeAligner:
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
-        merge.write(Path(output), points, repairs, write, _card(merge.alignments))
+        merge.write(Path(output), points, repairs, write, _card(merge.alignments, self.models.models))
         return Path(output)
 
     def plan_merge(
@@ -281,10 +282,13 @@ class MoeAligner:
         self._check_computable()
         if len(pair.others) != 1:
             raise BadInputError(f"a path has two models, not {len(pair.models)}")
-        known = alignment if isinstance(alignment, Alignment) else cast(Alignment, self.align(alignment))
-        Merge(pair, [known])  # checks the layers
+        if isinstance(alignment, Alignment):
+            Merge(pair, [alignment])  # checks the layers
+        else:
+            asked = "aligned" in variants
+            alignment = cast(Alignment, self.align(alignment)) if asked else Alignment({})
         model = load_model(pair.reference, load)
-        return evaluate_path(pair, model, known, data, places, data_for_repairs, settings, accelerator)
+        return evaluate_path(pair, model, alignment, data, places, data_for_repairs, settings, accelerator)
 
     def push_to_hub(
         self,
@@ -375,30 +379,32 @@ class MoeAligner:
 
 def align(
     reference: Model,
-    *others: Model,
+    other: Model | Sequence[Model],
     config: AlignmentConfig | ExpertOrder | None = None,
+    *,
     output: str | Path | None = None,
     overwrite: bool = False,
     device: str | torch.device | None = None,
     memory: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> Alignment | MutualAlignment:
-    """`MoeAligner.from_pretrained(reference, *others, **hub).align(config, ...)`."""
-    aligner = MoeAligner.from_pretrained(reference, *others, **hub)
+    """Align one model, or several, to `reference`: `MoeAligner.from_pretrained(...).align(config, ...)`."""
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
     return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
 
 
 def merge(
     reference: Model,
-    *others: Model,
+    other: Model | Sequence[Model],
     alignment: GivenAlignment = None,
     t: float | Sequence[float] | None = None,
+    *,
     output: str | Path | None = None,
     **options: Unpack[Keywords],
 ) -> Merged:
-    """`MoeAligner.from_pretrained(reference, *others, **hub).merge(alignment, t, output=output, **options)`."""
+    """Merge `reference` and one model, or several: `MoeAligner.from_pretrained(...).merge(alignment, t, ...)`."""
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
-    aligner = MoeAligner.from_pretrained(reference, *others, **cast(HubOptions, hub))
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
     return aligner.merge(alignment, t, output=output, **cast(MergeOptions, options))
 
 
@@ -438,7 +444,7 @@ def apply(
         Path(output),
         WriteOptions(layout, dtype, overwrite),
         not allow_other_weights,
-        _card([alignment]),
+        _card([alignment], [opened]),
     )
     return Path(output)
 
@@ -477,7 +483,7 @@ def from_aligned_pretrained(
     Raises:
         As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
     """
-    return cast(PreTrainedModel, merge(align_to, name, alignment=config, t=t, **options))
+    return cast(PreTrainedModel, merge(align_to, name, config, t, **options))
 
 
 def push_to_hub(
@@ -507,9 +513,14 @@ def push_to_hub(
     return push_folder(result, repo_id, private, create_pr, license, token)
 
 
-def _card(alignments: Alignments) -> Finish:
-    """Write the card of a checkpoint that is made with these alignments."""
-    return lambda folder, name: write_card(folder, alignments, name=name)
+def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:
+    return other if isinstance(other, Sequence) and not isinstance(other, str) else [cast(Model, other)]
+
+
+def _card(alignments: Alignments, models: Sequence[OpenedModel]) -> Finish:
+    """Write the card of a checkpoint; the cards of its parents are read with the keywords that the models were."""
+    access = {model.name: model.source.options for model in models if model.source}
+    return lambda folder, name: write_card(folder, alignments, name=name, access=access)
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:

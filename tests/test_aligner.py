@@ -1,5 +1,4 @@
 import json
-from typing import get_args
 
 import pytest
 import torch
@@ -18,9 +17,7 @@ from transformers import (
 import hf_moe_lmc
 from hf_moe_lmc import MoeAligner, align, apply, from_aligned_pretrained, merge, scramble
 from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.connectivity import VARIANTS
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, OutputError
-from hf_moe_lmc.names import Variant
 from tests import families
 from tests.alignment.planted import naive_aligned, naive_merge, same
 from tests.models import VOCABULARY, build, logits
@@ -157,18 +154,14 @@ def test_all_public_names_exist():
         assert getattr(hf_moe_lmc, name).__doc__
 
 
-def test_the_variants_are_those_that_are_offered():
-    assert tuple(VARIANTS) == get_args(Variant)
-
-
 # Every route takes the same options, and computes the same.
 
 POINTS = {
     "t": (2, {"t": 0.3}, [(0.7, 0.3)]),
     "several t": (2, {"t": [0.25, 0.5, 1.0]}, [(0.75, 0.25), (0.5, 0.5), (0.0, 1.0)]),
-    "shares": (2, {"shares": [3, 1]}, [(0.75, 0.25)]),
+    "shares": (2, {"shares": [3.0, 1.0]}, [(0.75, 0.25)]),
     "three": (3, {}, [(1 / 3,) * 3]),
-    "three, shares": (3, {"shares": [1, 2, 5]}, [(0.125, 0.25, 0.625)]),
+    "three, shares": (3, {"shares": [1.0, 2.0, 5.0]}, [(0.125, 0.25, 0.625)]),
 }
 ROUTES = ["live", "folders", "mixed"]
 
@@ -184,7 +177,7 @@ def three(tmp_path_factory):
                 parameter.add_(0.2 * torch.randn(parameter.shape, generator=generator))
         scramble(model, seed)[0].save_pretrained(folder / str(seed), max_shard_size="40KB")
     folders = [folder / str(seed) for seed in range(3)]
-    return models, folders, {2: [align(*models[:2])], 3: [*align(*models)]}
+    return models, folders, {2: [align(*models[:2])], 3: [*align(models[0], models[1:])]}
 
 
 def along(route: str, models, folders, number: int):
@@ -206,10 +199,10 @@ def test_every_route_computes_the_same(three, points, repairs, tmp_path):
     first = None
     for route in ROUTES:
         places = along(route, models, folders, number)
-        live = merge(*places, alignment=known[number], repairs=repairs, **options)
+        live = merge(places[0], places[1:], alignment=known[number], repairs=repairs, **options)
         live = [model.state_dict() for model in (live if isinstance(live, list) else [live])]
         first = first or live
-        out = merge(*places, alignment=known[number], repairs=repairs, output=tmp_path / route, **options)
+        out = merge(places[0], places[1:], alignment=known[number], repairs=repairs, output=tmp_path / route, **options)
         written = sorted(out.glob("t-*"), key=lambda folder: float(folder.name[2:])) or [out]
         loaded = [type(models[0]).from_pretrained(folder).state_dict() for folder in written]
         assert len(live) == len(loaded) == len(shares)
@@ -229,16 +222,16 @@ def test_every_route_aligns_on_the_way(three, config, tmp_path):
     expected = merge(*models[:2], alignment=known, t=0.3).state_dict()
     for route in ROUTES:
         places = along(route, models, folders, 2)
-        out = merge(*places, alignment=config, t=0.3, output=tmp_path / route)
+        out = merge(places[0], places[1:], alignment=config, t=0.3, output=tmp_path / route)
         assert same(type(models[0]).from_pretrained(out).state_dict(), expected)
-        assert same(merge(*places, alignment=config, t=0.3).state_dict(), expected)
+        assert same(merge(places[0], places[1:], alignment=config, t=0.3).state_dict(), expected)
 
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_takes_a_dtype_and_a_layout(three, route, tmp_path):
     models, folders, known = three
     places, options = along(route, models, folders, 2), {"alignment": known[2], "t": 0.3}
-    wide = merge(*places, output=tmp_path / "out", dtype=torch.float64, layout="fused", **options)
+    wide = merge(places[0], places[1:], output=tmp_path / "out", dtype=torch.float64, layout="fused", **options)
     config = json.loads((wide / "config.json").read_text())
     assert config["dtype"] == "float64"
     expected = naive_merge(
@@ -248,16 +241,22 @@ def test_every_route_takes_a_dtype_and_a_layout(three, route, tmp_path):
         (),
         [alignment.symmetries for alignment in known[2]],
     )
-    for name, tensor in type(models[0]).from_pretrained(wide).state_dict().items():
-        assert tensor.dtype == expected[name].dtype
-        torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
+    in_memory = [merge(places[0], places[1:], dtype=dtype, **options) for dtype in (torch.float64, "float64")]
+    for found in (type(models[0]).from_pretrained(wide), *in_memory):
+        assert found.dtype == found.config.dtype == torch.float64
+        for name, tensor in found.state_dict().items():
+            assert tensor.dtype == expected[name].dtype
+            torch.testing.assert_close(tensor, expected[name], rtol=1e-12, atol=1e-12)
+    assert merge(places[0], places[1:], dtype="auto", **options).dtype == models[0].dtype == torch.float32
     with pytest.raises(OutputError, match="holds an earlier output"):
-        merge(*places, output=wide, **options)
-    merge(*places, output=wide, overwrite=True, **options)
+        merge(places[0], places[1:], output=wide, **options)
+    merge(places[0], places[1:], output=wide, overwrite=True, **options)
     assert type(models[0]).from_pretrained(wide).dtype == torch.float32
 
 
-@pytest.mark.parametrize("options", [{"t": 0.3, "shares": [1, 1]}, {"t": [0.5, 0.5 + 1e-14]}, {"t": []}, {"t": 2.0}])
+@pytest.mark.parametrize(
+    "options", [{"t": 0.3, "shares": [1.0, 1.0]}, {"t": [0.5, 0.5 + 1e-14]}, {"t": []}, {"t": 2.0}]
+)
 def test_points_that_are_none(three, options):
     models, _, known = three
     with pytest.raises(BadInputError):
@@ -267,7 +266,7 @@ def test_points_that_are_none(three, options):
 def test_several_models_take_no_t(three):
     models, _, known = three
     with pytest.raises(BadInputError, match="several models, and shares, take no t"):
-        merge(*models, alignment=known[3], t=0.5)
+        merge(models[0], models[1:], alignment=known[3], t=0.5)
 
 
 def test_repairs_that_need_data_say_so(three, tmp_path):
@@ -287,11 +286,12 @@ def test_every_route_takes_repairs_with_data(three, repairs, tmp_path):
     data = [{"input_ids": batch, "labels": batch} for batch in tokens.split(2)]
     for number in (2, 3):
         options = {"alignment": known[number], "repairs": repairs, "calibration": data}
-        expected = merge(*models[:number], **options).state_dict()
-        plain = merge(*models[:number], alignment=known[number]).state_dict()
+        expected = merge(models[0], models[1:number], **options).state_dict()
+        plain = merge(models[0], models[1:number], alignment=known[number]).state_dict()
         assert repairs == "auto" or not same(expected, plain)
         for route in ROUTES:
-            out = merge(*along(route, models, folders, number), output=tmp_path / f"{route} {number}", **options)
+            first, *others = along(route, models, folders, number)
+            out = merge(first, others, output=tmp_path / f"{route} {number}", **options)
             loaded = type(models[0]).from_pretrained(out).state_dict()
             for name, tensor in loaded.items():
                 torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
@@ -314,9 +314,9 @@ def instruct(tmp_path):
 def test_at_1_the_result_is_the_other_rewritten(instruct, route, tmp_path):
     """Its weights, bit for bit, its configuration, settings of generation, dtype and tokenizer; at 0 the reference."""
     models, folders = instruct
-    alignment = align(*models)
+    alignment = align(models[0], models[1:])
     places = along(route, [*models, None], [*folders, None], 2)
-    out = merge(*places, alignment=alignment, t=[0, 1], output=tmp_path / "out")
+    out = merge(places[0], places[1:], alignment=alignment, t=[0.0, 1.0], output=tmp_path / "out")
     for t, (model, folder) in enumerate(zip(models, folders, strict=True)):
         wanted = model.state_dict()
         if t:
@@ -324,7 +324,7 @@ def test_at_1_the_result_is_the_other_rewritten(instruct, route, tmp_path):
             rewritten = apply(alignment, places[1], tmp_path / "applied")
             assert {file.name for file in rewritten.iterdir()} == {file.name for file in (out / "t-1").iterdir()}
         loaded = type(model).from_pretrained(out / f"t-{t}", dtype="auto")
-        in_memory = merge(*places, alignment=alignment, t=t)
+        in_memory = merge(places[0], places[1:], alignment=alignment, t=float(t))
         for found in (loaded, in_memory):
             assert found.dtype == model.dtype
             assert same(found.state_dict(), wanted)
@@ -349,7 +349,7 @@ def test_between_the_ends_settings_are_those_of_the_reference(instruct, tmp_path
     models, folders = instruct
     out = merge(*folders, t=0.5, output=tmp_path / "out")
     assert (out / "chat_template.jinja").read_bytes() == (folders[0] / "chat_template.jinja").read_bytes()
-    for found in (type(models[0]).from_pretrained(out, dtype="auto"), merge(*models, t=0.5)):
+    for found in (type(models[0]).from_pretrained(out, dtype="auto"), merge(models[0], models[1:], t=0.5)):
         assert found.dtype == torch.float32
         assert found.config.bos_token_id == models[0].config.bos_token_id
 
@@ -373,6 +373,7 @@ def test_apply_of_a_live_model_leaves_it_alone(three, tmp_path):
     found = apply(alignment, models[1])
     assert same(models[1].state_dict(), before)
     assert same(found.state_dict(), naive_aligned(before, alignable_layers(models[1]), alignment.symmetries))
+    assert apply(alignment, models[1], dtype=torch.float64).dtype == torch.float64
     for place in (models[1], folders[1]):
         out = apply(alignment, place, tmp_path / "out", overwrite=True)
         assert same(type(found).from_pretrained(out).state_dict(), found.state_dict())

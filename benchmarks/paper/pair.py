@@ -51,7 +51,7 @@ class Pair:
         self.test = {name: data.test for name, data in sources.items()}
         self.points = tuple(np.linspace(0, 1, cell.points).tolist())
         self.accelerator = Accelerator(cpu=True)
-        self.alignments = {method: align(reference, other, config=method) for method in METHODS}
+        self.alignments = {method: align(reference, other, method) for method in METHODS}
         self.repairs: tuple[Repair, ...] = ()
         self._first: dict[str, Curve] = {}
 

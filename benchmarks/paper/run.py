@@ -18,8 +18,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from hf_moe_lmc.connectivity.repairs import AUTOMATIC
 from huggingface_hub.utils import disable_progress_bars
+
+from hf_moe_lmc.merging import AUTOMATIC
 
 from .cells import Cell
 from .comparison import compare

@@ -1,6 +1,7 @@
 """Detection of the modules that hold routed experts, shared experts and MLPs, and of the layout of each."""
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -44,13 +45,13 @@ class RoutedExperts:
         layout: their layout.
         num_experts: E.
         block: module name of the block that routes to them.
-        further_rows: module name of a tensor -> number of its rows that follow those of experts, which nothing reads.
+        kept_rows: module name of a tensor -> number of its last rows, which belong to no expert and are never read.
     """
 
     layout: ExpertLayout
     num_experts: int
     block: str
-    further_rows: dict[str, int] = field(default_factory=dict)
+    kept_rows: dict[str, int] = field(default_factory=dict)
 
 
 def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
@@ -71,22 +72,26 @@ def routed_experts(name: str, module: nn.Module) -> RoutedExperts | None:
         case "product keys":
             size = int(module.num_keys)  # pyrefly: ignore[bad-argument-type]
             layout = ProductKeyExperts(name, size)
-            further = module.get_parameter("down_embed.weight").shape[0] - size**2
-            return RoutedExperts(layout, size, name, dict.fromkeys(layout.tensor_names, further) if further else {})
+            rows = len(module.get_parameter("down_embed.weight"))
+            return RoutedExperts(layout, size, name, _kept(layout.tensor_names, rows - size**2))
         case "linears":
             size = module.get_parameter("input_linear.weight").shape[0]
             layout = FusedExperts(name, "input_linear.weight", "output_linear.weight", facts.gate == "gated")
             return RoutedExperts(layout, size, name)
     if down_proj is not None and down_proj.ndim == 3 and tensors.keys() & {"gate_up_proj", "up_proj"}:
         layout, size = _fused(name, module, tensors), len(down_proj)
-        further = len(tensors[layout.inward]) - size
-        return RoutedExperts(layout, size, _block(name), {f"{name}.{layout.inward}": further} if further else {})
+        rows = len(tensors[layout.inward])
+        return RoutedExperts(layout, size, _block(name), _kept([f"{name}.{layout.inward}"], rows - size))
     if own_name != "experts" or holds_nothing(module):
         return None
     for tensor_name, tensor in tensors.items():
         refuse_packed(f"{name}.{tensor_name}", tensor)
     experts = _listed(name, module)
     return RoutedExperts(experts, len(experts.experts), _block(name))
+
+
+def _kept(names: Iterable[str], rows: int) -> dict[str, int]:
+    return dict.fromkeys(names, rows) if rows > 0 else {}
 
 
 def _block(name: str) -> str:

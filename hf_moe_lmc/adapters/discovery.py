@@ -98,14 +98,14 @@ def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[
     facts, stated = router_facts(name, router), facts_of(modules[layout.name]).experts
     tensors = _router_tensors(routed.block, block, child, facts)
     names = tuple(sorted((field, tensor_name) for field, (tensor_name, _) in tensors.items()))
-    further = routed.further_rows | _further_rows(tensors, routed.num_experts, group.product_keys, facts)
+    kept = routed.kept_rows | _kept_rows(tensors, routed.num_experts, group.product_keys, facts)
     return MoeLayerSpec(
         routed.block,
         RouterSpec(names, routed.num_experts, group.product_keys),
         layout,
         shared,
         group,
-        tuple(further.items()),
+        tuple(kept.items()),
         used_in_parts=bool(stated and stated.used_in_parts),
     )
 
@@ -126,11 +126,11 @@ def _router_tensors(block_name: str, block: nn.Module, child: str, facts: Router
     return tensors
 
 
-def _further_rows(
+def _kept_rows(
     tensors: dict[str, tuple[str, Tensor]], num_experts: int, product_keys: bool, facts: RouterFacts
 ) -> dict[str, int]:
-    """Module name of a tensor of a router -> number of its rows that follow those of the experts, if there are any."""
-    further = {}
+    """Module name of a tensor of a router -> number of its rows after those of the experts, if there are any."""
+    kept = {}
     for field, (name, tensor) in tensors.items():
         if field == "expert_table":
             continue
@@ -141,8 +141,8 @@ def _further_rows(
                 f"tensor {name} has {rows} rows for {num_experts} experts; see hf_moe_lmc.register_adapter"
             )
         if rows > own:
-            further[name] = rows - own
-    return further
+            kept[name] = rows - own
+    return kept
 
 
 def _refuse_adapters(modules: dict[str, nn.Module]) -> None:

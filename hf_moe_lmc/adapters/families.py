@@ -333,7 +333,7 @@ def register_adapter(
     """Make a Mixture-of-Experts architecture known that is not part of Transformers; for remote or private code.
 
     The facts that you state decide which rewrites are taken for symmetries, and cannot be checked without running the
-    model: `hf-moe-lmc verify` compares its outputs before and after. Weights are looked for where Transformers has
+    model: `verify` compares its outputs before and after. Weights are looked for where Transformers has
     them: in a block with a child `gate` or `router`, and a child `experts` that holds `gate_up_proj` or `up_proj` and
     `down_proj` in 3-D, or one MLP of linears per expert.
 
@@ -352,36 +352,9 @@ def register_adapter(
         common_tensors: names of tensors of the router that belong to no expert, or of modules below it.
 
     Example:
-        A block with a sigmoid router and a list of SwiGLU experts:
+        A sigmoid router over a list of SwiGLU experts; docs/adding-a-family.md has a whole model.
 
-        >>> import torch
-        >>> from torch import nn
-        >>> from torch.nn import functional as F
-        >>> from hf_moe_lmc import register_adapter, scramble
-        >>> class MyMLP(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.gate_proj, self.up_proj = nn.Linear(8, 6, bias=False), nn.Linear(8, 6, bias=False)
-        ...         self.down_proj = nn.Linear(6, 8, bias=False)
-        ...     def forward(self, x):
-        ...         return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-        >>> class MyRouter(nn.Linear):
-        ...     def forward(self, x):
-        ...         return super().forward(x).sigmoid().topk(2)
-        >>> class MyBlock(nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.gate, self.experts = MyRouter(8, 4, bias=False), nn.ModuleList(MyMLP() for _ in range(4))
-        ...     def forward(self, x):
-        ...         weights, chosen = self.gate(x)
-        ...         outputs = torch.stack([expert(x) for expert in self.experts], dim=1)
-        ...         return (weights[..., None] * outputs.take_along_dim(chosen[..., None], dim=1)).sum(dim=1)
         >>> register_adapter(MyRouter, "sigmoid", mlps={MyMLP: "gated"}, top_k=2)
-        >>> model, tokens = nn.ModuleDict({"mlp": MyBlock()}), torch.randn(5, 8)
-        >>> before = model["mlp"](tokens)
-        >>> model, planted = scramble(model)
-        >>> torch.allclose(model["mlp"](tokens), before, atol=1e-5)
-        True
     """
     stated = RouterFacts(
         scores,

@@ -38,7 +38,7 @@ class RouterSpec:
         return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()}, expert_table=table)
 
     def write(self, router: Router) -> dict[str, Tensor]:
-        """The inverse of `read`, but for further rows and axes of length 1."""
+        """The inverse of `read`, but for kept rows and axes of length 1."""
         written = {name: getattr(router, field) for field, name in self.tensors}
         if self.product_keys:
             written = {name: torch.cat(tensor.chunk(2, dim=1)) for name, tensor in written.items()}
@@ -54,7 +54,7 @@ class MoeLayerSpec:
         router: None for a dense MLP, which is one expert.
         experts, shared_experts: its experts.
         group: its symmetries.
-        further_rows: (module name of a tensor, number of its rows that follow those of the routed experts, and stay).
+        kept_rows: (module name of a tensor, number of its last rows, which belong to no routed expert and are kept).
         used_in_parts: whether the block is never called as a whole, but its parts by the module above it.
     """
 
@@ -63,7 +63,7 @@ class MoeLayerSpec:
     experts: ExpertLayout
     shared_experts: ExpertLayout | None
     group: SymmetryGroup
-    further_rows: tuple[tuple[str, int], ...] = ()
+    kept_rows: tuple[tuple[str, int], ...] = ()
     used_in_parts: bool = False
 
     @property
@@ -101,7 +101,7 @@ class MoeLayerSpec:
     def write(self, layer: MoeLayer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The layer's tensors under module names, in the shapes that they have in `tensors`; the inverse of `read`.
 
-        Further rows are those of `tensors`.
+        Kept rows are those of `tensors`.
 
         Raises:
             BadInputError: `layer` lacks a part of this one, or has other sizes.
@@ -132,11 +132,11 @@ class MoeLayerSpec:
         return {name: self._completed(name, tensor, tensors[name]) for name, tensor in written.items()}
 
     def _completed(self, name: str, tensor: Tensor, original: Tensor) -> Tensor:
-        further = dict(self.further_rows).get(name, 0)
-        own = original[: len(original) - further] if further else original
+        kept = dict(self.kept_rows).get(name, 0)
+        own = original[:-kept] if kept else original
         # Ernie stores its selection biases as [1, E].
         if tensor.squeeze().shape != own.squeeze().shape:
             raise BadInputError(
                 f"layer {self.name}: {name} has shape {tuple(own.shape)}; {tuple(tensor.shape)} cannot be written"
             )
-        return torch.cat([tensor, original[-further:]]) if further else tensor.reshape(original.shape)
+        return torch.cat([tensor, original[-kept:]]) if kept else tensor.reshape(original.shape)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
-from hf_moe_lmc.matching import LayerAlignment, Verdict, judge, judge_layer
+from hf_moe_lmc.matching import LayerAlignment, Verdict
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .config import AlignmentConfig
@@ -78,9 +78,9 @@ class Alignment:
         return f"{changed} of {len(self.layers)} layers permuted: distance {before:.4g} before, {after:.4g} after"
 
     def verdict(self) -> Verdict | None:
-        """The verdict of the pair; None where the alignment was not found by matching."""
-        evidence = [layer.evidence for layer in self.layers.values() if layer.evidence]
-        return judge(evidence) if evidence else None
+        """The verdict of the pair, layer by layer; None where it was not found by matching."""
+        evidence = {name: layer.evidence for name, layer in self.layers.items() if layer.evidence}
+        return Verdict(evidence) if evidence else None
 
     def layer_table(self) -> list[dict[str, Any]]:
         """One row per layer, for `pandas.DataFrame`.
@@ -99,7 +99,7 @@ class Alignment:
                     "distance_after": layer.distance_after,
                     "experts_permuted": _permuted([symmetry.experts.index]),
                     "units_permuted": _permuted(units),
-                    "verdict": judge_layer(layer.evidence) if layer.evidence else None,
+                    "verdict": layer.evidence.label.replace("_", " ") if layer.evidence else None,
                 }
             )
         return rows

@@ -25,12 +25,9 @@ class AlignmentConfig:
 
     Args:
         expert_order: the way to match experts; see `hf_moe_lmc.matching.match_experts`. "none" matches nothing.
-        balance_scales: whether free scales of units, routers and experts are made alike before matching. They are
-            never written, for that would round weights.
     """
 
     expert_order: ExpertOrder = "auto"
-    balance_scales: bool = False
 
     @classmethod
     def of(cls, config: "AlignmentConfig | ExpertOrder | None") -> "AlignmentConfig":
@@ -81,6 +78,6 @@ class AlignmentConfig:
             ValueError: a setting has a value that it cannot have.
         """
         config = cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
-        if config.expert_order not in get_args(ExpertOrder) or type(config.balance_scales) is not bool:
+        if config.expert_order not in get_args(ExpertOrder):
             raise ValueError(f"{dict(entries)} are no settings")
         return config

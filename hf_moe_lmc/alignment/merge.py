@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
@@ -146,10 +147,10 @@ class Merge:
         Args:
             shares: one per model.
             repairs: of the merge.
-            options: how a checkpoint is held in memory.
+            options: dtype of the model; and how a checkpoint is held in memory.
         """
         like = self.like(shares)
-        model = deepcopy(load_model(like)) if like.source is None else load_model(like, options)
+        model = _load_copy(like, options)
         load_into(model, self.weights(shares, repairs, model.dtype))
         return model
 
@@ -209,7 +210,7 @@ def load_aligned(
     model: OpenedModel, alignment: Alignment, options: LoadOptions | None = None, check_weights: bool = True
 ) -> PreTrainedModel:
     """A model of its own, rewritten by an alignment; arguments as for `write_aligned` and `load_model`."""
-    loaded = deepcopy(load_model(model)) if model.source is None else load_model(model, options)
+    loaded = _load_copy(model, options)
     load_into(loaded, _aligned(model, alignment, check_weights))
     return loaded
 
@@ -247,3 +248,14 @@ def _aligned(model: OpenedModel, alignment: Alignment, check_weights: bool) -> W
     if check_weights and alignment.other:
         weights = verified(weights, model.layers, alignment.other, model.name)
     return aligned(weights, model.layers, alignment.symmetries)
+
+
+def _load_copy(model: OpenedModel, options: LoadOptions | None) -> PreTrainedModel:
+    """The model of a checkpoint, or a copy of a live model, in the dtype of `options`."""
+    if model.source is not None:
+        return load_model(model, options)
+    copy, dtype = deepcopy(load_model(model)), (options or {}).get("dtype") or "auto"
+    if dtype == "auto":
+        return copy
+    copy.config.dtype = wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return cast(PreTrainedModel, nn.Module.to(copy, wanted))

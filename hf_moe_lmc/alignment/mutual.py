@@ -42,7 +42,7 @@ def align_models(
         own = [spec.read(model.read(spec.tensor_names)) for spec, model in zip(specs, models.models, strict=True)]
         start_layers = [start.layers[name] for start in starts]
         symmetries = [MoeSymmetry.identity(*own[0].symmetry_shape), *(layer.symmetry for layer in start_layers)]
-        matching = match_mutually(own, symmetries, config.expert_order, config.balance_scales)
+        matching = match_mutually(own, symmetries, config.expert_order)
         totals.append((matching.start_distance, matching.distance))
         matched = zip(layers, own[1:], start_layers, matching.symmetries[1:], strict=True)
         for part, layer, start, symmetry in matched:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
@@ -23,6 +23,7 @@ from hf_moe_lmc.checkpoints import (
     meta_model,
     quantisation,
     read_config,
+    saved_tensors,
 )
 from hf_moe_lmc.errors import BadInputError
 
@@ -83,9 +84,11 @@ class OpenedModel:
 
     @cached_property
     def on_meta(self) -> dict[str, Tensor]:
-        """All its tensors without their values."""
+        """All its tensors without their values; of tied ones one."""
         if self.checkpoint:
             return self.checkpoint.on_meta()
+        if isinstance(self.model, PreTrainedModel):
+            return saved_tensors(self.model)
         return {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
 
     @cached_property
@@ -101,13 +104,13 @@ class OpenedModel:
     @property
     def paths(self) -> list[Path]:
         """Folder and files of a checkpoint; where files are links, as in a cache of the Hub, they may lie elsewhere."""
-        return [self.checkpoint.folder, *self.checkpoint.states] if self.checkpoint else []
+        return [self.checkpoint.folder, *self.checkpoint.fingerprints] if self.checkpoint else []
 
     @property
     def fingerprint(self) -> list[list[Any]]:
         """Values that change when a file of a checkpoint does; of a live model they never come again."""
         if self.checkpoint:
-            return [[str(file), *state] for file, state in self.checkpoint.states.items()]
+            return [[str(file), *astuple(own)] for file, own in self.checkpoint.fingerprints.items()]
         return [[self.name, id(self.model)]]
 
     def read(self, names: Iterable[str], device: torch.device | str | None = None) -> dict[str, Tensor]:

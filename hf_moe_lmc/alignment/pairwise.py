@@ -56,7 +56,7 @@ def align_pair(
     pairs = list(zip(reference.layers, other.layers, strict=True))
     # Live models may differ from process to process, or exist in one only.
     state = processes() if reference.checkpoint and other.checkpoint else None
-    device = (resources or Resources()).device_for(matching_bytes(reference, other, config))
+    device = (resources or Resources()).device_for(matching_bytes(reference, other))
     share = pairs[state.process_index :: state.num_processes] if state else pairs
     parts = []
     with _progress(reference, other, share, hidden=bool(state and state.process_index)) as bar:
@@ -151,9 +151,7 @@ def _align_layer(
     _check_values(reference, spec, tensors)
     _check_values(other, other_spec, other_tensors)
     try:
-        layer = align_layers(
-            spec.read(tensors), other_spec.read(other_tensors), config.expert_order, config.balance_scales
-        )
+        layer = align_layers(spec.read(tensors), other_spec.read(other_tensors), config.expert_order)
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
     return Alignment(

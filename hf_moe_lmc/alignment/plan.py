@@ -58,7 +58,7 @@ def plan_alignment(models: CheckedModels, config: AlignmentConfig, resources: Re
     """
     reference, needed = models.reference, {}
     for other in models.others:
-        for name, size in matching_bytes(reference, other, config).items():
+        for name, size in matching_bytes(reference, other).items():
             needed[name] = max(size, needed.get(name, 0))
     device, count = resources.device_for(needed), len(models.models)
     read = sum(_moe_bytes(model) for model in models.models)

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from .model_record import ModelRecord
 
 WEIGHTS_NAME = "alignment.safetensors"
 SAVED_FILES = (WEIGHTS_NAME, CONFIG_NAME)
+EARLIER_ORDERS = ("sketch",)
 FORMAT = 2  # 1, that of version 0.1, has no such entry
 
 Parts = tuple[dict[str, LayerAlignment], AlignmentConfig | None, ModelRecord | None, ModelRecord | None]
@@ -77,7 +78,7 @@ def read_alignment(folder: Path) -> Parts:
         config, reference, other = (described[part] for part in ("config", "reference", "other"))
         return (
             layers,
-            AlignmentConfig.of_record(config) if config else None,
+            _config(config),
             ModelRecord.of_record(reference) if reference else None,
             ModelRecord.of_record(other) if other else None,
         )
@@ -115,13 +116,16 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
     return LayerAlignment(symmetry, before, after, _evidence(evidence), table)
 
 
-def _evidence(entries: Mapping[str, Any] | None) -> LayerEvidence | None:
-    """The evidence in `entries` without figures that this version does not know; None where one is missing."""
-    entries = entries or {}
-    known = {field.name: entries[field.name] for field in fields(LayerEvidence) if field.name in entries}
+def _config(record: Mapping[str, Any] | None) -> AlignmentConfig | None:
+    """The settings of an alignment; None also for an expert order that only earlier versions knew."""
+    return AlignmentConfig.of_record(record) if record and record.get("expert_order") not in EARLIER_ORDERS else None
+
+
+def _evidence(record: Mapping[str, Any] | None) -> LayerEvidence | None:
+    """The evidence of a layer; None where it lacks a figure that this version needs."""
     try:
-        return LayerEvidence(**known)
-    except TypeError:
+        return LayerEvidence.of_record(record) if record else None
+    except (KeyError, TypeError):
         return None
 
 

@@ -11,7 +11,7 @@ from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import COMPANIONS, MANIFEST_NAME, CheckpointWriter, output_folder, place
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place, quantisation
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
 
@@ -205,7 +205,7 @@ def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequenc
 
 
 def _stored(model: OpenedModel) -> Any:
-    return model.checkpoint or model.model
+    return model.checkpoint or _skeleton(model)
 
 
 def _skeleton(model: OpenedModel) -> PreTrainedModel:
@@ -230,14 +230,12 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         model.config.save_pretrained(target)
         if model.can_generate() and model.generation_config is not None:
             model.generation_config.save_pretrained(target)
-        config = json.loads((target / "config.json").read_bytes()) | {"architectures": [type(model).__name__]}
+        config = json.loads((target / "config.json").read_bytes())
+        config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
         (target / "config.json").write_bytes(_as_json(config))
     else:
-        source = like.source.folder
-        for file in {file for pattern in COMPANIONS for file in source.glob(pattern) if file.is_file()}:
-            copy = target / file.relative_to(source)
-            copy.parent.mkdir(exist_ok=True)
-            copy.write_bytes(file.read_bytes())
+        quantised = quantisation(_skeleton(like).config) is not None
+        find_companions(like.source.folder, like.source.listed).copy(target, quantised)
     if options.dtype:
         config = json.loads((target / "config.json").read_bytes())
         (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))

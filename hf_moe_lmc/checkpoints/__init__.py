@@ -1,12 +1,15 @@
 """Files or Hub <-> tensors under module names, read lazily and written as a stream."""
 
 from .checkpoint import Checkpoint
-from .conversion import tied_names
+from .companions import COMPANIONS, Companions, find_companions
+from .conversion import saved_tensors, tied_names
+from .download import HubOptions
 from .durable import sync
-from .json_file import read_json
+from .fingerprint import Fingerprint
 from .layout import place
 from .skeleton import meta_model, quantisation, read_config
-from .source import COMPANIONS, HubOptions, Source, find_source
+from .small_files import read_json, read_small_file
+from .source import Source, find_source
 from .staging import MANIFEST_NAME, StagedFolder, check_output, output_folder
 from .stored_tensor import max_abs, read_header, tensor_bytes
 from .writer import CheckpointWriter
@@ -16,10 +19,13 @@ __all__ = [
     "MANIFEST_NAME",
     "Checkpoint",
     "CheckpointWriter",
+    "Companions",
+    "Fingerprint",
     "HubOptions",
     "Source",
     "StagedFolder",
     "check_output",
+    "find_companions",
     "find_source",
     "max_abs",
     "meta_model",
@@ -29,6 +35,8 @@ __all__ = [
     "read_config",
     "read_header",
     "read_json",
+    "read_small_file",
+    "saved_tensors",
     "sync",
     "tensor_bytes",
     "tied_names",

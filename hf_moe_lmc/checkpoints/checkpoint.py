@@ -11,10 +11,17 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
-from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
+from .conversion import MisfitError, TensorGroup, are_plain, tensor_groups, tied_names
+from .fingerprint import Fingerprint
 from .shards import stored_tensors
-from .skeleton import CONFIG_NAME, quantisation
+from .skeleton import CONFIG_NAME, drop_quantisation, quantisation
 from .stored_tensor import StoredTensor
+
+# Quantisation method -> how its weights become plain ones.
+DEQUANTISING = dict.fromkeys(
+    ("fp8", "mxfp4"),
+    "load the model with dequantize=True in its quantization_config, and save it with save_original_format=False",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +35,7 @@ class Checkpoint(Mapping[str, Tensor]):
         groups: how stored tensors make up the model's.
         ignored: those that are no part of the model and that Transformers ignores, such as layers that predict further
             tokens; their names are their keys.
-        states: file -> its size and the time of its last change, when it was opened.
+        fingerprints: of its files, when it was opened.
     """
 
     folder: Path
@@ -36,7 +43,7 @@ class Checkpoint(Mapping[str, Tensor]):
     stored: dict[str, StoredTensor] = field(repr=False)
     groups: list[TensorGroup] = field(repr=False)
     ignored: dict[str, StoredTensor] = field(repr=False)
-    states: dict[Path, tuple[int, int]] = field(repr=False)
+    fingerprints: dict[Path, Fingerprint] = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path, model: PreTrainedModel, quantised: bool = False) -> "Checkpoint":
@@ -47,16 +54,22 @@ class Checkpoint(Mapping[str, Tensor]):
             model: its skeleton.
             quantised: whether its weights may be quantised: then its tensors are those that are stored.
 
+        Where its weights are plain, what config.json says of their quantisation is left over, and dropped from the
+        configuration of `model`.
+
         Raises:
             BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.
         """
-        if (method := quantisation(model.config)) and not quantised:
-            raise BadInputError(
-                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
-                "nothing be computed; load the model with dequantize=True in its quantisation config and save it first"
-            )
         stored = stored_tensors(folder)
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
+        method = quantisation(model.config)
+        if method and are_plain(model, on_meta):
+            drop_quantisation(model.config)
+        elif method and not quantised:
+            raise BadInputError(
+                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
+                f"nothing be computed; {DEQUANTISING.get(method, 'give the weights that were quantised')}"
+            )
         try:
             groups, ignored = tensor_groups(model, on_meta)
         except MisfitError as error:
@@ -65,7 +78,12 @@ class Checkpoint(Mapping[str, Tensor]):
             raise BadInputError(f"{folder}: {error}") from None
         files = sorted({entry.file for entry in stored.values()} | {folder / CONFIG_NAME})
         return cls(
-            folder, model, stored, groups, {key: stored[key] for key in ignored}, {file: _state(file) for file in files}
+            folder,
+            model,
+            stored,
+            groups,
+            {key: stored[key] for key in ignored},
+            {file: Fingerprint.of(file) for file in files},
         )
 
     @cached_property
@@ -119,8 +137,8 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def check_unchanged(self) -> None:
         """Raise `BadInputError` if one of its files is not what it was when it was opened."""
-        for file, state in self.states.items():
-            if _state(file) != state:
+        for file, fingerprint in self.fingerprints.items():
+            if not fingerprint.is_unchanged(file):
                 raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
 
     def _empty(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
@@ -138,11 +156,3 @@ class Checkpoint(Mapping[str, Tensor]):
         for entry in entries:
             entry.read_into(parts[entry.key])
         return tensors
-
-
-def _state(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise BadInputError(f"cannot read {file}: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns

@@ -34,6 +34,18 @@ Tensors = Mapping[str, Tensor]
 # The projection that joins embedding and hidden state tells a layer that predicts further tokens from a decoder layer.
 FURTHER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.eh_proj\.")
 
+# Parts of keys that a training run wraps around those of the model -> where they come from, and what to do.
+WRAPPERS = {
+    "_orig_mod.": "torch.compile; save the model that was compiled (model._orig_mod.save_pretrained)",
+    "_fsdp_wrapped_module.": "FSDP; save its full state dict (accelerator.save_model, or merge-weights)",
+    "_checkpoint_wrapped_module.": "activation checkpointing; save the model without its wrapper",
+    "base_model.model.": "PEFT; save the model with its adapter merged (model.merge_and_unload().save_pretrained)",
+    "pretrained_model.": "TRL; save the model inside (model.pretrained_model.save_pretrained)",
+    "module.": "DistributedDataParallel or DeepSpeed; save the model inside (model.module.save_pretrained)",
+    "v_head.": "a value head of TRL; save the model without it (model.pretrained_model.save_pretrained)",
+    "_extra_state": "Transformer Engine, and no weight; save the checkpoint without it",
+}
+
 
 class MisfitError(BadInputError):
     """A stored tensor is not one of the model's, `key` is its name in the checkpoint."""
@@ -128,6 +140,21 @@ def tied_names(model: PreTrainedModel) -> dict[str, set[str]]:
     }
 
 
+def are_plain(model: PreTrainedModel, stored: Tensors) -> bool:
+    """Whether the tensors of a checkpoint are those of `model` as they are, whatever its configuration says.
+
+    Arguments as for `tensor_groups`.
+    """
+    # Quick where it is obvious: codes are of 8 bits, or packed in integers.
+    if any(t.ndim > 1 and (t.itemsize < 2 or not t.dtype.is_floating_point) for t in stored.values()):
+        return False
+    try:
+        _plan(model, stored, quantised=False)
+    except BadInputError:
+        return False
+    return True
+
+
 def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorGroup], list[str]]:
     """Plan, without data, how the tensors of a checkpoint make up those of a model.
 
@@ -144,6 +171,10 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     Raises:
         BadInputError: a tensor is missing, is not part of the model, or has another shape than the model's.
     """
+    return _plan(model, stored, bool(quantisation(model.config)))
+
+
+def _plan(model: PreTrainedModel, stored: Tensors, quantised: bool) -> tuple[list[TensorGroup], list[str]]:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -151,7 +182,7 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     expected, prefix = model.state_dict(), model.base_model_prefix
     groups: dict[str, TensorGroup] = {}
     conversions: dict[str, Conversion] = {}
-    unexpected, quantised = [], quantisation(model.config)
+    unexpected = []
     # Transformers sorts likewise, and some of its renamings depend on the order.
     for key in sorted(stored, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, [] if quantised else converters, prefix, expected)
@@ -172,7 +203,11 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
             raise MisfitError(twice[0], f" is in the checkpoint, and {group.keys[0]} is a part of it; remove one")
         groups[name] = group
     if quantised:
+        # Blocks and scales lie in the module of the tensor that they stand for.
+        modules = {name[:end] for name in groups for end in range(len(name)) if name[end] == "."}
+        _check_complete(model, {name for name in expected if name in groups or name.rpartition(".")[0] in modules})
         return list(groups.values()), []
+    _check_wrapped(unexpected)
     _check_shapes(groups.values(), stored, expected)
     _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})
@@ -239,6 +274,13 @@ def _check_complete(model: PreTrainedModel, present: set[str]) -> None:
         absent = present.isdisjoint({name} | tied.get(name, set()))
         if absent and not (optional and optional.search(name)):
             raise BadInputError(f"{name} is missing; download or save the model again")
+
+
+def _check_wrapped(unexpected: list[str]) -> None:
+    for key in unexpected:
+        for part, cure in WRAPPERS.items():
+            if f".{part}" in f".{key}":
+                raise MisfitError(key, f": {part} is of {cure}")
 
 
 def _check_unexpected(model: PreTrainedModel, unexpected: list[str]) -> None:

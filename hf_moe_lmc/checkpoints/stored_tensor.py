@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
 
-from .json_file import MAX_BYTES, parse_json
+from .small_files import MAX_BYTES, parse_json
 
 CHUNK_BYTES = 2**20
 

@@ -85,9 +85,6 @@ def add_matching(command: argparse.ArgumentParser) -> None:
         "nothing (none); auto takes the closest of these within a budget (default: auto)",
     )
     command.add_argument(
-        "--balance-scales", action="store_true", help="match as if units, routers and experts that may be rescaled were"
-    )
-    command.add_argument(
         "--device",
         help="where layers are matched, such as cpu or cuda:1 (default: the GPU, where there is one with room for the "
         "largest layer, else the CPU)",
@@ -118,7 +115,7 @@ def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":
     """The settings of matching, out of the parsed arguments."""
     from hf_moe_lmc.alignment import AlignmentConfig
 
-    return AlignmentConfig(options.expert_order, options.balance_scales)
+    return AlignmentConfig(options.expert_order)
 
 
 def load_alignment(name: str, options: argparse.Namespace) -> "Alignment":

@@ -4,11 +4,11 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import align, apply, card, completion, demo, evaluate, inspect, merge, push, verify
+from . import align, apply, card, compare, completion, demo, evaluate, inspect, merge, push, verify
 from .config_file import settings_file, take_settings
 from .failures import USAGE
 
-COMMANDS = (inspect, align, apply, merge, evaluate, verify, card, push, demo, completion)
+COMMANDS = (inspect, compare, align, apply, merge, evaluate, verify, card, push, demo, completion)
 """Modules with `add_parser(commands)`, which sets the default `run`: a function from options to a `CommandResult`."""
 
 COMMON = {
@@ -21,6 +21,7 @@ COMMON = {
 
 EPILOG = """a first run:
   hf-moe-lmc inspect org/a                                the experts of a model
+  hf-moe-lmc compare org/a org/b                          what became of every expert
   hf-moe-lmc align org/a org/b -o alignment               permutations, a few MB
   hf-moe-lmc merge org/a org/b --alignment alignment -o merged
   hf-moe-lmc merge org/a org/b org/c --shares 2 1 1 -o mean

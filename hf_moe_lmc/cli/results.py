@@ -56,7 +56,7 @@ def _figures(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
     """Lines and JSON values."""
     verdict = alignment.verdict()
     text = f"{alignment.summary()}\n" + (f"{verdict.text()}\n" if verdict else "")
-    return text, {"verdict": asdict(verdict) if verdict else None, "layers": alignment.layer_table()}
+    return text, {"verdict": verdict.to_json() if verdict else None, "layers": alignment.layer_table()}
 
 
 def text_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:

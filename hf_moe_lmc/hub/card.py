@@ -4,7 +4,7 @@ import json
 import os
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import metadata
 from itertools import zip_longest
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import cast
 from huggingface_hub import ModelCard, ModelCardData
 
 from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.checkpoints import read_json
+from hf_moe_lmc.checkpoints import HubOptions, read_json
 from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.errors import BadInputError, MoeLmcError, one_line
 from hf_moe_lmc.verification import Verification
@@ -56,6 +56,7 @@ def write_card(
     license: str | None = None,
     token: str | bool | None = None,
     name: str | None = None,
+    access: Mapping[str, HubOptions] | None = None,
 ) -> ModelCard:
     """Write the README.md of a folder that `merge`, `apply` or `align` wrote.
 
@@ -73,6 +74,7 @@ def write_card(
         license: identifier of the Hub, instead of what the parents' cards say.
         token: to read the cards of private parents.
         name: that examples load the model by; None is the name of `folder`.
+        access: name of a parent -> keywords by which its card is read, instead of `token`.
 
     Raises:
         BadInputError: the folder, the alignment or the report is not of this package, or of another merge; there is no
@@ -85,7 +87,7 @@ def write_card(
         known_identifier(license)
     if report is not None:
         store_report(report, output.path)
-    card = make_card(output, alignments, verification, dataset, license, token, name)
+    card = make_card(output, alignments, verification, dataset, license, token, name, access)
     if old:
         headings = ["Alignment", "How it was made"] * (alignment is not None)
         headings += ["Function preserved"] * (verification is not None)
@@ -106,10 +108,11 @@ def make_card(
     license: str | None = None,
     token: str | bool | None = None,
     name: str | None = None,
+    access: Mapping[str, HubOptions] | None = None,
 ) -> ModelCard:
     """A new card with what is given; `alignments` are in the order of the record."""
     name = one_line(name or output.path.resolve().name)
-    cards = [read_parent_card(parent, token) for parent in output.parents]
+    cards = [read_parent_card(parent, (access or {}).get(parent.name, {"token": token})) for parent in output.parents]
     config = {} if output.command == "align" else read_json(output.path / "config.json")
     merged = " + ".join(("aligned" if any(output.alignments) else "naive", *output.repairs))
     report = output.path / REPORT_FOLDER
@@ -208,7 +211,7 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
     if output.command == "align" or any(output.alignments):
         if not configs or len(configs) < len(output.alignments):
             return []
-        how = ["--expert-order", configs[0].expert_order, *(["--balance-scales"] if configs[0].balance_scales else [])]
+        how = ["--expert-order", configs[0].expert_order]
         pair = [model for model in (known[0].reference, known[0].other) if model]
         if len(known) == 1 and len(pair) == 2:
             origins = zip(("reference", "other"), pair, strict=True)

@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import RemoteEntryNotFoundError
 
+from hf_moe_lmc.checkpoints import HubOptions
 from hf_moe_lmc.checkpoints.hub_errors import hub_access
 from hf_moe_lmc.errors import BadInputError, HubError, one_line
 
@@ -34,10 +35,10 @@ class ParentCard:
     failure: str | None = None
 
 
-def read_parent_card(parent: Parent, token: str | bool | None = None) -> ParentCard:
-    """The metadata in the README.md of `parent`; empty if it cannot be had."""
+def read_parent_card(parent: Parent, options: HubOptions) -> ParentCard:
+    """The metadata in the README.md of `parent`; empty if it cannot be had. Of `options`, access to the Hub counts."""
     try:
-        metadata = _metadata(parent, token)
+        metadata = _metadata(parent, options)
     except HubError as error:
         return ParentCard(parent, failure=str(error))
     license, name, link, pipeline_tag = (_word(metadata, key) for key in KEYS[:4])
@@ -60,13 +61,15 @@ def allowed_license(cards: Sequence[ParentCard]) -> License:
     return merged_license([(card.parent.label, card.license) for card in cards])
 
 
-def _metadata(parent: Parent, token: str | bool | None) -> Mapping[str, Any]:
+def _metadata(parent: Parent, options: HubOptions) -> Mapping[str, Any]:
     """What is read of the README.md of `parent`; `HubError` if the Hub does not give it."""
     file = Path(parent.name) / "README.md"
     if parent.repo_id:
-        with hub_access(parent.repo_id, token=token):
+        access: dict[str, Any] = {name: options.get(name) for name in ("token", "cache_dir")}
+        access["local_files_only"] = bool(options.get("local_files_only"))
+        with hub_access(parent.repo_id, token=access["token"]):
             try:
-                file = Path(hf_hub_download(parent.repo_id, "README.md", revision=parent.commit, token=token))
+                file = Path(hf_hub_download(parent.repo_id, "README.md", revision=parent.commit, **access))
             except RemoteEntryNotFoundError:
                 return {}
     try:

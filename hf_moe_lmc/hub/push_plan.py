@@ -124,7 +124,7 @@ def plan_push(
     if license:
         state_license(card.data, License(license))
     elif not isinstance(card.data.get("license"), str):
-        cards = [read_parent_card(parent, token) for parent in output.parents]
+        cards = [read_parent_card(parent, {"token": token}) for parent in output.parents]
         state_license(card.data, allowed_license(cards))
     plan = PushPlan(output, repo_id, card, tuple(names)).to(repo_id)
     known_identifier(plan.license)

@@ -1,29 +1,32 @@
 """Two MoeLayers -> the MoeSymmetry that brings the second closest to the first."""
 
 from .assignment import Assignment, certify, solve_assignment, solve_assignments
-from .distance import layer_distance
-from .expert_order import ExpertMatching, ExpertOrder, match_experts
+from .distance import GaugedLayer, layer_distance
+from .expert_order import ExpertMatching, match_experts
 from .layer_alignment import LayerAlignment, align_layers
 from .mutual import MutualMatching, match_mutually
+from .null import NullTest, expert_similarities, router_similarities
 from .unit_matching import UnitMatching
-from .verdict import LayerEvidence, Verdict, judge, judge_layer
+from .verdict import ExpertEvidence, LayerEvidence, Verdict
 
 __all__ = [
     "Assignment",
+    "ExpertEvidence",
     "ExpertMatching",
-    "ExpertOrder",
+    "GaugedLayer",
     "LayerAlignment",
     "LayerEvidence",
     "MutualMatching",
+    "NullTest",
     "UnitMatching",
     "Verdict",
     "align_layers",
     "certify",
-    "judge",
-    "judge_layer",
+    "expert_similarities",
     "layer_distance",
     "match_experts",
     "match_mutually",
+    "router_similarities",
     "solve_assignment",
     "solve_assignments",
 ]

@@ -1,65 +1,112 @@
-"""The distance of two layers, and the check that they can be compared."""
+"""The gauge in which layers are compared, their distance in it, and the check that they can be compared."""
 
 import math
-from dataclasses import fields, replace
+from dataclasses import dataclass, fields, replace
 from functools import reduce
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.errors import IncompatiblePairError
-from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, SymmetryGroup, UnitScales
 from hf_moe_lmc.symmetry import Permutation
+
+from .units import Units
 
 _BLOCK = 2**16  # entries
 
 
-def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
-    """`sqrt(sum |a - b|^2)` over all tensors; least over translations where these are symmetries.
+@dataclass(frozen=True)
+class GaugedLayer:
+    """A layer as it is matched, `MoeLayer.in_gauge`, one expert at a time: no such copy of the whole layer is made.
 
-    In float32 or better, expert by expert: no such copy of the whole layer is made.
+    Args:
+        layer: as it is stored.
+        dtype: float32 or better; all is computed in it.
+        router: in the gauge.
+        scales, shared_scales: see `MoeLayer.gauge_scales`.
     """
-    dtype = working_dtype(reference, other)
-    a, b = (gauged(layer, dtype).tensors() for layer in (reference, other))
-    pairs = ((x, y) for name in a for x, y in zip(a[name], b[name], strict=True))
-    return math.sqrt(math.fsum(_squared_distance(x, y, dtype) for x, y in pairs))
+
+    layer: MoeLayer
+    dtype: torch.dtype
+    router: Router | None
+    scales: UnitScales
+    shared_scales: UnitScales | None
+
+    @classmethod
+    def pair(cls, reference: MoeLayer, other: MoeLayer) -> tuple["GaugedLayer", "GaugedLayer"]:
+        """Both layers, in float32 or the widest of their dtypes."""
+        dtype = working_dtype(reference, other)
+        return cls.of(reference, dtype), cls.of(other, dtype)
+
+    @classmethod
+    def of(cls, layer: MoeLayer, dtype: torch.dtype) -> "GaugedLayer":
+        """The layer in its gauge."""
+        return cls(layer, dtype, _router(layer, dtype), *layer.gauge_scales())
+
+    def units(self, expert: int) -> Units:
+        """The units of a routed expert, `[F]`."""
+        return Units.of(self.layer.experts, self.scales, expert, self.layer.group.unit_signs, self.dtype)
+
+    def shared_units(self) -> list[Units]:
+        """The units of every shared expert, `[F']`; empty without such experts."""
+        shared, scales, signs = self.layer.shared_experts, self.shared_scales, self.layer.group.shared_unit_signs
+        if shared is None or scales is None:
+            return []
+        return [Units.of(shared, scales, e, signs, self.dtype) for e in range(shared.num_experts)]
+
+    @property
+    def down_bias(self) -> Float[Tensor, "E D"] | None:
+        """down_bias of the routed experts, which belongs to no unit."""
+        return _down_bias(self.layer.experts, self.scales)
+
+    @property
+    def shared_down_bias(self) -> Float[Tensor, "S D"] | None:
+        """down_bias of the shared experts."""
+        shared, scales = self.layer.shared_experts, self.shared_scales
+        return _down_bias(shared, scales) if shared and scales else None
 
 
-def fixed_squared_distance(reference: MoeLayer, other: MoeLayer, experts: Permutation) -> float:
-    """Squared distance of what no unit move changes, under an expert order: router and down_bias.
+def layer_distance(reference: MoeLayer, other: MoeLayer) -> float:
+    """`sqrt(sum |a - b|^2)` over all tensors of both layers in the gauge (`MoeLayer.in_gauge`).
+
+    The least over router translations, where these are symmetries, and independent of free scales. Computed in float32
+    or better, block by block.
+    """
+    return gauged_distance(*GaugedLayer.pair(reference, other))
+
+
+def gauged_distance(a: GaugedLayer, b: GaugedLayer) -> float:
+    """`layer_distance` of layers whose gauge is known."""
+    banks = [(a.layer.experts, a.scales, b.layer.experts, b.scales)]
+    if a.layer.shared_experts and b.layer.shared_experts and a.shared_scales and b.shared_scales:
+        banks.append((a.layer.shared_experts, a.shared_scales, b.layer.shared_experts, b.shared_scales))
+    order = Permutation.identity(a.layer.experts.num_experts)
+    return math.sqrt(math.fsum([fixed_squared_distance(a, b, order), *(_units_distance(*bank) for bank in banks)]))
+
+
+def fixed_squared_distance(reference: GaugedLayer, other: GaugedLayer, experts: Permutation) -> float:
+    """Squared distance of all that no unit move changes, under an expert order: router and down_bias.
 
     The rest of `layer_distance` squared is that of the units.
     """
-    dtype = working_dtype(reference, other)
-    router = other.router.permute_experts(experts) if other.router else None
-    a, b = gauged(reference, dtype), gauged(replace(other, router=router), dtype)
-    pairs = [(x, b.router.tensors()[name]) for name, x in a.router.tensors().items()] if a.router and b.router else []
-    if a.experts.down_bias is not None and b.experts.down_bias is not None:
-        pairs.append((a.experts.down_bias, experts.apply(b.experts.down_bias, dim=0)))
-    if a.shared_experts is not None and b.shared_experts is not None:
-        shared, other_shared = a.shared_experts.down_bias, b.shared_experts.down_bias
-        pairs += [(shared, other_shared)] if shared is not None and other_shared is not None else []
-    return math.fsum(_squared_distance(x, y, dtype) for x, y in pairs)
+    pairs = [(reference.shared_down_bias, other.shared_down_bias)]
+    bias = other.down_bias
+    pairs.append((reference.down_bias, None if bias is None else experts.apply(bias, dim=0)))
+    if reference.router is not None and other.layer.router is not None:
+        # Permuted first, so that equal routers have means equal to the last bit.
+        permuted = _router(replace(other.layer, router=other.layer.router.permute_experts(experts)), other.dtype)
+        rows = permuted.tensors() if permuted else {}
+        pairs += [(tensor, rows[name]) for name, tensor in reference.router.tensors().items()]
+    return math.fsum(
+        (a - b).square().sum(dtype=torch.float64).item() for a, b in pairs if a is not None and b is not None
+    )
 
 
-def working_dtype(reference: MoeLayer, other: MoeLayer) -> torch.dtype:
-    """The wider of float32 and all dtypes of both layers."""
-    dtypes = (tensor.dtype for layer in (reference, other) for tensor in layer.tensors().values())
-    return reduce(torch.promote_types, dtypes, torch.float32)
-
-
-def gauged(layer: MoeLayer, dtype: torch.dtype) -> MoeLayer:
-    """`layer.in_gauge()` with its router, which is small, in `dtype`; experts as they are stored."""
-    router = layer.router.map(lambda tensor: tensor.to(dtype)) if layer.router else None
-    return replace(layer, router=router).in_gauge()
-
-
-def _squared_distance(a: Tensor, b: Tensor, dtype: torch.dtype) -> float:
-    """In blocks of rows that stay in the cache from one operation to the next."""
-    a, b = (torch.atleast_1d(tensor) for tensor in (a, b))
-    rows = max(1, _BLOCK // max(1, a.shape[1:].numel()))
-    blocks = zip(a.split(rows), b.split(rows), strict=True)
-    return math.fsum(((x.to(dtype) - y.to(dtype)).square_().sum(dim=-1)).double().sum().item() for x, y in blocks)
+def working_dtype(*layers: MoeLayer) -> torch.dtype:
+    """The widest of float32 and all dtypes of the layers."""
+    return reduce(torch.promote_types, (x.dtype for layer in layers for x in layer.tensors().values()), torch.float32)
 
 
 def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:
@@ -81,3 +128,48 @@ def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:
         a, b = shapes_a.get(name, "absent"), shapes_b.get(name, "absent")
         if a != b:
             raise IncompatiblePairError(f"{name}: {a} in the reference, {b} in the other")
+
+
+def _router(layer: MoeLayer, dtype: torch.dtype) -> Router | None:
+    router = layer.router.map(lambda tensor: tensor.to(dtype)) if layer.router else None
+    return replace(layer, router=router).router_in_gauge()
+
+
+def _down_bias(bank: ExpertBank, scales: UnitScales) -> Float[Tensor, "E D"] | None:
+    return None if bank.down_bias is None else bank.down_bias * scales.outputs[:, None]
+
+
+def _units_distance(a: ExpertBank, scales: UnitScales, b: ExpertBank, other_scales: UnitScales) -> float:
+    """Squared distance of the units of all experts, paired as they stand."""
+    factors, other_factors = (
+        {"up_proj": s.up[..., None], "up_bias": s.up[..., None], "down_proj": s.down[:, None]}
+        for s in (scales, other_scales)
+    )
+    dtype = torch.promote_types(scales.up.dtype, other_scales.up.dtype)
+    total = []
+    for name, tensor in a.tensors().items():
+        if name == "down_bias":
+            continue
+        for e, (x, y) in enumerate(zip(tensor, b.tensors()[name], strict=True)):
+            own, other = (table[name][e] if name in table else None for table in (factors, other_factors))
+            total.append(_squared_distance(x.reshape(len(x), -1), y.reshape(len(y), -1), own, other, dtype))
+    return math.fsum(total)
+
+
+def _squared_distance(
+    x: Float[Tensor, "m n"],
+    y: Float[Tensor, "m n"],
+    factor: Tensor | None,
+    other_factor: Tensor | None,
+    dtype: torch.dtype,
+) -> float:
+    """`|factor x - other_factor y|^2`, in blocks of rows that stay in the cache from one operation to the next."""
+    size, total = max(1, _BLOCK // max(1, x.shape[1])), []
+    for start in range(0, len(x), size):
+        rows = slice(start, start + size)
+        scaled = []
+        for matrix, scale in ((x, factor), (y, other_factor)):
+            block = matrix[rows].to(dtype)
+            scaled.append(block if scale is None else block * (scale if len(scale) == 1 else scale[rows]))
+        total.append((scaled[0] - scaled[1]).square_().sum(dim=-1).double().sum().item())
+    return math.fsum(total)

@@ -1,102 +1,142 @@
-"""The exact expert order: bounds on all pairs of experts, and unit matchings only where the proof needs them."""
+"""The exact expert order: lower bounds on all pairs of experts, and unit matchings only where the proof needs them."""
 
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_assignment
-from .distance import working_dtype
-from .unit_bounds import bounding_rows, total_similarity_bound
-from .unit_matching import UnitMatching, match_experts_units
+from .distance import GaugedLayer
+from .unit_bounds import bounding_rows, least_squared_distances
+from .unit_matching import UnitMatching, keep_units, match_units
 from .units import Units
 
-_COORDINATES = 32
+_BOUNDED_UNITS = (16, 256, 1024)  # so many of the strongest units are looked at, one number after the other
+_COORDINATES = 64
+_TIE = 1e-9
 
 
 @dataclass
 class JointTable:
-    """`T_ij = max over unit moves of <expert i of reference, expert j of other>`, router rows included, or bounds.
+    """`C_ij = min over unit moves of |expert i of reference - expert j of other|^2`, router rows included, or bounds.
 
-    The layer's squared distance under the expert order sigma and the best units is a constant minus
-    `2 sum_i T[i, sigma(i)]`, so one assignment on T finds the optimum over the whole group.
+    The layer's squared distance under the expert order sigma and the best units is `sum_i C[i, sigma(i)]` (and that of
+    shared experts), so one assignment on C finds the optimum over the whole group.
 
     Args:
-        reference, other: layers in the gauge of `MoeLayer.in_gauge`.
-        fixed: the part of T that no unit move changes: router rows and down_bias.
-        values: T where `pairs` has the entry, upper bounds elsewhere.
+        reference, other: the layers.
+        fixed: the part of C that no unit move changes: router rows and down_bias.
+        costs: C where `pairs` has the entry, lower bounds elsewhere.
         pairs: the unit matchings solved so far.
+        bounded: how many of `_BOUNDED_UNITS` the bounds rest on.
     """
 
-    reference: MoeLayer
-    other: MoeLayer
+    reference: GaugedLayer
+    other: GaugedLayer
     fixed: Float64[Tensor, "E E"]
-    values: Float64[Tensor, "E E"]
+    costs: Float64[Tensor, "E E"]
     pairs: dict[tuple[int, int], UnitMatching] = field(default_factory=dict)
+    bounded: int = 0
+    _left: dict[int, Float[Tensor, "_ l"]] = field(default_factory=dict)  # bounding rows of the strongest units
+    _right: dict[int, Float[Tensor, "F l"]] = field(default_factory=dict)
+    _coordinates: Int[Tensor, " k"] | None = None
 
     @classmethod
-    def bounded(cls, reference: MoeLayer, other: MoeLayer) -> "JointTable":
-        """All entries as upper bounds: every unit takes the best partner that a few coordinates allow."""
-        dtype = working_dtype(reference, other)
-        fixed = torch.zeros(reference.experts.num_experts, other.experts.num_experts, dtype=torch.float64)
-        if reference.router is not None and other.router is not None:
-            fixed += (reference.router.rows() @ other.router.rows().T).double().cpu()
-        a, b = reference.experts.down_bias, other.experts.down_bias
-        if a is not None and b is not None:
-            fixed += (a.to(dtype) @ b.to(dtype).T).double().cpu()
-        return cls(reference, other, fixed, fixed + _unit_bounds(reference, other, dtype))
+    def of(cls, reference: GaugedLayer, other: GaugedLayer) -> "JointTable":
+        """The table with nothing but `fixed`."""
+        fixed = sum(
+            (_squared_distances(a, b) for a, b in _rows_without_units(reference, other)),
+            torch.zeros(1, 1, dtype=torch.float64).expand(*[reference.layer.experts.num_experts] * 2),
+        )
+        return cls(reference, other, fixed, fixed.clone())
 
-    def solve(self, i: int, j: int) -> None:
-        """Replace the bound of a pair by its exact value."""
-        self.pairs[i, j] = matching = match_experts_units(self.reference, self.other, i, j)
-        self.values[i, j] = self.fixed[i, j] + matching.similarity
+    def missing(self, order: Permutation) -> list[tuple[int, int]]:
+        """The pairs of an order that are not solved."""
+        return [pair for pair in enumerate(order.index.tolist()) if pair not in self.pairs]
+
+    def solve(self, order: Permutation) -> None:
+        """Replace the bounds of all pairs of an order by their exact values."""
+        for i, j in self.missing(order):
+            a, b = self.reference.units(i), self.other.units(j)
+            self._keep_bounding_rows(i, a, j, b)
+            matching = match_units(a, b) if self.reference.layer.group.unit_order else keep_units(a, b)
+            self.pairs[i, j] = matching
+            self.costs[i, j] = self.fixed[i, j] + matching.squared_distance
+
+    def tighten(self) -> None:
+        """Bounds from more units; each expert must have been in a solved pair."""
+        count, self.bounded = _BOUNDED_UNITS[self.bounded], self.bounded + 1
+        slots = range(len(self.costs))
+        left = [self._left[e][:count] for e in slots]
+        bounds = torch.stack([least_squared_distances(left, self._right[e]) for e in slots], dim=1).cpu()
+        bounds = torch.maximum(self.costs, self.fixed + bounds)
+        for i, j in self.pairs:
+            bounds[i, j] = self.costs[i, j]
+        self.costs = bounds
+
+    def squared_distance(self, order: Permutation) -> float:
+        """`sum_i C[i, order[i]]`, or its lower bound."""
+        return self.costs[torch.arange(len(self.costs)), order.index].sum().item()
+
+    def best_order(self, groups: int, solved: bool = False) -> Permutation:
+        """The order of least `squared_distance`, among all or among those whose pairs are `solved`."""
+        scores = -self.costs
+        if solved:
+            unsolved = torch.ones_like(scores, dtype=torch.bool)
+            for pair in self.pairs:
+                unsolved[pair] = False
+            scores = scores.masked_fill(unsolved, scores.min().item() * (len(scores) + 1) - 1)
+        return settled_order(scores, groups)
+
+    def _keep_bounding_rows(self, i: int, a: Units, j: int, b: Units) -> None:
+        if self._coordinates is None:
+            self._coordinates = a.strongest(_COORDINATES)
+        if i not in self._left:
+            strongest = a.squares.topk(min(max(_BOUNDED_UNITS), len(a.squares))).indices
+            self._left[i] = bounding_rows(a.kept[strongest][:, self._coordinates], a.squares[strongest])
+        if j not in self._right:
+            self._right[j] = bounding_rows(b.kept[:, self._coordinates], b.squares)
 
 
 def fill_until_certified(table: JointTable, first: Permutation, groups: int, budget: int) -> bool:
-    """Solve pairs until the best order on `table` has exact values only: no bound elsewhere can exceed it.
+    """Solve pairs until the best order on `table` has exact values only: no bound elsewhere can be less.
 
     Args:
         table: gets the pairs of `first` and then, again and again, those of the best order on values and bounds.
         first: an order to begin with; the nearer to the optimum, the fewer pairs.
         groups: see `SymmetryGroup.expert_groups`.
-        budget: at most so many pairs.
+        budget: at most so many pairs, beside those of `first`.
 
     Returns:
         whether the optimum is certified; False where the budget ran out.
     """
-    order = first
-    while wanted := [pair for pair in enumerate(order.index.tolist()) if pair not in table.pairs]:
-        if len(table.pairs) + len(wanted) > budget:
+    table.solve(first)
+    while table.bounded < len(_BOUNDED_UNITS) and (table.bounded == 0 or table.missing(table.best_order(groups))):
+        table.tighten()
+    while missing := table.missing(order := table.best_order(groups)):
+        if len(table.pairs) + len(missing) > budget:
             return False
-        for pair in wanted:
-            table.solve(*pair)
-        order = solve_assignment(table.values, groups).permutation
+        table.solve(order)
     return True
 
 
-def best_known_order(table: JointTable, groups: int) -> Permutation:
-    """The best order among those whose pairs are all solved; the optimum if it is certified."""
-    values = table.values
-    unsolved = torch.ones_like(values, dtype=torch.bool)
-    for pair in table.pairs:
-        unsolved[pair] = False
-    worst = values.min() - len(values) * (values.max() - values.min()) - 1
-    return solve_assignment(values.masked_fill(unsolved, worst), groups).permutation
+def settled_order(scores: Float[Tensor, "E E"], groups: int) -> Permutation:
+    """The order of greatest total score; of equal ones, one that leaves more experts in their places."""
+    stay = torch.eye(len(scores), dtype=torch.float64) * _TIE * scores.abs().max().double().cpu()
+    return solve_assignment(scores.double().cpu() + stay, groups).permutation
 
 
-def _unit_bounds(reference: MoeLayer, other: MoeLayer, dtype: torch.dtype) -> Float64[Tensor, "E E"]:
-    """`total_similarity_bound` of every pair of experts."""
-    signs, slots = reference.group.unit_signs, range(reference.experts.num_experts)
-    coordinates = Units.of(reference.experts, 0, signs, dtype).strongest(_COORDINATES)
+def _rows_without_units(reference: GaugedLayer, other: GaugedLayer) -> list[tuple[Tensor, Tensor]]:
+    """Router rows and down_bias of both layers."""
+    rows = [(reference.down_bias, other.down_bias)]
+    if reference.router is not None and other.router is not None:
+        rows.append((reference.router.rows(), other.router.rows()))
+    return [(a, b) for a, b in rows if a is not None and b is not None]
 
-    def bounding(layer: MoeLayer, e: int) -> Tensor:
-        units = Units.of(layer.experts, e, signs, dtype)
-        return bounding_rows(units.kept[:, coordinates], units.squares)
 
-    right = [bounding(other, e) for e in slots]
-    bounds = [[total_similarity_bound(left, one) for one in right] for left in (bounding(reference, e) for e in slots)]
-    return torch.tensor(bounds, dtype=torch.float64)
+def _squared_distances(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float64[Tensor, "m n"]:
+    # The default mode of cdist cancels catastrophically for nearly equal rows.
+    return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square().cpu()

@@ -2,13 +2,15 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
+
+import torch
 
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .distance import layer_distance, working_dtype
+from .distance import GaugedLayer, layer_distance, working_dtype
 from .expert_order import ExpertOrder
 from .layer_alignment import match_layers
 
@@ -33,7 +35,7 @@ class MutualMatching:
 
 
 def match_mutually(
-    layers: Sequence[MoeLayer], start: Sequence[MoeSymmetry], expert_order: ExpertOrder, balance_scales: bool = False
+    layers: Sequence[MoeLayer], start: Sequence[MoeSymmetry], expert_order: ExpertOrder
 ) -> MutualMatching:
     """The symmetries g_i that make `sum_{i < j} |g_i . L_i - g_j . L_j|^2` small: no g_i alone can be bettered.
 
@@ -41,14 +43,14 @@ def match_mutually(
     layers. It is block-coordinate Frank-Wolfe on the objective of C2M3 (arXiv:2405.17897), over expert order and units:
     linear in every block, so the line search ends at the assignment itself. A step that gains nothing is not taken.
 
+    All layers are brought into their gauge first, in float32 or better.
+
     Args:
         layers: comparable layers, two or more.
         start: the initial symmetries, one per layer.
         expert_order: see `match_experts`; with "joint" every step is exact.
-        balance_scales: see `align_layers`; both distances are then those of balanced layers.
     """
-    if balance_scales:
-        layers = [layer.to(working_dtype(layer, layer)).balanced() for layer in layers]
+    layers = [_settled(layer) for layer in layers]
     symmetries = list(start)
     aligned = [act(symmetry, layer) for symmetry, layer in zip(symmetries, layers, strict=True)]
     start_distance = _total_distance(aligned)
@@ -56,7 +58,7 @@ def match_mutually(
         before = list(symmetries)
         for k, layer in enumerate(layers):
             mean = _mean([other for i, other in enumerate(aligned) if i != k])
-            symmetry = match_layers(mean, layer, expert_order)[0]
+            symmetry = match_layers(*GaugedLayer.pair(mean, layer), expert_order)[0]
             candidate = act(symmetry, layer)
             if layer_distance(mean, candidate) < (1 - _GAIN) * layer_distance(mean, aligned[k]):
                 symmetries[k], aligned[k] = symmetry, candidate
@@ -66,17 +68,21 @@ def match_mutually(
     return MutualMatching([undo @ symmetry for symmetry in symmetries], start_distance, _total_distance(aligned))
 
 
+def _settled(layer: MoeLayer) -> MoeLayer:
+    """The layer in its gauge, which is no longer free: the mean of such layers keeps the scales that it has."""
+    group = replace(
+        layer.group, unit_scale_degree=0, shared_unit_scale_degree=0, router_scale=False, expert_output_scale=False
+    )
+    return replace(layer.to(working_dtype(layer)).in_gauge(), group=group)
+
+
 def _total_distance(layers: Sequence[MoeLayer]) -> float:
     return math.hypot(*(layer_distance(a, b) for a, b in combinations(layers, 2)))
 
 
 def _mean(layers: Sequence[MoeLayer]) -> MoeLayer:
-    """The mean of all tensors, in float32 or better."""
-    dtype = working_dtype(layers[0], layers[-1])
+    """The mean of all tensors."""
     tensors = [layer.tensors() for layer in layers]
     return layers[0].with_tensors(
-        {
-            name: sum((own[name].to(dtype) for own in tensors[1:]), first.to(dtype)) / len(layers)
-            for name, first in tensors[0].items()
-        }
+        {name: torch.stack([own[name] for own in tensors]).mean(dim=0) for name in tensors[0]}
     )

@@ -1,12 +1,14 @@
-"""Proofs from a few coordinates of the units: upper bounds on similarities, and the matching of siblings.
+"""Proofs from a few coordinates of the units: lower bounds of distances, and the matching of siblings.
 
 Siblings need no similarity of all pairs: two units that are not partners differ in any few coordinates by more than
 partners differ in all of them.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from .units import Partners, Units
@@ -18,9 +20,10 @@ _ROWS = 64
 
 
 def bounding_rows(part: Float[Tensor, "m k"], squares: Float[Tensor, " m"]) -> Float[Tensor, "m l"]:
-    """Rows z_i whose products bound similarities: `S_ij <= <z_i, w_j>`, for either sign.
+    """Rows z_i that are no farther apart than the units: `|z_i - w_j| <= |x_i - s y_j|`, for either sign s.
 
-    They are the chosen coordinates and the norm of all that these leave out, by Cauchy-Schwarz.
+    They are the chosen coordinates and the norm of all that these leave out, so `|z_i| = |x_i|`. By Cauchy-Schwarz,
+    `S_ij <= <z_i, w_j>`.
 
     Args:
         part: some coordinates that no sign touches, the same for both experts.
@@ -30,15 +33,23 @@ def bounding_rows(part: Float[Tensor, "m k"], squares: Float[Tensor, " m"]) -> F
     return torch.cat([part, rest[:, None]], dim=1)
 
 
-def total_similarity_bound(left: Float[Tensor, "m l"], right: Float[Tensor, "n l"]) -> float:
-    """Upper bound of `sum_i S_ip(i)` over all moves of units; `left` and `right` are bounding rows of two experts.
+def least_squared_distances(left: Sequence[Float[Tensor, "_ l"]], right: Float[Tensor, "n l"]) -> Float64[Tensor, " b"]:
+    """Lower bounds of the squared distances of several experts to one, over all moves of units.
 
-    `sum_j v_j + sum_i max_j (<z_i, w_j> - v_j)` at the prices `v_j = |w_j|^2 / 2`, where every unit takes the partner
-    that is nearest in the chosen coordinates (weak duality, as in `certify`).
+    `sum_i min_j |z_i - w_j|^2` of each: every unit takes the partner that is nearest in the chosen coordinates.
+
+    Args:
+        left: bounding rows of some or all units of every expert.
+        right: bounding rows of all units of the one.
     """
-    prices = right.square().sum(dim=1) / 2
-    best = [torch.addmm(-prices, rows, right.T).amax(dim=1).sum(dtype=torch.float64) for rows in left.split(_ROWS)]
-    return (prices.sum(dtype=torch.float64) + torch.stack(best).sum()).item()
+    squares, bounds = right.square().sum(dim=1), []
+    rounding = 8 * torch.finfo(right.dtype).eps
+    for rows in torch.cat(list(left)).split(_ROWS):
+        own = rows.square().sum(dim=1)
+        nearest = torch.addmm(squares, rows, right.T, alpha=-2).amin(dim=1) + own
+        bounds.append((nearest - rounding * (own + squares.max())).clamp(min=0))
+    sums = torch.cat(bounds).double().split([len(rows) for rows in left])
+    return torch.stack([part.sum() for part in sums])
 
 
 def match_sibling_units(reference: Units, other: Units) -> tuple[Partners, Float[Tensor, " F"]] | None:

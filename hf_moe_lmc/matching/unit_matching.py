@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .assignment import certify, solve_assignment
-from .distance import working_dtype
+from .distance import GaugedLayer
 from .dual_prices import proving_prices, row_margins
 from .unit_bounds import match_sibling_units
 from .units import Partners, Units
@@ -30,6 +29,8 @@ class UnitMatching:
         solver: "siblings" where a few coordinates proved the optimum, "fixed" where units have no order of their own,
             else that of the `Assignment`.
         margins: `[F]`, lower bound of what unit i loses with any other partner, relative to `|x_i|^2`; 0 at a tie.
+        fixed: the share of the reference's squared weights whose units keep their place and sign.
+        random_squared_distance: the mean of `squared_distance` over all moves of units, free signs included.
     """
 
     units: SignedPermutation
@@ -38,15 +39,18 @@ class UnitMatching:
     gap: float
     solver: str
     margins: Float[Tensor, " F"]
+    fixed: float
+    random_squared_distance: float
 
 
-def match_pair(reference: Units, other: Units) -> UnitMatching:
+def match_units(reference: Units, other: Units) -> UnitMatching:
     """The exact matching of one expert's units to another's, with its evidence.
 
     One hidden layer between a fixed input and output basis makes it a single assignment on `Units.similarity`, in the
     paper's letters A A'^T + B^T B' + u u'^T.
 
-    Near siblings are proven from a few coordinates (`match_sibling_units`); else the full product is solved.
+    Near siblings are proven from a few coordinates (`match_sibling_units`); else the full product is solved. Units that
+    are as well off in their own places stay there.
     """
     siblings = match_sibling_units(reference, other) if len(reference.kept) >= _SIBLINGS_FROM else None
     if siblings is not None:
@@ -58,35 +62,25 @@ def match_pair(reference: Units, other: Units) -> UnitMatching:
         if prices is None:
             prices = torch.from_numpy(proving_prices(similarity.cpu().numpy(), columns.numpy()))
         gap, solver = certify(assignment._replace(prices=prices), similarity), assignment.solver
+        if assignment.objective - similarity.diagonal().sum(dtype=torch.float64) <= _rounding(similarity):
+            columns = torch.arange(len(columns))
         columns = columns.to(similarity.device)
         partners = Partners.of(reference, other, columns)
         margins = row_margins(similarity, columns, prices.to(similarity))
-    return _matching(reference, partners, gap, solver, margins)
+    return _matching(reference, other, partners, gap, solver, margins)
 
 
-def match_experts_units(
-    reference: MoeLayer, other: MoeLayer, i: int, j: int, keys: Permutation | None = None
-) -> UnitMatching:
-    """`match_pair` of routed expert i of one layer and j of the other; only these two are brought to float32.
-
-    Units without an order of their own keep theirs, or follow the order of the `keys`.
-    """
-    dtype, group = working_dtype(reference, other), reference.group
-    a, b = (Units.of(x.experts, e, group.unit_signs, dtype) for x, e in ((reference, i), (other, j)))
-    if group.unit_order:
-        return match_pair(a, b)
-    margins = torch.zeros_like(a.kept[:, 0])
-    order = torch.arange(len(margins)) if keys is None else keys.index
-    return _matching(a, Partners.of(a, b, order.to(margins.device)), 0.0, "fixed", margins)
+def keep_units(reference: Units, other: Units, order: Permutation | None = None) -> UnitMatching:
+    """Units without an order of their own in a given one, `[F]`, or in their places."""
+    margins = torch.zeros_like(reference.squares)
+    columns = torch.arange(len(margins)) if order is None else order.index
+    partners = Partners.of(reference, other, columns.to(margins.device))
+    return _matching(reference, other, partners, 0.0, "fixed", margins)
 
 
-def match_shared_units(reference: MoeLayer, other: MoeLayer) -> list[UnitMatching]:
-    """`match_pair` of every shared expert and its counterpart."""
-    a, b = reference.shared_experts, other.shared_experts
-    if a is None or b is None:
-        return []
-    dtype, signs = working_dtype(reference, other), reference.group.shared_unit_signs
-    return [match_pair(*(Units.of(bank, e, signs, dtype) for bank in (a, b))) for e in range(a.num_experts)]
+def match_shared_units(reference: GaugedLayer, other: GaugedLayer) -> list[UnitMatching]:
+    """`match_units` of every shared expert and its counterpart."""
+    return [match_units(a, b) for a, b in zip(reference.shared_units(), other.shared_units(), strict=True)]
 
 
 def stacked(matchings: list[UnitMatching]) -> SignedPermutation:
@@ -95,10 +89,17 @@ def stacked(matchings: list[UnitMatching]) -> SignedPermutation:
     return SignedPermutation(Permutation(index), torch.stack([one.units.signs for one in matchings]))
 
 
+def _rounding(similarity: Float[Tensor, "F F"]) -> float:
+    """The error of a sum of F entries."""
+    return torch.finfo(similarity.dtype).eps * similarity.abs().amax(dim=1).sum(dtype=torch.float64).item()
+
+
 def _matching(
-    reference: Units, partners: Partners, gap: float, solver: str, margins: Float[Tensor, " F"]
+    reference: Units, other: Units, partners: Partners, gap: float, solver: str, margins: Float[Tensor, " F"]
 ) -> UnitMatching:
-    squares = reference.squares
+    squares, total = reference.squares, reference.squares.sum(dtype=torch.float64)
+    stay = (partners.columns == torch.arange(len(squares), device=squares.device)) & (partners.signs > 0)
+    means = reference.kept.sum(dim=0) @ other.kept.sum(dim=0) / len(squares)
     return UnitMatching(
         SignedPermutation(Permutation(partners.columns.cpu()), partners.signs.cpu()),
         partners.similarities.double().sum().item(),
@@ -106,4 +107,6 @@ def _matching(
         gap,
         solver,
         (margins.clamp(min=0) / squares.clamp(min=torch.finfo(squares.dtype).tiny)).cpu(),
+        (squares[stay].sum(dtype=torch.float64) / total).item() if total > 0 else 1.0,
+        (total + other.squares.sum(dtype=torch.float64) - 2 * means).item(),
     )

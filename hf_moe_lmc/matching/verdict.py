@@ -1,35 +1,57 @@
-"""The evidence of aligned layers, and the verdict of a pair: how much an alignment is worth."""
+"""The evidence of aligned layers, expert by expert, and the verdict of a pair: what it says to do next."""
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from statistics import median, median_high
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal, get_args
 
 import torch
 
-from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.moe import ExpertBank
+from hf_moe_lmc.symmetry import Permutation
 
-from .distance import working_dtype
+from .distance import GaugedLayer
 from .expert_order import ExpertMatching
-from .unit_bounds import bounding_rows, total_similarity_bound
-from .unit_matching import UnitMatching, match_pair
-from .units import Units
+from .null import NullTest, expert_similarities, router_similarities
+from .unit_matching import UnitMatching
 
-Label = Literal["already aligned", "aligned", "ambiguous (experts nearly equal)", "not alignable (weights unrelated)"]
-_LABELS: tuple[Label, ...] = get_args(Label)  # from the most to the least that was reached
+Label = Literal["in_place", "aligned", "order_immaterial", "partly_related", "unrelated"]
 
-# Calibrated on layers of known truth (tests/matching/test_verdict.py). Unrelated weights exceeded their control by
-# 0.035 at most, scrambled ones of correlation 0.4 by 0.11 at least; nearly equal experts gained 0.05 at most by their
-# order, those of correlation 0.4 gained 0.16 at least.
-_RELATED = 0.06
-_DISTINCT = 0.1
+_CERTAIN = 6.0  # standard errors: Student's t of 15 degrees of freedom exceeds it once in 80,000
 _FIXED = 0.99
-_REWRITES = 8
-_SAMPLE = 512  # units
-_OBVIOUS = 0.5
-_COORDINATES = 32
+_ORDERED = 12  # experts among which the order is tested
+_LOOKS = ((2, 64), (8, 128))  # units and hidden coordinates; the second where the first leaves a doubt
+_ENTRIES = 2**20  # of the similarities of small experts, of which more units are looked at
+
+
+@dataclass(frozen=True)
+class ExpertEvidence:
+    """How an expert of the reference, in its slot, and its partner belong together.
+
+    Args:
+        slot: number of the reference's expert.
+        source: number of the other's.
+        shared: whether both are shared experts.
+        z: their similarity after matching beside chance; see `hf_moe_lmc.matching.null`.
+        fixed: the share of the squared weights whose units stay in their places.
+    """
+
+    slot: int
+    source: int
+    shared: bool
+    z: float
+    fixed: float
+
+    @property
+    def related(self) -> bool:
+        """Whether they are more alike than chance explains."""
+        return self.z >= _CERTAIN
+
+    @property
+    def in_place(self) -> bool:
+        """Whether the alignment leaves the other's expert as it is."""
+        return self.slot == self.source and self.fixed >= _FIXED
 
 
 @dataclass(frozen=True)
@@ -39,20 +61,16 @@ class LayerEvidence:
     Args:
         expert_method: the route that decided the expert order.
         certified: whether the order is proven optimal over all orders and units.
-        expert_margin, gate_agreement, gram_agreement: see `ExpertMatching`.
+        expert_margin, gate_agreement: see `ExpertMatching`.
         solved_pairs: pairs of experts whose units were matched for the order, of E^2.
         unit_solvers: solver -> how many of the layer's unit assignments it solved.
         similarity: sum over all matched units, shared experts included.
-        gap: by how much that sum could be exceeded at most, given the order.
+        gap: upper limit of how much that sum is exceeded by any other units' order, given that of experts.
         unit_margin_low, unit_margin_median: 10 % quantile and median of the units' margins; see `UnitMatching`.
-        fixed_experts, fixed_units: the share of experts, and of units, that stay at their place.
-        random_distance: of the layers, if every unit were as far from its partner as those of the first expert are in
-            the best of several random symmetric rewrites; an estimate from some of them.
-        reduction: 1 - (squared distance of matched experts) / (the least of several random symmetric rewrites).
-        null_reduction: the same between the reference and an unrelated expert of the same norms (the other's
-            coordinates rotated); 0 where `reduction` is above one half, which needs no control.
-        order_gain: 1 - (squared distance of matched experts) / (that of experts matched wrongly, units matched
-            best); near 0 where experts are nearly equal. At least so much where it is above one half.
+        random_distance: root of the mean squared distance of the layers over all moves of units, in this expert order.
+        order_z: gain of the order over the best one without any of its pairs, beside chance, by units or router rows;
+            None where there is no choice. Of more than 12 experts, 12 are looked at.
+        experts: the routed experts, then the shared ones.
     """
 
     expert_method: str
@@ -65,156 +83,188 @@ class LayerEvidence:
     gap: float
     unit_margin_low: float
     unit_margin_median: float
-    fixed_experts: float
-    fixed_units: float
     random_distance: float
-    reduction: float
-    null_reduction: float
-    order_gain: float
-    gram_agreement: float | None = None
+    order_z: float | None
+    experts: tuple[ExpertEvidence, ...]
+
+    @classmethod
+    def of_record(cls, record: Mapping[str, Any]) -> "LayerEvidence":
+        """The evidence whose `dataclasses.asdict` this is, perhaps of a version that knew more figures."""
+        names, own = ({field.name for field in fields(kind)} for kind in (ExpertEvidence, cls))
+        experts = tuple(
+            ExpertEvidence(**{name: row[name] for name in names})  # a row without one of them is none
+            for row in record["experts"]
+        )
+        return cls(**{name: value for name, value in record.items() if name in own} | {"experts": experts})
+
+    @property
+    def label(self) -> Label:
+        """The verdict of the layer.
+
+        "unrelated" or "partly_related" where no or not every expert is related to its partner; "in_place" where the
+        alignment leaves all experts, routed and shared, as they are; "order_immaterial" where no order brings experts
+        closer than another; else "aligned".
+        """
+        related = [expert.related for expert in self.experts]
+        if not any(related):
+            return "unrelated"
+        if not all(related):
+            return "partly_related"
+        if all(expert.in_place for expert in self.experts):
+            return "in_place"
+        return "aligned" if self.order_z is None or self.order_z >= _CERTAIN else "order_immaterial"
+
+    @property
+    def unrelated(self) -> int:
+        """The number of experts whose partners are not related to them."""
+        return sum(not expert.related for expert in self.experts)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The verdict of a pair: that of every layer, none averaged with another.
+
+    Args:
+        layers: name -> evidence; one at least.
+    """
+
+    layers: Mapping[str, LayerEvidence]
+
+    @property
+    def counts(self) -> dict[Label, int]:
+        """Label -> number of layers, those that occur."""
+        found = Counter(evidence.label for evidence in self.layers.values())
+        return {label: found[label] for label in get_args(Label) if found[label]}
+
+    @property
+    def sentence(self) -> str:
+        """What to do next."""
+        counts, layers = self.counts, len(self.layers)
+        if counts.get("unrelated") == layers:
+            return "These weights are unrelated; a merge will not work."
+        if "unrelated" in counts or "partly_related" in counts:
+            return "A merge will damage the layers that hold unrelated experts; evaluate it before you use it."
+        if counts.get("in_place") == layers:
+            return (
+                "These models already have the same expert order: alignment changes nothing, any merging tool will do."
+            )
+        if "aligned" in counts:
+            return "The order of experts and units differed and was matched: merge with this alignment."
+        return "The units were matched; the order of experts makes no measurable difference."
+
+    def text(self) -> str:
+        """One line: how many layers have which label, the layers with unrelated experts, and what to do next."""
+        total = len(self.layers)
+        parts = [f"{count} of {total} layers: {label.replace('_', ' ')}" for label, count in self.counts.items()]
+        partly = [
+            f"{name}: {evidence.unrelated} of {len(evidence.experts)} experts unrelated"
+            for name, evidence in self.layers.items()
+            if evidence.label == "partly_related"
+        ]
+        more = [f"and {len(partly) - 3} more layers"] if len(partly) > 3 else []
+        return f"verdict: {'; '.join([*parts, *partly[:3], *more])}. {self.sentence}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The verdict under stable names."""
+        return {
+            "sentence": self.sentence,
+            "counts": self.counts,
+            "layers": [
+                {
+                    "name": name,
+                    "label": evidence.label,
+                    "order_z": evidence.order_z,
+                    "experts": [
+                        {
+                            "slot": expert.slot,
+                            "source": expert.source,
+                            "shared": expert.shared,
+                            "z": expert.z,
+                            "related": expert.related,
+                        }
+                        for expert in evidence.experts
+                    ],
+                }
+                for name, evidence in self.layers.items()
+            ],
+        }
 
 
 def gather_evidence(
-    reference: MoeLayer,
-    other: MoeLayer,
+    reference: GaugedLayer,
+    other: GaugedLayer,
     experts: ExpertMatching,
-    units: list[UnitMatching],
-    shared: list[UnitMatching],
+    units: Sequence[UnitMatching],
+    shared: Sequence[UnitMatching],
     fixed_distance: float,
 ) -> LayerEvidence:
-    """The evidence of an alignment; figures that cost a pass over the weights are taken from the first expert.
+    """The evidence of an alignment.
 
     Args:
         reference, other: the layers.
-        experts, units, shared: what was found for them.
+        experts, units, shared: their matchings.
         fixed_distance: `fixed_squared_distance` under that order.
     """
-    signs, dtype, order = reference.group.unit_signs, working_dtype(reference, other), experts.order.index.tolist()
-    found = [*units, *shared]
-    margins = torch.cat([one.margins for one in found]).double().sort().values
-    moved = torch.cat([one.units.permutation.index for one in found])
-    places = torch.cat([torch.arange(len(one.margins)) for one in found])
-    a, b = (Units.of(x.experts, e, signs, dtype) for x, e in ((reference, 0), (other, order[0])))
-    matched, random = units[0].squared_distance, _least_random_rewrite(a, b)
-    reduction = 1 - matched / random if random > 0 else 0.0
-    null = 1 - match_pair(a, _rotated(b)).squared_distance / random if reduction < _OBVIOUS and random > 0 else 0.0
-    gain = 1.0
-    if len(order) > 1:
-        gain = _order_gain(a, Units.of(other.experts, order[1], signs, dtype), matched)
+    matchings = [*units, *shared]
+    margins = torch.cat([matching.margins for matching in matchings]).double().sort().values
+    z, shared_z, order_z = _z_scores(reference, other, experts.order)
+    rows = [*enumerate(experts.order.index.tolist()), *((e, e) for e in range(len(shared)))]
     return LayerEvidence(
         expert_method=experts.method,
         certified=experts.certified,
         expert_margin=experts.margin,
         gate_agreement=experts.gate_agreement,
         solved_pairs=len(experts.pairs),
-        unit_solvers=dict(Counter(one.solver for one in found)),
-        similarity=math.fsum(one.similarity for one in found),
-        gap=math.fsum(one.gap for one in found),
+        unit_solvers=dict(Counter(matching.solver for matching in matchings)),
+        similarity=math.fsum(matching.similarity for matching in matchings),
+        gap=math.fsum(matching.gap for matching in matchings),
         unit_margin_low=margins[len(margins) // 10].item(),
         unit_margin_median=margins[len(margins) // 2].item(),
-        fixed_experts=sum(i == j for i, j in enumerate(order)) / len(order),
-        fixed_units=(moved == places).double().mean().item(),
-        random_distance=math.sqrt(fixed_distance + random * len(moved) / len(a.kept)),
-        reduction=reduction,
-        null_reduction=null,
-        order_gain=gain,
-        gram_agreement=experts.gram_agreement,
+        random_distance=math.sqrt(
+            fixed_distance + max(0.0, math.fsum(matching.random_squared_distance for matching in matchings))
+        ),
+        order_z=order_z,
+        experts=tuple(
+            ExpertEvidence(slot, source, n >= len(units), score, matching.fixed)
+            for n, ((slot, source), score, matching) in enumerate(zip(rows, [*z, *shared_z], matchings, strict=True))
+        ),
     )
 
 
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict of a pair, and the medians over its layers that it rests on.
-
-    Args:
-        label: that of the median layer, counted from "already aligned" to "not alignable".
-        layers: label -> number of layers.
-        reduction, null_reduction, order_gain, fixed_units, gate_agreement, gram_agreement: see `LayerEvidence`.
-    """
-
-    label: Label
-    layers: dict[str, int]
-    reduction: float
-    null_reduction: float
-    order_gain: float
-    fixed_units: float
-    gate_agreement: float | None
-    gram_agreement: float | None
-
-    def text(self) -> str:
-        """One line: the label, and the figures that it rests on."""
-        agreements = (("router rows", self.gate_agreement), ("Gram matrices", self.gram_agreement))
-        agree = "".join(f"; {what} agree on {x:.0%} of the order" for what, x in agreements if x is not None)
-        return (
-            f"verdict: {self.label} (brought closer by {self.reduction:.0%}, unrelated weights by "
-            f"{self.null_reduction:.0%}; a wrong expert order is {self.order_gain:.0%} farther; "
-            f"{self.fixed_units:.0%} of the units stay{agree})"
-        )
+def _z_scores(
+    reference: GaugedLayer, other: GaugedLayer, order: Permutation
+) -> tuple[list[float], list[float], float | None]:
+    """Of every routed expert, every shared expert, and the order: at a glance, and closer where that leaves a doubt."""
+    a, b = reference.layer, other.layer
+    pairs = list(enumerate(order.index.tolist()))
+    choice = a.router is not None and len(pairs) > 1 and not a.group.fixed_experts
+    tested = pairs[:: math.ceil(len(pairs) / _ORDERED)] if choice else []
+    table = [(i, j) for i, _ in tested for _, j in tested]
+    every = list(dict.fromkeys([*pairs, *table]))
+    routers = router_similarities(a, b) if choice else None
+    z, shared_z, order_z = [], [], None
+    for look in _LOOKS:
+        similarities = expert_similarities(a, b, every, *_look(a.experts, *look))
+        z = similarities.select(range(len(pairs))).z.tolist()
+        if a.shared_experts is not None:
+            own = [(e, e) for e in range(a.shared_experts.num_experts)]
+            shared_z = expert_similarities(a, b, own, *_look(a.shared_experts, *look), shared=True).z.tolist()
+        if choice:
+            gains = [_order_test(similarities.select(map(every.index, table)), len(tested))]
+            gains += [routers.order_gain(order)] if routers else []
+            order_z = max(gain.z.item() for gain in gains)
+        if all(score >= 2 * _CERTAIN for score in (*z, *shared_z, *([] if order_z is None else [order_z]))):
+            break
+    return z, shared_z, order_z
 
 
-def judge_layer(evidence: LayerEvidence) -> Label:
-    """The verdict of one layer.
-
-    Not alignable: matching brings it closer than random rewrites by no more than it does an unrelated expert.
-    Ambiguous: matched so, but a wrong order of experts comes nearly as close. Already aligned: all else, where next to
-    nothing moved.
-    """
-    if evidence.reduction - evidence.null_reduction < _RELATED:
-        return "not alignable (weights unrelated)"
-    if evidence.order_gain < _DISTINCT:
-        return "ambiguous (experts nearly equal)"
-    if evidence.fixed_experts == 1 and evidence.fixed_units >= _FIXED:
-        return "already aligned"
-    return "aligned"
+def _look(experts: ExpertBank, units: int, hidden: int) -> tuple[int, int]:
+    """More units of small experts than of large ones."""
+    size = 3 * experts.num_units * min(hidden, experts.up_proj.shape[2])
+    return max(units, _ENTRIES // size), hidden
 
 
-def judge(layers: Sequence[LayerEvidence]) -> Verdict:
-    """The verdict of a pair of models; `layers` holds the evidence of one layer at least."""
-    labels = [judge_layer(evidence) for evidence in layers]
-    return Verdict(
-        label=_LABELS[median_high(_LABELS.index(label) for label in labels)],
-        layers={label: labels.count(label) for label in _LABELS if label in labels},
-        reduction=median(evidence.reduction for evidence in layers),
-        null_reduction=median(evidence.null_reduction for evidence in layers),
-        order_gain=median(evidence.order_gain for evidence in layers),
-        fixed_units=median(evidence.fixed_units for evidence in layers),
-        gate_agreement=_median(evidence.gate_agreement for evidence in layers),
-        gram_agreement=_median(evidence.gram_agreement for evidence in layers),
-    )
-
-
-def _least_random_rewrite(a: Units, b: Units) -> float:
-    """The least squared distance of a to random rewrites of b, estimated from as many units of each as suffice."""
-    count = len(a.kept)
-    sample = min(_SAMPLE, count)
-    generator = torch.Generator().manual_seed(0)
-    rows, distances = a.at(torch.arange(sample, device=a.kept.device)), []
-    for _ in range(_REWRITES):
-        others = torch.randperm(count, generator=generator)[:sample].to(a.kept.device)
-        signs = torch.randint(2, (sample,), generator=generator).to(a.kept.device, torch.int8) * 2 - 1
-        distances.append(rows.squared_distance(b.at(others), signs) * count / sample)
-    return min(distances)
-
-
-def _rotated(units: Units) -> Units:
-    """The units with their coordinates rotated by one place: of the same norms, and unrelated."""
-    signed = units.signed
-    return replace(units, kept=units.kept.roll(1, dims=1), signed=None if signed is None else signed.roll(1, dims=1))
-
-
-def _order_gain(a: Units, wrong: Units, matched: float) -> float:
-    """`1 - matched / (least squared distance of a to the wrong expert)`, from a bound where that shows enough."""
-    coordinates, squares, wrong_squares = a.strongest(_COORDINATES), a.squares, wrong.squares
-    left, right = (
-        bounding_rows(a.kept[:, coordinates], squares),
-        bounding_rows(wrong.kept[:, coordinates], wrong_squares),
-    )
-    least = (squares.double().sum() + wrong_squares.double().sum()).item() - 2 * total_similarity_bound(left, right)
-    if matched > (1 - _OBVIOUS) * least:
-        least = match_pair(a, wrong).squared_distance
-    return 1 - matched / least if least > 0 else 0.0
-
-
-def _median(figures: Iterable[float | None]) -> float | None:
-    known = [figure for figure in figures if figure is not None]
-    return median(known) if known else None
+def _order_test(table: NullTest, size: int) -> NullTest:
+    """The gain of the order of which `table` lists the similarities, row by row."""
+    square = NullTest(table.values.view(size, size), table.draws.view(-1, size, size))
+    return square.order_gain(Permutation.identity(size))

@@ -9,6 +9,8 @@ from torch import Tensor
 
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
+_ROWS = 64  # of a matrix, worked on together
+
 
 @dataclass(frozen=True)
 class ExpertBank:
@@ -91,32 +93,86 @@ class ExpertBank:
             down_bias=None if bias is None else bias * factors[:, None],
         )
 
-    def balance_units(self, degree: int) -> "ExpertBank":
-        """The bank whose units f have `|up_f| = |down_f|`, up_f times c and down_f divided by `c^degree`.
+    def gauge_scales(
+        self, degree: int, outputs: Float[Tensor, " E"] | None = None, normalised: bool = False
+    ) -> "UnitScales":
+        """The scales that bring the bank into the gauge, in float32 or better: the same function, one form of it.
 
-        up_f is the row of up_proj with its bias, down_f the column of down_proj. Units with a zero norm stay, as do all
-        for degree 0.
+        In it `|up_f| = |down_f|` for every unit f: up_f times c, down_f divided by `c^degree`. up_f is the row of
+        up_proj with its bias, down_f the column of down_proj. A unit that lacks either computes nothing, and gets the
+        scale 0. For degree 0 units have no scale.
+
+        Args:
+            degree: see `SymmetryGroup.unit_scale_degree`.
+            outputs: factors of the experts' outputs that go into down_proj.
+            normalised: whether down_proj gets the positive factor that makes `sum_f |up_f|^(2 degree) |down_f|^2` 1,
+                which does not depend on the scales of units.
         """
-        if degree == 0:
-            return self
         up, down = self._unit_norms()
-        factor = torch.where((up > 0) & (down > 0), (down / up) ** (1 / (1 + degree)), 1.0)
+        factors = torch.ones_like(up[:, 0]) if outputs is None else outputs.to(up)
+        down = down * factors.abs()[:, None]
+        if normalised:
+            norm = (up**degree * down).norm(dim=-1, keepdim=True)
+            factors, down = (torch.where(norm > 0, x / norm, x) for x in (factors[:, None], down))
+            factors = factors[:, 0]
+        alive = (up > 0) & (down > 0) if degree else torch.ones_like(up, dtype=torch.bool)
+        scale = torch.where(alive, (down / up) ** (1 / (1 + degree)), 0.0) if degree else torch.ones_like(up)
+        return UnitScales(scale, torch.where(alive, factors[:, None] / scale**degree, 0.0), factors)
+
+    def rescale(self, scales: "UnitScales") -> "ExpertBank":
+        """The bank with these scales, in the wider dtype of both."""
         return replace(
             self,
-            up_proj=self.up_proj * factor[..., None],
-            down_proj=self.down_proj / factor[:, None] ** degree,
-            up_bias=None if self.up_bias is None else self.up_bias * factor,
+            up_proj=self.up_proj * scales.up[..., None],
+            down_proj=self.down_proj * scales.down[:, None],
+            up_bias=None if self.up_bias is None else self.up_bias * scales.up,
+            down_bias=None if self.down_bias is None else self.down_bias * scales.outputs[:, None],
         )
 
-    def normalise_outputs(self, degree: int) -> "ExpertBank":
-        """Every down_proj times the positive number that makes `sum_f |up_f|^(2 degree) |down_f|^2` 1, or left zero.
-
-        That sum does not depend on the scales that `balance_units` chooses.
-        """
-        up, down = self._unit_norms()
-        norm = (up**degree * down).norm(dim=-1)
-        return self.scale_outputs(torch.where(norm > 0, 1 / norm, 1.0))
+    def balance_units(self, degree: int) -> "ExpertBank":
+        """The bank whose units f have `|up_f| = |down_f|`; see `gauge_scales`."""
+        return self.rescale(self.gauge_scales(degree))
 
     def _unit_norms(self) -> tuple[Float[Tensor, "E F"], Float[Tensor, "E F"]]:
-        up = self.up_proj if self.up_bias is None else torch.cat([self.up_proj, self.up_bias[..., None]], dim=2)
-        return up.norm(dim=2), self.down_proj.norm(dim=1)
+        dtype = torch.promote_types(self.up_proj.dtype, torch.float32)
+        up, down = _row_norms(self.up_proj, dtype), _column_norms(self.down_proj, dtype)
+        return (up if self.up_bias is None else torch.hypot(up, self.up_bias.to(dtype))), down
+
+
+@dataclass(frozen=True)
+class UnitScales:
+    """Factors of the units of a bank, and of the outputs of its experts.
+
+    Args:
+        up: `[E, F]`, of the rows of up_proj and of up_bias.
+        down: `[E, F]`, of the columns of down_proj.
+        outputs: `[E]`, of down_bias; contained in `down`.
+    """
+
+    up: Float[Tensor, "E F"]
+    down: Float[Tensor, "E F"]
+    outputs: Float[Tensor, " E"]
+
+
+def _row_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float[Tensor, "E m"]:
+    if matrices.device.type != "cpu":
+        return torch.linalg.vector_norm(matrices, dim=2, dtype=dtype)
+    rows = matrices.flatten(0, 1).split(_ROWS)  # widened in the cache, in a fifth of the time
+    norms = [torch.linalg.vector_norm(block.to(dtype), dim=1) for block in rows]
+    return torch.cat([matrices.new_zeros(0, dtype=dtype), *norms]).view(matrices.shape[:2])
+
+
+def _column_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float[Tensor, "E n"]:
+    """Equal columns have equal norms, to the last bit, wherever they stand."""
+    if matrices.device.type != "cpu":
+        return torch.linalg.vector_norm(matrices, dim=1, dtype=dtype)
+    squares = matrices.new_zeros(matrices.shape[0], matrices.shape[2], dtype=dtype)
+    for total, matrix in zip(squares, matrices, strict=True):
+        for block in matrix.split(_ROWS):
+            rows = block.to(dtype).square()
+            while (half := len(rows) // 2) > 0:  # torch sums vectorised columns in another order than the last ones
+                if len(rows) % 2:
+                    rows[0] += rows[-1]
+                rows = rows[:half] + rows[half : 2 * half]
+            total += rows[0]
+    return squares.sqrt()

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .expert_bank import ExpertBank
+from .expert_bank import ExpertBank, UnitScales
 from .router import Router
 from .symmetry_group import SymmetryGroup
 
@@ -64,14 +64,26 @@ class MoeLayer:
         )
 
     def in_gauge(self) -> "MoeLayer":
-        """The translate of the layer whose router rows, and selection biases, have mean zero over experts.
+        """The layer in its gauge: of all layers that differ by translations and scales alone, the same one.
 
-        Each only where translation is a symmetry. The distance of two layers in this gauge is the least over all
-        translations of either.
+        Router rows, and selection biases, have mean zero over experts; the router has norm 1; factors of experts are in
+        down_proj, which has the norm of `ExpertBank.gauge_scales` where a norm follows; every unit has
+        `|up_proj row, up_bias| = |down_proj column|`. Each only where it is a symmetry. Rounded, in float32 or better.
         """
+        scales, shared_scales = self.gauge_scales()
+        shared = self.shared_experts
+        return replace(
+            self,
+            router=self.router_in_gauge(),
+            experts=self.experts.rescale(scales),
+            shared_experts=shared.rescale(shared_scales) if shared and shared_scales else None,
+        )
+
+    def router_in_gauge(self) -> Router | None:
+        """The router of `in_gauge`."""
         router, group = self.router, self.group
         if router is None:
-            return self
+            return None
         if group.router_translation:
             bias = router.bias
             router = replace(
@@ -81,28 +93,17 @@ class MoeLayer:
             )
         if group.selection_bias_constant and router.selection_bias is not None:
             router = replace(router, selection_bias=router.selection_bias - router.selection_bias.mean())
-        return replace(self, router=router)
-
-    def balanced(self) -> "MoeLayer":
-        """The layer `in_gauge` whose free scales are chosen: the same for all layers that differ by scales only.
-
-        Every unit has `|up_proj row, up_bias| = |down_proj column|`, the router has norm 1, factors of the experts are
-        in down_proj; each only where it is a symmetry. For matching, in float32 or better: the result is rounded.
-        """
-        layer, group, shared = self.in_gauge(), self.group, self.shared_experts
-        router, experts = layer.router, layer.experts
-        if router is not None and router.per_expert_scale is not None:
-            experts = experts.scale_outputs(router.per_expert_scale)
+        if router.per_expert_scale is not None:
             router = replace(router, per_expert_scale=torch.ones_like(router.per_expert_scale))
-        if router is not None and group.router_scale:
-            router = router.normalised()
-        if group.expert_output_scale:
-            experts = experts.normalise_outputs(group.unit_scale_degree)
-        return replace(
-            layer,
-            router=router,
-            experts=experts.balance_units(group.unit_scale_degree),
-            shared_experts=shared.balance_units(group.shared_unit_scale_degree) if shared else None,
+        return router.normalised() if group.router_scale else router
+
+    def gauge_scales(self) -> tuple[UnitScales, UnitScales | None]:
+        """The scales that bring the experts, and the shared experts, into the gauge."""
+        group, shared = self.group, self.shared_experts
+        factors = self.router.per_expert_scale if self.router else None
+        return (
+            self.experts.gauge_scales(group.unit_scale_degree, factors, group.expert_output_scale),
+            shared.gauge_scales(group.shared_unit_scale_degree) if shared else None,
         )
 
     @property

@@ -12,7 +12,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 class SymmetryGroup:
     """The symmetries of a layer beyond the order of experts and units: what leaves its function unchanged.
 
-    Scales are symmetries that only matching uses (`MoeLayer.balanced`): writing them would round weights.
+    Scales are symmetries that no alignment writes, since that would round weights; see `MoeLayer.in_gauge`.
 
     Args:
         expert_groups: G, with group-limited routing: experts e of group `e // (E / G)` move as a group, and inside it.

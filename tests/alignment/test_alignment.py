@@ -98,24 +98,24 @@ def test_notebooks_show_a_table(alignment):
 
 
 def test_tables_for_pandas(alignment):
-    layers, experts = pandas.DataFrame(alignment.layer_table()), pandas.DataFrame(alignment.expert_table())
+    layers, every = pandas.DataFrame(alignment.layer_table()), pandas.DataFrame(alignment.expert_table())
     assert layers["name"].tolist() == [*alignment.layers]
     before = math.hypot(*layers["distance_before"])
     assert f"distance {before:.4g} before" in alignment.summary()
     assert layers["distance_after"].tolist() == [0.0] * len(layers)
-    assert set(experts.columns) == {"layer", "slot", "source", "units_permuted"}
+    assert set(every.columns) == {"layer", "slot", "source", "units_permuted"}
     for name, layer in alignment.layers.items():
-        own = experts[experts["layer"] == name].sort_values("slot")
+        own = every[every["layer"] == name].sort_values("slot")
         assert own["source"].tolist() == layer.symmetry.experts.index.tolist()
         units = layer.symmetry.units.permutation.index
         stay = (units == torch.arange(units.shape[-1])).double().mean(dim=1)
         assert own["units_permuted"].tolist() == pytest.approx((1 - stay).tolist())
         row = layers[layers["name"] == name].iloc[0]
-        permuted = layer.symmetry.experts.index != torch.arange(5)
-        assert row["experts_permuted"] == pytest.approx(permuted.double().mean().item())
-        every = torch.cat([units.flatten(), layer.symmetry.shared_units.permutation.index.flatten()])
-        places = torch.cat([torch.arange(units.shape[-1]).repeat(5), torch.arange(every.numel() - units.numel())])
-        assert row["units_permuted"] == pytest.approx((every != places).double().mean().item())
+        parts = [part for part in (layer.symmetry.units, layer.symmetry.shared_units) if part]
+        experts = layer.symmetry.experts.index
+        assert row["experts_permuted"] == pytest.approx((experts != torch.arange(len(experts))).double().mean().item())
+        moved = [(part.permutation.index != torch.arange(part.permutation.index.shape[-1])).flatten() for part in parts]
+        assert row["units_permuted"] == pytest.approx(torch.cat(moved).double().mean().item())
 
 
 def test_tables_without_evidence(alignment):

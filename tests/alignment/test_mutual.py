@@ -27,7 +27,7 @@ def siblings(name: str, noise: float, dtype=torch.float32):
 def test_scrambled_copies_are_aligned_to_the_model_bit_for_bit(name, dtype):
     models = siblings(name, 0, dtype)
     before = [copied(model) for model in models]
-    found = align(*models)
+    found = align(models[0], models[1:])
     assert isinstance(found, MutualAlignment)
     assert found.distance == found.reference_distance == 0
     assert all(same(model.state_dict(), old) for model, old in zip(models, before, strict=True))
@@ -37,13 +37,15 @@ def test_scrambled_copies_are_aligned_to_the_model_bit_for_bit(name, dtype):
 
 def test_evidence_stays_with_what_stays():
     """Independent models: the order found for the pair is not that found among three."""
-    found = align(*(build("mixtral", seed=seed, dtype=torch.float32) for seed in range(3)), config="joint")
+    models = [build("mixtral", seed=seed, dtype=torch.float32) for seed in range(3)]
+    found = align(models[0], models[1:], config="joint")
     assert found.distance < found.reference_distance
     layers = [layer for part in found for layer in part.layers.values()]
     assert any(layer.evidence is None for layer in layers)
     for layer in layers:
         assert layer.distance_after <= layer.distance_before
-    near = align(*siblings("mixtral", 0.02))
+    models = siblings("mixtral", 0.02)
+    near = align(models[0], models[1:])
     assert all(layer.evidence for part in near for layer in part.layers.values())
 
 
@@ -57,7 +59,7 @@ def test_folders_as_live_models(tmp_path):
     folders = [tmp_path / str(k) for k in range(3)]
     for model, folder in zip(models, folders, strict=True):
         model.save_pretrained(folder, max_shard_size=20_000)
-    found, live = align(*folders, config="gate"), align(*models, config="gate")
+    found, live = align(folders[0], folders[1:], config="gate"), align(models[0], models[1:], config="gate")
     assert [part.symmetries for part in found] == [part.symmetries for part in live]
     found[1].save_pretrained(tmp_path / "alignment")
     assert Alignment.from_pretrained(tmp_path / "alignment") == found[1]
@@ -66,9 +68,9 @@ def test_folders_as_live_models(tmp_path):
 def test_models_that_cannot_be_aligned(tmp_path):
     models = siblings("mixtral", 0)
     with pytest.raises(BadInputError, match="1 model given; give two or more"):
-        align(models[0])
+        align(models[0], [])
     with pytest.raises(IncompatiblePairError, match="the reference is a MixtralForCausalLM, the other a Qwen2Moe"):
-        align(*models, build("qwen2_moe", dtype=torch.float32))
+        align(models[0], [*models[1:], build("qwen2_moe", dtype=torch.float32)])
     with pytest.raises(BadInputError, match="one folder holds the alignment of two models"):
-        align(*models, output=tmp_path / "alignment")
+        align(models[0], models[1:], output=tmp_path / "alignment")
     assert not [*tmp_path.iterdir()]

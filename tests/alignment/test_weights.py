@@ -209,7 +209,7 @@ def test_a_repaired_point_reads_each_weight_once(shares):
 
 
 def test_a_repaired_point_computes_the_mean_of_each_weight_once():
-    """Experts and routers are averaged where they are repaired, and nowhere else."""
+    """Experts are averaged where they are repaired, and nowhere else."""
     models = [build("mixtral", seed=seed) for seed in (0, 1)]
     states, specs = [model.state_dict() for model in models], alignable_layers(models[0])
     averaged = []
@@ -220,8 +220,10 @@ def test_a_repaired_point_computes_the_mean_of_each_weight_once():
 
     with mock.patch("hf_moe_lmc.alignment.weights.mean_tensor", counted):
         dict(repaired(states, (0.7, 0.3), specs, ["norms"]))
-    of_layers = {name for spec in specs for name in spec.tensor_names}
-    assert {*averaged} == states[0].keys() - of_layers
+    experts = {name for name in states[0] if ".experts." in name}
+    assert experts
+    assert states[0].keys() - {name for spec in specs for name in spec.tensor_names} <= {*averaged}
+    assert not experts & {*averaged}
 
 
 # shared

@@ -68,7 +68,6 @@ def test_defaults_are_those_of_python():
     assert evaluate["memory"].default == default(method, "memory") == field(PathSettings, "memory")
     for command in (align_, merge):
         assert command["expert_order"].default == field(AlignmentConfig, "expert_order")
-        assert command["balance_scales"].default == field(AlignmentConfig, "balance_scales")
         assert command["device"].default is default(MoeAligner.align, "device") is None
         assert command["memory"].default is default(MoeAligner.align, "memory") is None
         assert command["overwrite"].default is default(MoeAligner.align, "overwrite") is False
@@ -120,7 +119,6 @@ def gated(hub, tmp_path, monkeypatch):
         ["align", "org/a", "org/b"],
         ["apply", "org/alignment", "org/b"],
         ["merge", "org/a", "org/b", "--alignment", "org/alignment"],
-        ["evaluate", "org/a", "org/b", "--alignment", "org/alignment"],
     ],
 )
 def test_the_hub_is_reached_as_the_flags_say(command, gated, tmp_path, capsys):

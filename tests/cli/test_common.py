@@ -32,7 +32,7 @@ def write(file: Path, **settings: object) -> str:
 
 
 def parsed(*arguments: str) -> dict:
-    return vars(command_line().parse_args(list(arguments)))
+    return {name: value for name, value in vars(command_line().parse_args([*arguments])).items() if name != "root"}
 
 
 def test_a_file_says_what_the_command_line_would(tmp_path):
@@ -136,7 +136,8 @@ def test_documents_for_machines(pair, tmp_path, capsys):
     assert document("card", str(out / "merged"), "--license", "mit")["output"].endswith("README.md")
     sent = document("push", str(out / "merged"), "me/ab", "--dry-run")
     assert (sent["repo_id"], sent["license"]) == ("me/ab", "mit")
-    assert sent["files"]["README.md"] == (out / "merged/README.md").stat().st_size
+    shards = {file.name: file.stat().st_size for file in (out / "merged").glob("*.safetensors")}
+    assert shards.items() <= sent["files"].items()
 
 
 def test_quiet_and_verbose(pair, tmp_path):

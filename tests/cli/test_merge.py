@@ -45,7 +45,7 @@ def merged(models) -> Path:
 
 
 def test_the_mean_is_that_of_the_library(models, merged, tmp_path):
-    merge(*models, output=tmp_path / "expected", shares=[0.5, 0.25, 0.25])
+    merge(models[0], models[1:], output=tmp_path / "expected", shares=[0.5, 0.25, 0.25])
     assert same(weights(merged), weights(tmp_path / "expected"))
 
 
@@ -58,14 +58,14 @@ def test_shares_are_optional_and_matter(models, merged, tmp_path):
 def test_the_card(models, merged):
     card = ModelCard.load(merged / "README.md")
     assert "# a, b and c, aligned and merged\n" in card.text
-    assert "weighted 0.5, 0.25, 0.25 in the order below" in card.text
+    assert "every weight is their mean, with the shares in the table" in card.text
     assert [line.split(" | ")[:2] for line in card.text.splitlines() if "| local folder |" in line] == [
         ["| reference", "a"],
         ["| other 1", "b"],
         ["| other 2", "c"],
     ]
-    assert card.text.index("## Alignment of b") < card.text.index("## Alignment of c")
-    assert "hf-moe-lmc merge a b c --shares 0.5 0.25 0.25 --expert-order auto -o merged\n" in card.text
+    assert card.text.index("**b**") < card.text.index("**c**")
+    assert "hf-moe-lmc merge a b c --expert-order auto --shares 0.5 0.25 0.25 -o merged\n" in card.text
     assert (card.data.license, card.data.base_model) == ("apache-2.0", ["org/base"])
     assert card.data.to_dict()["base_model_relation"] == "merge"
     assert models[0] not in card.content
@@ -140,7 +140,7 @@ def test_given_alignments(models, tmp_path):
         align(models[0], model, output=tmp_path / name)
     command, files = ["merge", *models, "--alignment"], [str(tmp_path / name) for name in "bc"]
     assert cli.main([*command, *files, "-o", str(tmp_path / "out")]) == 0
-    expected = merge(*models, alignment=[align(models[0], model) for model in models[1:]])
+    expected = merge(models[0], models[1:], alignment=[align(models[0], model) for model in models[1:]])
     assert same(weights(tmp_path / "out"), expected.state_dict())
     record = json.loads((tmp_path / "out/hf_moe_lmc_manifest.json").read_text())
     assert record["alignments"] == [align(models[0], model).digest for model in models[1:]]
@@ -170,5 +170,5 @@ def test_repairs_of_several(models, tmp_path):
     """Repairs that need no data; the same as in Python."""
     assert cli.main(["merge", *models, "--repair", "norms", "gram", "-o", str(tmp_path / "out")]) == 0
     found = weights(tmp_path / "out")
-    assert same(found, merge(*models, repairs=["norms", "gram"]).state_dict())
-    assert not same(found, merge(*models).state_dict())
+    assert same(found, merge(models[0], models[1:], repairs=["norms", "gram"]).state_dict())
+    assert not same(found, merge(models[0], models[1:]).state_dict())

@@ -29,7 +29,7 @@ TWO, ALL = ("norms", "moments"), ("norms", "gram", "moments")
 def calibrated(a, b, data=()):
     """The mean of `a`, which lends its place, and others, given as weights."""
     with temporarily_loaded(a) as saved:
-        yield Calibrated(saved, b, moe_layers(a), CalibrationData.of(data), Accelerator(cpu=True))
+        yield Calibrated(saved, [saved, *b], moe_layers(a), CalibrationData.of(data), Accelerator(cpu=True))
 
 
 def pair(name: str, dtype: torch.dtype = torch.float32):
@@ -149,7 +149,7 @@ def test_a_layer_without_statistics_stays_on_the_line(repair, monkeypatch):
     a, b = pair("mixtral")
     monkeypatch.setattr(Calibrated, "statistics", lambda self, shares: {})
     with calibrated(a, [b.state_dict()]) as merge:
-        line = mean([merge.saved, *merge.others], HALF)
+        line = mean(merge.models, HALF)
         assert same(dict(merge.weights(HALF, [repair])), dict(line))
 
 

@@ -17,7 +17,6 @@ from hf_moe_lmc import Alignment, MoeAligner, Verification, cli, merge, scramble
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.hub import write_card
 from hf_moe_lmc.hub.metadata import usage_of
-from hf_moe_lmc.matching import judge_layer
 from hf_moe_lmc.verification import LayerVerification, OutputDifference, verify
 from tests.connectivity import siblings
 from tests.hub.conftest import edit_record, written
@@ -49,7 +48,7 @@ def test_metadata_and_layers_of_a_merge(folder):
     for name, layer in alignment.layers.items():
         row = next(line for line in card.text.splitlines() if line.startswith(f"| {name} "))
         assert f"| {layer.distance_before:.4g} | {layer.distance_after:.4g} |" in row
-        assert row.endswith(f"| {judge_layer(layer.evidence)} |")
+        assert row.endswith(f"| {layer.evidence.label} |")
     assert f"hf-moe-lmc align a b --expert-order {alignment.config.expert_order} -o alignment\n" in card.text
     assert "hf-moe-lmc merge a b --alignment alignment --t 0.5 -o merged\n" in card.text
     assert str(folder) not in card.content

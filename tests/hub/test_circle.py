@@ -72,7 +72,7 @@ def test_an_alignment_is_applied_by_others(parents, made, hub, tmp_path):
     assert all(torch.equal(tensor, applied[name]) for name, tensor in expected.items())
 
 
-@pytest.mark.parametrize("config", [{"expert_order": "luck"}, {"balance_scales": 1}, {"expert_order": ["joint"]}, [3]])
+@pytest.mark.parametrize("config", [{"expert_order": "luck"}, {"expert_order": ["joint"]}, [3]])
 def test_settings_that_are_none(config, tmp_path):
     (tmp_path / "alignment_config.json").write_text(json.dumps({"config": config}))
     with pytest.raises(BadInputError, match="does not say how to align"):

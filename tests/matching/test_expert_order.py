@@ -8,7 +8,7 @@ from hf_moe_lmc.matching.expert_order import gate_cost
 from hf_moe_lmc.matching.joint import JointTable
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement
-from tests.matching.matched import match_units
+from tests.matching.matched import match_banks
 
 
 @pytest.fixture(params=LAYER_KINDS)
@@ -64,7 +64,7 @@ def test_joint_similarity_is_the_best_inner_product(layers):
         for j in range(len(table)):
             expert_a = a.experts.map(lambda tensor, i=i: tensor[i : i + 1])
             expert_b = b.experts.map(lambda tensor, j=j: tensor[j : j + 1])
-            matched = expert_b.permute_units(match_units(expert_a, expert_b, a.group.unit_signs))
+            matched = expert_b.permute_units(match_banks(expert_a, expert_b, a.group.unit_signs))
             expected = sum((x * matched.tensors()[name]).sum() for name, x in expert_a.tensors().items())
             torch.testing.assert_close(table[i, j], expected + rows[i, j])
 

@@ -4,8 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_moe_lmc.matching import solve_assignment
-from hf_moe_lmc.matching.unit_bounds import bounding_rows, match_sibling_units, total_similarity_bound
-from hf_moe_lmc.matching.unit_matching import match_pair
+from hf_moe_lmc.matching.unit_bounds import bounding_rows, least_squared_distances, match_sibling_units
+from hf_moe_lmc.matching.unit_matching import match_units
 from hf_moe_lmc.matching.units import Units
 
 COUNT = 150
@@ -27,7 +27,7 @@ def siblings(noise: float, signs: bool, seed: int = 0, dtype=torch.float32) -> t
         a, b = (kept, signed), (near[0], near[1] * flips)
     else:
         a, b = (torch.cat([kept, signed], 1), None), (torch.cat(near, 1), None)
-    make = [Units(x.to(dtype), None if y is None else y.to(dtype), dtype) for x, y in (a, b)]
+    make = [Units(x.to(dtype), None if y is None else y.to(dtype)) for x, y in (a, b)]
     return make[0], make[1], order.argsort()
 
 
@@ -67,14 +67,14 @@ def test_unrelated_units_and_twins_are_left_to_the_full_product(signs):
     assert match_sibling_units(a, b) is None
     twins = a.at(torch.arange(COUNT) // 2)
     assert match_sibling_units(twins, twins) is None
-    assert match_pair(twins, twins).gap <= 1e-3
+    assert match_units(twins, twins).gap <= 1e-3
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 1000), st.sampled_from([0.0, 0.02, 0.1, 0.3, 1.0]), st.booleans())
 def test_pairs_equal_the_full_product_whatever_the_route(seed, noise, signs):
     a, b, _ = siblings(noise, signs, seed, torch.float64)
-    found = match_pair(a, b)
+    found = match_units(a, b)
     full = solve_assignment(a.similarity(b))
     assert found.similarity == pytest.approx(full.objective, rel=1e-12)
     assert torch.equal(found.units.permutation.index, full.permutation.index)
@@ -83,4 +83,5 @@ def test_pairs_equal_the_full_product_whatever_the_route(seed, noise, signs):
     assert found.squared_distance == pytest.approx(distance, abs=1e-9 * a.squares.sum().item())
     coordinates = a.strongest(16)
     rows = [bounding_rows(x.kept[:, coordinates], x.squares) for x in (a, b)]
-    assert total_similarity_bound(*rows) >= full.objective * (1 - 1e-12)
+    bound = least_squared_distances([rows[0], rows[0][:5]], rows[1]).tolist()
+    assert 0 <= bound[1] <= bound[0] <= distance + 1e-9 * a.squares.sum().item()

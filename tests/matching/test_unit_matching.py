@@ -1,10 +1,9 @@
 import pytest
 import torch
 
-from hf_moe_lmc.matching.units import Units
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 from tests.layers import LAYER_KINDS
-from tests.matching.matched import match_units
+from tests.matching.matched import match_banks, units_of
 
 
 @pytest.fixture(params=LAYER_KINDS)
@@ -35,7 +34,7 @@ def test_similarity_equals_the_loop(banks, signs):
         return torch.maximum(torch.cat(x) @ torch.cat(y), flipped) if signs else torch.cat(x) @ torch.cat(y)
 
     expected = torch.stack([best(e, i, j) for e in range(a.num_experts) for i in range(7) for j in range(7)])
-    units = [[Units.of(bank, e, signs, torch.float64) for bank in banks] for e in range(a.num_experts)]
+    units = [[units_of(bank, e, signs) for bank in banks] for e in range(a.num_experts)]
     found = torch.stack([own.similarity(other) for own, other in units])
     torch.testing.assert_close(found.flatten(), expected)
 
@@ -44,7 +43,7 @@ def test_matching_minimises_the_distance(banks):
     """No exchange of two units, and no change of one sign, brings an expert closer; and the start was farther away."""
     a, b = banks
     signs = a.gate_proj is not None
-    matched = b.permute_units(match_units(a, b, signs))
+    matched = b.permute_units(match_banks(a, b, signs))
 
     def distance(other):
         return sum((x - other.tensors()[name]).square().sum().item() for name, x in a.tensors().items())
@@ -69,4 +68,4 @@ def test_planted_units_are_found(banks):
     signs = a.gate_proj is not None
     generator = torch.Generator().manual_seed(0)
     planted = SignedPermutation.random_derangement(a.num_experts, 7, signed=signs, generator=generator)
-    assert match_units(a, a.permute_units(planted), signs) == planted.inverse()
+    assert match_banks(a, a.permute_units(planted), signs) == planted.inverse()

@@ -1,4 +1,4 @@
-"""JSON of unknown origin: size, encoding, nesting and repeated keys are checked before anything uses it."""
+"""Small files of unknown origin: kind, size, encoding, nesting and repeated keys are checked first."""
 
 import json
 from pathlib import Path
@@ -9,20 +9,31 @@ from hf_moe_lmc.errors import BadInputError
 MAX_BYTES = 100_000_000  # an index of a million tensors; also the largest header that safetensors accepts
 
 
+def read_small_file(path: Path, limit: int = MAX_BYTES) -> bytes:
+    """The content of a plain file of at most `limit` bytes.
+
+    Raises:
+        BadInputError: it is something else, such as a pipe or a device, which might never end; or it is larger.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise BadInputError(f"{path} is not a plain file; give the folder of a model saved by save_pretrained")
+        with path.open("rb") as file:
+            content = file.read(limit + 1)
+    except OSError as error:
+        raise BadInputError(f"cannot read {path}: {error.strerror}") from None
+    if len(content) > limit:
+        raise BadInputError(f"{path} holds more than {limit} bytes; that is no metadata file")
+    return content
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file.
 
     Raises:
         BadInputError: the file cannot be read, is too large, or does not hold one JSON object with unique keys.
     """
-    try:
-        if path.exists() and not path.is_file():  # a pipe would never end
-            raise BadInputError(f"{path} is not a file; give the folder of a model saved by save_pretrained")
-        if path.stat().st_size > MAX_BYTES:
-            raise BadInputError(f"{path} holds more than {MAX_BYTES} bytes; that is no metadata file")
-        return parse_json(path.read_bytes(), path)
-    except OSError as error:
-        raise BadInputError(f"cannot read {path}: {error.strerror}") from None
+    return parse_json(read_small_file(path), path)
 
 
 def parse_json(content: bytes, path: Path) -> dict[str, Any]:
