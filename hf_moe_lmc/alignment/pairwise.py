@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -26,6 +25,7 @@ from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
 from .resources import Resources, matching_bytes
+from .saved_alignment import SAVED_FILES
 
 LARGEST = 1e15  # sums of squares stay within float32
 
@@ -99,15 +99,12 @@ def align_into(
         "versions": versions(),
     }
     paths = [path for side in pair.models for path in side.paths]
-    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME)
+    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, SAVED_FILES)
     with folder if processes().is_main_process else nullcontext() as staged:
-        if staged:
-            (staged.path / "layers").mkdir(exist_ok=True)
-        (kept,) = broadcast_object_list([staged.path / "layers" if staged else None])
+        (kept,) = broadcast_object_list([staged.scratch if staged else None])
         # On another machine the folder may not exist; layers are then aligned there again.
         alignment = align_pair(pair, config, resources, kept if kept.is_dir() else None)
         if staged:
-            shutil.rmtree(kept)
             alignment.save_pretrained(staged.path)
     processes().wait_for_everyone()
     return alignment

@@ -7,10 +7,11 @@ from .download import HubOptions
 from .durable import sync
 from .fingerprint import Fingerprint
 from .layout import place
+from .output_place import MANIFEST_NAME, check_output
 from .skeleton import meta_model, quantisation, read_config
 from .small_files import read_json, read_small_file
 from .source import Source, find_source
-from .staging import MANIFEST_NAME, StagedFolder, check_output, output_folder
+from .staging import StagedFolder, output_folder
 from .stored_tensor import max_abs, read_header, tensor_bytes
 from .writer import CheckpointWriter
 

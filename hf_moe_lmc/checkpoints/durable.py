@@ -1,11 +1,17 @@
 """Work that outlasts the death of its process: content forced to the disk, and a journal of it."""
 
+import errno
 import json
 import os
-from collections.abc import Mapping
+import shutil
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+# A file system that knows no way to wait for its disk.
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
 
 
 def sync(path: Path) -> None:
@@ -16,11 +22,30 @@ def sync(path: Path) -> None:
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        _wait_for_disk(descriptor)
         if hasattr(os, "posix_fadvise"):  # macOS has none
-            os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+            with suppress(OSError):
+                os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
+
+
+def _wait_for_disk(descriptor: int) -> None:
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in NO_SYNC:
+            raise
+
+
+def copy_folder(source: Path, target: Path, last: Sequence[str]) -> None:
+    """Copy the files of a folder; those of the names `last` come last, in this order, once the others are on disk."""
+    files = [path for path in source.rglob("*") if path.is_file()]
+    for file in sorted(files, key=lambda file: (last.index(file.name) + 1 if file.name in last else 0, file)):
+        copy = target / file.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, copy)
+        sync(copy)
 
 
 @dataclass(frozen=True)
@@ -64,4 +89,4 @@ class Journal:
     def _append(self, entry: Mapping[str, Any]) -> None:
         with self.path.open("ab", buffering=0) as file:
             file.write(json.dumps(entry).encode() + b"\n")
-            os.fsync(file.fileno())
+            _wait_for_disk(file.fileno())

@@ -1,10 +1,12 @@
+import errno
+import json
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
 
-from hf_moe_lmc.checkpoints import MANIFEST_NAME, output_folder
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, check_output, durable, output_folder, staging
 from hf_moe_lmc.errors import BadInputError, OutputError
 from tests import forked
 
@@ -30,7 +32,11 @@ def writing(out, recipe=RECIPE, inputs=(), size=0, overwrite=False):
 
 def write(out, text="new", **options):
     with writing(out, **options) as staged:
-        (staged.path / MANIFEST_NAME).write_text(text)
+        (staged.path / MANIFEST_NAME).write_text(json.dumps({"text": text}))
+
+
+def written(out) -> str:
+    return json.loads((out / MANIFEST_NAME).read_bytes())["text"]
 
 
 def interrupt(out, steps=("one", "two"), **options):
@@ -48,7 +54,7 @@ def resumed(out, **options) -> list[str]:
         steps = list(staged.journal.done)
         assert sorted(steps) == sorted(file.name for file in staged.path.iterdir())
         assert all(staged.journal.done[step] == {"of": step} for step in steps)
-        (staged.path / MANIFEST_NAME).write_text("new")
+        (staged.path / MANIFEST_NAME).write_text('{"text": "new"}')
     return steps
 
 
@@ -132,9 +138,9 @@ def test_an_earlier_output_is_replaced_on_request_only(out):
     write(out, "old")
     with pytest.raises(OutputError, match="--overwrite"):
         write(out)
-    assert (out / MANIFEST_NAME).read_text() == "old"
+    assert written(out) == "old"
     write(out, overwrite=True)
-    assert (out / MANIFEST_NAME).read_text() == "new"
+    assert written(out) == "new"
     assert alone(out)
 
 
@@ -152,7 +158,7 @@ def test_a_refusal_keeps_what_a_killed_run_has_left(out):
 
 
 def test_free_space_is_checked(out):
-    with pytest.raises(OutputError, match=r"GB free, but 1152921504\.6 GB are needed"):
+    with pytest.raises(OutputError, match="bytes free, but 1,152,921,504,606,846,976 are needed"):
         write(out, size=2**60)
     assert alone(out)
 
@@ -195,8 +201,8 @@ def test_one_writer_at_a_time(out):
     with writing(out) as staged:
         with pytest.raises(OutputError, match="in use by another process"):
             write(out)
-        (staged.path / MANIFEST_NAME).write_text("first")
-    assert (out / MANIFEST_NAME).read_text() == "first"
+        (staged.path / MANIFEST_NAME).write_text('{"text": "first"}')
+    assert written(out) == "first"
 
 
 def test_the_lock_of_a_dead_process_is_void(out):
@@ -231,8 +237,8 @@ def test_an_output_that_took_the_place_of_one_being_replaced(out):
     out.with_name("another").rename(out)
     with pytest.raises(OutputError, match="was being replaced by a run that was killed"):
         write(out, overwrite=True)
-    assert (out / MANIFEST_NAME).read_text() == "another"
-    assert (journal(out).parent / "old" / MANIFEST_NAME).read_text() == "old"
+    assert written(out) == "another"
+    assert written(journal(out).parent / "old") == "old"
 
 
 def test_an_error_between_the_two_renames_restores(out, monkeypatch):
@@ -248,5 +254,230 @@ def test_an_error_between_the_two_renames_restores(out, monkeypatch):
     monkeypatch.setattr(os, "rename", failing)
     with pytest.raises(KeyboardInterrupt):
         write(out, overwrite=True)
-    assert (out / MANIFEST_NAME).read_text() == "old"
-    assert names == ["out", "new", "old"]
+    assert written(out) == "old"
+    assert names == ["probe", "out", "old", "out", "new", "old"]
+
+
+@pytest.mark.parametrize("name", ["thesis.txt", "adapters/adapter_model.safetensors", "my.safetensors", "t-0.5/x.json"])
+def test_files_of_somebody_else_in_an_earlier_output_are_not_deleted(out, name):
+    write(out)
+    (out / name).parent.mkdir(exist_ok=True)
+    (out / name).write_text("mine")
+    for check in (lambda: check_output(out, [], True), lambda: write(out, overwrite=True)):
+        with pytest.raises(OutputError, match=f"{out / name} was not written by this package, and would be lost"):
+            check()
+    assert (out / name).read_text() == "mine"
+    assert alone(out)
+
+
+def test_all_files_of_an_earlier_output_are_known(out):
+    with writing(out) as staged:
+        for name in ("t-0.25", "t-0.5"):
+            folder = staged.path / name
+            (folder / "report").mkdir(parents=True)
+            (folder / "additional_chat_templates").mkdir()
+            index = {"weight_map": {"a": "odd name [1].safetensors"}}
+            files = {"model.safetensors.index.json": json.dumps(index), MANIFEST_NAME: "{}"}
+            names = (
+                "odd name [1].safetensors",
+                "config.json",
+                "README.md",
+                "report/curves.png",
+                "LICENSE",
+                "tekken.json",
+            )
+            for file in (*names, "additional_chat_templates/a.jinja"):
+                (folder / file).write_text("")
+            for file, content in files.items():
+                (folder / file).write_text(content)
+        (staged.path / MANIFEST_NAME).write_text(json.dumps({"folders": {"t-0.25": {}, "t-0.5": {}}}))
+    check_output(out, [], True)
+    write(out, overwrite=True)
+    assert [path.name for path in out.iterdir()] == [MANIFEST_NAME]
+
+
+def without(monkeypatch, function: str, number: int, applies=lambda *paths: True) -> None:
+    """A file system on which `os.function` fails."""
+    real = getattr(os, function)
+
+    def failing(*args):
+        if applies(*args):
+            raise OSError(number, os.strerror(number))
+        return real(*args)
+
+    monkeypatch.setattr(os, function, failing)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.EXDEV, errno.EPERM, errno.EINVAL])
+@pytest.mark.parametrize("there_is", ["nothing", "an empty folder"])
+def test_where_folders_cannot_be_renamed_they_are_copied(out, monkeypatch, number, there_is):
+    if there_is == "an empty folder":
+        out.mkdir()
+    without(monkeypatch, "rename", number, lambda source, _: Path(source).is_dir())
+    interrupt(out)
+    assert resumed(out) == ["one", "two"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST_NAME, "one", "two"])
+    assert alone(out)
+    for step in ("one", "two"):
+        (out / step).unlink()
+    with pytest.raises(OutputError, match="cannot be replaced, for folders cannot be renamed there"):
+        write(out, overwrite=True)
+    assert written(out) == "new"
+
+
+@pytest.mark.parametrize("last", ["one", "two", MANIFEST_NAME])
+def test_killed_while_it_is_copied(out, monkeypatch, last):
+    """A part of an output has no manifest, and the next run puts its own in its place."""
+    without(monkeypatch, "rename", errno.ENOSYS, lambda source, _: Path(source).is_dir())
+    interrupt(out)
+    copy = durable.shutil.copyfile
+
+    def failing(source, target):
+        copy(source, target)
+        if target.name == last:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(durable.shutil, "copyfile", failing)
+        with pytest.raises(KeyboardInterrupt):
+            resumed(out)
+    assert (out / MANIFEST_NAME).exists() == (last == MANIFEST_NAME)
+    with writing(out) as staged:
+        assert not [*out.iterdir()]
+        assert [*staged.journal.done] == ["one", "two"]
+    assert sorted(path.name for path in out.iterdir()) == sorted([MANIFEST_NAME, "one", "two"])
+    assert alone(out)
+
+
+@pytest.mark.parametrize("number", [errno.EBUSY, errno.EXDEV])
+def test_a_folder_that_cannot_be_moved_is_refused_before_the_work(out, monkeypatch, number):
+    """As a bind mount, or a folder of a lower layer of overlayfs."""
+    out.mkdir()
+    without(monkeypatch, "rename", number, lambda source, _: source == out)
+    with pytest.raises(OutputError, match=r"cannot be moved .*; give a folder that is not there yet"), writing(out):
+        pytest.fail("the work began")
+    assert out.is_dir()
+    assert alone(out)
+
+
+def test_a_finished_output_that_cannot_be_moved_is_kept(out, monkeypatch):
+    with monkeypatch.context() as patch:
+        without(patch, "rename", errno.EIO, lambda source, _: Path(source).name == "new")
+        with pytest.raises(OutputError, match=r"the output is complete in .*/new, but cannot be moved to .*/out"):
+            write(out)
+    assert not out.exists()
+    assert written(journal(out).parent / "new") == "new"
+    with writing(out) as staged:
+        assert written(staged.path) == "new"
+    assert written(out) == "new"
+    assert alone(out)
+
+
+def test_an_earlier_output_comes_back_if_the_new_one_cannot_be_moved(out, monkeypatch):
+    write(out, "old")
+    without(monkeypatch, "rename", errno.EIO, lambda source, _: Path(source).name == "new")
+    with pytest.raises(OutputError, match="the output is complete in"):
+        write(out, overwrite=True)
+    assert written(out) == "old"
+
+
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+def test_where_nothing_waits_for_the_disk(out, monkeypatch, number):
+    without(monkeypatch, "fsync", number)
+    write(out)
+    assert written(out) == "new"
+    assert alone(out)
+
+
+def test_a_disk_that_fails_is_told(out, monkeypatch):
+    without(monkeypatch, "fsync", errno.EIO)
+    with pytest.raises(OSError, match="Input/output"):
+        write(out)
+    assert not out.exists()
+
+
+def test_nothing_fails_once_the_output_is_there(out, monkeypatch):
+    synced = staging.sync
+    monkeypatch.setattr(staging, "sync", lambda path: without_parent(path, out, synced))
+    write(out)
+    assert written(out) == "new"
+
+
+def without_parent(path: Path, out: Path, synced) -> None:
+    if path == out.parent:
+        raise OSError(errno.EIO, "the disk failed")
+    synced(path)
+
+
+def test_temporary_files_of_killed_writers_stay_behind(out):
+    with writing(out) as staged:
+        (staged.path / "part").mkdir()
+        for name in ("alignment.safetensors", ".tmpAb3xYz", "part/.tmpQQ"):
+            (staged.path / name).write_text("")
+            (staged.path / name).chmod(0o600)
+        (staged.path / MANIFEST_NAME).write_text("{}")
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert sorted(path.name for path in files) == ["alignment.safetensors", MANIFEST_NAME]
+    assert {path.stat().st_mode for path in files} == {(out / MANIFEST_NAME).stat().st_mode}
+
+
+@pytest.mark.parametrize("there_is", ["an empty folder", "an earlier output"])
+def test_permissions_are_those_of_the_folder_that_was_there(out, there_is):
+    write(out) if there_is == "an earlier output" else out.mkdir()
+    out.chmod(0o2770)
+    write(out, overwrite=True)
+    assert out.stat().st_mode & 0o7777 == 0o2770
+
+
+@pytest.mark.parametrize("place", [".", ".."])
+def test_the_current_folder(tmp_path, monkeypatch, place):
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    with pytest.raises(OutputError, match="is, or contains, the current folder"):
+        write(Path(place))
+
+
+@pytest.mark.parametrize("length", [180, 243, 255])
+def test_long_names(out, length):
+    out = out.with_name("a" * length)
+    interrupt(out)
+    assert resumed(out) == ["one", "two"]
+    assert alone(out)
+
+
+def test_a_name_that_is_too_long(out):
+    for check in (write, lambda path: check_output(path, [], False)):
+        with pytest.raises(OutputError, match=r"cannot write to .*; give another output"):
+            check(out.with_name("a" * 256))
+
+
+@pytest.mark.parametrize("name", [b"out\xff", b"\xff/out"])
+def test_a_path_that_is_not_utf_8(tmp_path, name):
+    out = tmp_path / os.fsdecode(name)
+    out.parent.mkdir(exist_ok=True)
+    for check in (write, lambda path: check_output(path, [], False)):
+        with pytest.raises(OutputError, match="is not UTF-8; give another output") as refusal:
+            check(out)
+        str(refusal.value).encode()
+
+
+def test_scratch_is_kept_for_the_run_that_goes_on_and_gone_after_it(out):
+    def run(recipe):
+        with suppress(KeyboardInterrupt), writing(out, recipe) as staged:
+            kept = [path.name for path in staged.scratch.iterdir()]
+            (staged.scratch / "layer").write_text("")
+            (staged.path / MANIFEST_NAME).write_text("{}")
+            if recipe["run"] < 2:
+                raise KeyboardInterrupt
+        return kept
+
+    assert [run({"run": number}) for number in (0, 0, 1, 2)] == [[], ["layer"], [], []]
+    assert [path.name for path in out.iterdir()] == [MANIFEST_NAME]
+    assert alone(out)
+
+
+def test_check_output_leaves_nothing(out):
+    check_output(out, [], False)
+    assert not [*out.parent.iterdir()]
+    with pytest.raises(OutputError, match="cannot write to /proc"):
+        check_output(Path("/proc/out"), [], False)
