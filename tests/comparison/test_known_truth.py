@@ -19,7 +19,6 @@ from tests.comparison.plants import (
 )
 from tests.families import build
 
-
 # Every combination in one family at least, two in each: all of them take minutes.
 COMBINATIONS = list(product(("never", "before", "after"), ("nothing", "bfloat16", "noise")))
 CASES = [(family, *COMBINATIONS[(2 * i + j) % 9]) for i, family in enumerate(FAMILIES) for j in range(2)]
