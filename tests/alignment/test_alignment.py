@@ -102,7 +102,7 @@ def test_tables_for_pandas(alignment):
     assert layers["name"].tolist() == [*alignment.layers]
     before = math.hypot(*layers["distance_before"])
     assert f"distance {before:.4g} before" in alignment.summary()
-    assert layers["distance_after"].tolist() == [0.0] * len(layers)
+    assert layers["distance_after"].tolist() == pytest.approx([0.0] * len(layers), abs=1e-9)
     assert set(every.columns) == {"layer", "slot", "source", "units_permuted"}
     for name, layer in alignment.layers.items():
         own = every[every["layer"] == name].sort_values("slot")

@@ -57,4 +57,4 @@ def test_the_command_draws_it(tmp_path, capsys):
     arguments = [str(tmp_path / "a"), str(tmp_path / "b"), "-o", str(tmp_path / "out")]
     assert main(["align", *arguments, "--plot", str(tmp_path / "picture.png")]) == 0
     assert (tmp_path / "picture.png").exists()
-    assert "router rows agree on 100% of the order; Gram matrices agree on 100% of the order" in capsys.readouterr().out
+    assert "verdict: 1 of 1 layers: aligned. " in capsys.readouterr().out

@@ -194,9 +194,21 @@ def test_another_format_is_refused_by_name(folders, tmp_path, newer):
 
 
 def test_an_alignment_of_version_0_1_loads(folders, tmp_path):
-    """It has no format."""
+    """It has no format, a setting that is gone, and evidence without the experts."""
     expected = Alignment.from_pretrained(folders / "alignment")
-    assert edited(folders, tmp_path, lambda content: content.pop("format")) == expected
+    assert edited(folders, tmp_path / "plain", lambda content: content.pop("format")) == expected
+
+    def old(content):
+        del content["format"]
+        content["config"]["balance_scales"] = False
+        for figures in layers_of(content):
+            del figures["evidence"]["experts"]
+            figures["evidence"] |= {"reduction": 0.9, "fixed_experts": 0.0}
+
+    loaded = edited(folders, tmp_path / "old", old)
+    assert loaded.config == expected.config
+    assert loaded.digest == expected.digest
+    assert edited(folders, tmp_path / "sketch", lambda c: c["config"].update(expert_order="sketch")).config is None
 
 
 def test_unknown_figures_are_left_out(folders, tmp_path):
@@ -209,22 +221,23 @@ def test_unknown_figures_are_left_out(folders, tmp_path):
     assert edited(folders, tmp_path, more) == Alignment.from_pretrained(folders / "alignment")
 
 
-@pytest.mark.parametrize("missing", ["gap", "expert_method", "gram_agreement", "evidence"])
+@pytest.mark.parametrize("missing", ["gap", "expert_method", "experts", "evidence"])
 def test_missing_figures_are_done_without(folders, tmp_path, missing):
-    """Evidence that lacks a figure proves nothing any more, but for one that may be absent."""
+    """Evidence that lacks a figure proves nothing any more."""
 
     def less(content):
         for figures in layers_of(content):
             del (figures if missing == "evidence" else figures["evidence"])[missing]
 
     loaded = edited(folders, tmp_path, less)
-    assert all(bool(layer.evidence) == (missing == "gram_agreement") for layer in loaded.layers.values())
+    assert all(layer.evidence is None for layer in loaded.layers.values())
+    assert loaded.verdict() is None
     assert str(loaded)
     assert len(loaded.layer_table()) == 2
 
 
 def test_missing_settings_have_their_defaults(folders, tmp_path):
-    loaded = edited(folders, tmp_path, lambda content: content["config"].pop("balance_scales"))
+    loaded = edited(folders, tmp_path, lambda content: content["config"].pop("expert_order"))
     assert loaded.config == Alignment.from_pretrained(folders / "alignment").config
 
 
