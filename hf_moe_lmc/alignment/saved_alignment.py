@@ -118,7 +118,8 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
 
 def _config(record: Mapping[str, Any] | None) -> AlignmentConfig | None:
     """The settings of an alignment; None also for an expert order that only earlier versions knew."""
-    return AlignmentConfig.of_record(record) if record and record.get("expert_order") not in EARLIER_ORDERS else None
+    known = record is not None and record.get("expert_order") not in EARLIER_ORDERS
+    return AlignmentConfig.of_record(record) if known else None
 
 
 def _evidence(record: Mapping[str, Any] | None) -> LayerEvidence | None:

@@ -109,7 +109,7 @@ class ExpertBank:
                 which does not depend on the scales of units.
         """
         up, down = self._unit_norms()
-        factors = torch.ones_like(up[:, 0]) if outputs is None else outputs.to(up)
+        factors = up.new_ones(len(up)) if outputs is None else outputs.to(up)
         down = down * factors.abs()[:, None]
         if normalised:
             norm = (up**degree * down).norm(dim=-1, keepdim=True)

@@ -147,7 +147,6 @@ DAMAGES = {
     "layers of no names": (lambda f: edit_json(f / CONFIG, lambda c: c.update(layers=[1])), ""),
     "distance in words": (edit_layer(distance_after="near"), "are no distances"),
     "distance that is no number": (edit_layer(distance_before=float("nan")), "are no distances"),
-    "evidence of another kind": (edit_layer(evidence=1), ""),
     "a setting with another value": (
         lambda f: edit_json(f / CONFIG, lambda c: c["config"].update(expert_order="gauss")),
         "gauss",

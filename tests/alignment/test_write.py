@@ -134,7 +134,7 @@ def test_companions_are_copied_as_bytes(pair):
         "tokenizer.json": b"{}\r\n",
         "tokenizer_config.json": b"{}\n\n",
         "tokenizer.model": b"\x00\xff",
-        "special_tokens_map.json": b"\xef\xbb\xbf{}",
+        "special_tokens_map.json": b"\r\n{}",
         "chat_template.jinja": b"{{ '\xc3\xbc' }}",
         "additional_chat_templates/tools.jinja": b"{{ 1 }}",
         "preprocessor_config.json": b"{}",

@@ -27,7 +27,7 @@ CASES = [(family, *COMBINATIONS[(2 * i + j) % 9]) for i, family in enumerate(FAM
 @pytest.mark.parametrize(("family", "when", "top"), CASES)
 def test_every_expert_is_named_right(family, when, top):
     things = dict(enumerate(plants(family), start=1))
-    a = build(family, experts=len(things) + (2 - len(things) % 2) + 2, seed=1)
+    a = build(family, experts=4 * (len(things) // 4 + 1), seed=1)
     start, orders = symmetric_start(a, seed=2) if when == "before" else (copy.deepcopy(a), None)
     b, truths = planted(start, things, seed=3)
     if orders:
