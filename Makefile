@@ -5,7 +5,7 @@ READY := .venv/.ready
 REFERENCE := adapters alignment checkpoints connectivity errors hub matching merging modeling moe symmetry verification
 PAPER_DATA := runs/paper/downloads/.ready
 
-.PHONY: demo cards families bench paper-quick paper test check format docs lock clean
+.PHONY: demo cards families bench paper-quick paper test test-shapes check format docs lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -41,6 +41,10 @@ $(PAPER_DATA): $(READY)
 test: $(READY)  ## the whole test suite
 	# One worker more than there are cores: some tests wait for processes and servers.
 	$(BIN)/pytest -n $$($(BIN)/python -c 'import os; print(os.cpu_count() + 1)') --dist loadgroup
+
+test-shapes: $(READY)  ## the algebra's tests, types and shapes checked at every call
+	$(BIN)/pytest -n auto --dist loadgroup tests/symmetry tests/moe tests/matching tests/merging tests/alignment \
+		--jaxtyping-packages=hf_moe_lmc.symmetry,hf_moe_lmc.moe,hf_moe_lmc.matching,hf_moe_lmc.merging,beartype.beartype
 
 check: $(READY)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

@@ -118,8 +118,9 @@ def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) ->
 
 def _config(record: Mapping[str, Any] | None) -> AlignmentConfig | None:
     """The settings of an alignment; None also for an expert order that only earlier versions knew."""
-    known = record is not None and record.get("expert_order") not in EARLIER_ORDERS
-    return AlignmentConfig.of_record(record) if known else None
+    if record is None or record.get("expert_order") in EARLIER_ORDERS:
+        return None
+    return AlignmentConfig.of_record(record)
 
 
 def _evidence(record: Mapping[str, Any] | None) -> LayerEvidence | None:
