@@ -75,8 +75,10 @@ class AlignmentConfig:
         """Return the settings in `entries`; those that this version does not know are left out.
 
         Raises:
-            ValueError: a setting has a value that it cannot have.
+            ValueError: they are no table, or a setting has a value that it cannot have.
         """
+        if not isinstance(entries, Mapping):
+            raise ValueError(f"{entries!r} are no settings")
         config = cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
         if config.expert_order not in get_args(ExpertOrder):
             raise ValueError(f"{dict(entries)} are no settings")

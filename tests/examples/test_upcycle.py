@@ -53,7 +53,7 @@ def test_identical_experts_compute_what_the_dense_model_computes(name, active):
     router = model.model.layers[0].mlp.gate.weight
     assert router.std() > 0
     # Routers weigh in float32, so the weights of several experts sum to 1 within its rounding.
-    torch.testing.assert_close(logits(model), dense(torch.arange(24).reshape(2, 12)).logits, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(logits(model), dense(torch.arange(24).reshape(2, 12)).logits, rtol=1e-5, atol=1e-5)
 
 
 def test_noise_makes_experts_different_and_keeps_the_rest():
