@@ -41,8 +41,8 @@ def check_output(
 def check_place(out: Path, inputs: Sequence[Path]) -> None:
     """Raise `OutputError` unless a folder can be made at `out`, apart from `inputs`."""
     try:
-        str(out).encode()
-    except UnicodeEncodeError:
+        os.fsencode(out).decode("utf-8")  # whatever the locale
+    except UnicodeDecodeError:
         raise OutputError(f"the path {str(out)!a} is not UTF-8; give another output") from None
     try:
         if out == Path.cwd() or out in Path.cwd().parents:
