@@ -19,7 +19,7 @@ from align_and_merge import PAIR, EvaluationArguments, measure_path
 from example_parser import ExampleParser
 
 from hf_moe_lmc import Alignment, MoeAligner, Verification, push_to_hub, verify
-from hf_moe_lmc.hub import check_token, plan_push, write_card
+from hf_moe_lmc.hub import check_push, plan_push, write_card
 from hf_moe_lmc.verification import load_plainly
 
 
@@ -57,7 +57,7 @@ def main(arguments: list[str] | None = None) -> None:
         "license": options.license,
     }
     if not options.dry_run:
-        check_token(repository)  # before the work
+        check_push(repository, options.license)  # before the work
     aligner.merge(alignment, options.t, output=options.output)
     write_card(options.output, alignment, **known)
     if options.dry_run:

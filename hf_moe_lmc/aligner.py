@@ -55,7 +55,7 @@ from .connectivity import (
     points_of,
 )
 from .errors import BadInputError
-from .hub import check_token, push_alignment, push_folder, write_card
+from .hub import check_push, push_alignment, push_folder, write_card
 from .merging import needs_data
 from .names import ExpertOrder, Layout, Repair, Variant
 
@@ -319,7 +319,7 @@ class MoeAligner:
         Raises:
             As `merge` and `hf_moe_lmc.hub.push_folder`.
         """
-        check_token(repo_id, token)
+        check_push(repo_id, license, token)
         self.merge(alignment, t, output=output, **options)
         return push_folder(output, repo_id, private, create_pr, license, token)
 

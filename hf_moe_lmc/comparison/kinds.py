@@ -1,6 +1,7 @@
 """One expert of B against one of A, units in the same order: which kind of the same, and how much changed."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank
 
-from .rows import dots, is_rounded, squares, wide
+from .rows import column_squares, is_rounded, squares, wide
 
 Kind = Literal[
     "identical",
@@ -76,53 +77,92 @@ def fit(a: ExpertBank, b: ExpertBank, freedom: Freedom) -> Fit:
     """How expert b comes from expert a, both banks of one, as stored, units in one order."""
     if _same_bits(a, b):
         return Fit("identical", None)
-    distances, norms = _squares(a, b)
-    signed = torch.zeros(0)
-    if freedom.signs and bool((distances > 0.5 * norms).any()):
-        flipped = _unit_dots(a, b, *_SIGNED) < 0
-        if flipped.any():
-            signed = torch.where(flipped, -1.0, 1.0)
-            flipped_b = _times(b, {name: signed for name in _SIGNED if name in b.tensors()})
-            if _same_bits(a, flipped_b):
-                return Fit("identical", None, signs=True)
-            new_distances, _ = _squares(a, flipped_b)
-            if new_distances.sum() < distances.sum():
-                b, distances = flipped_b, new_distances
+    sums = _Sums.of(a, b)
+    flipped = sums.dots(*_SIGNED) < 0 if freedom.signs else torch.zeros(1, dtype=torch.bool)
+    if not flipped.any():
+        return _rescaling_fit(a, b, sums, freedom)
+    signs = torch.where(flipped, -1.0, 1.0)
+    b = _times(b, {name: signs for name in _SIGNED if name in b.tensors()})
+    if _same_bits(a, b):
+        return Fit("identical", None, signs=True)
+    return replace(_rescaling_fit(a, b, _Sums.of(a, b), freedom), signs=True)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """`|a - b|^2`, `|a|^2` and `|b|^2` of the units of two experts, by name of the tensor; down_bias as a whole."""
+
+    distances: dict[str, Float[Tensor, " n"]]
+    norms: dict[str, Float[Tensor, " n"]]
+    other_norms: dict[str, Float[Tensor, " n"]]
+
+    @classmethod
+    def of(cls, a: ExpertBank, b: ExpertBank) -> "_Sums":
+        """The sums, in one pass."""
+        x, y, found = a.tensors(), b.tensors(), {}
+        for name in x:
+            if name == "down_proj":
+                found[name] = column_squares(x[name][0], y[name][0])
             else:
-                signed = torch.zeros(0)
-    found = _rescaling_fit(a, b, freedom, _relative(distances, norms))
-    return replace(found, signs=bool(len(signed)))
+                # A row per unit; down_bias, which belongs to none, is one row.
+                rows = [
+                    t[0] if t.ndim == 3 else t if name == "down_bias" else t[0][:, None] for t in (x[name], y[name])
+                ]
+                found[name] = squares(*rows)
+        return cls(*({name: sums[part].double() for name, sums in found.items()} for part in range(3)))
+
+    @property
+    def change(self) -> float:
+        """`|b - a| / |a|`."""
+        norm = sum(part.sum().item() for part in self.norms.values())
+        return math.sqrt(sum(part.sum().item() for part in self.distances.values()) / norm) if norm > 0 else math.inf
+
+    def dots(self, *names: str) -> Float[Tensor, " n"]:
+        """`<a, b>` of every unit over the tensors of these names."""
+        known = [name for name in names if name in self.norms]
+        return sum(((self.norms[n] + self.other_norms[n] - self.distances[n]) / 2 for n in known), torch.zeros(1))
+
+    def factors(self, *names: str) -> Float[Tensor, " n"]:
+        """`<a, b> / |a|^2` of every unit over these tensors."""
+        known = [name for name in names if name in self.norms]
+        return _quotient(self.dots(*known), sum((self.norms[name] for name in known), torch.zeros(1)))
+
+    def change_after(self, factors: Mapping[str, Tensor]) -> float:
+        """`change`, had b been divided by factors; to the rounding of float32 only."""
+        norm = total = 0.0
+        for name, factor in factors.items():
+            rest = self.norms[name] - 2 * self.dots(name) / factor + self.other_norms[name] / factor**2
+            norm, total = norm + self.norms[name].sum().item(), total + rest.clamp(min=0).sum().item()
+        return math.sqrt(total / norm) if norm > 0 else math.inf
 
 
-def _rescaling_fit(a: ExpertBank, b: ExpertBank, freedom: Freedom, change: float) -> Fit:
+def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, freedom: Freedom) -> Fit:
     """The fit of experts whose signs agree, with the factors and scales that explain most of the distance, if any."""
+    change = sums.change
     if change > FACTOR / 2:
-        constant = {name: _factor(a, b, name) for name in a.tensors()}
-        rescaled = _relative(*_squares(a, _divided(b, constant)))
-        scales = constant
-        if freedom.scale_degree and rescaled > GAIN * change:
-            units = constant | _unit_factors(a, b)
-            by_units = _relative(*_squares(a, _divided(b, units)))
-            if by_units < GAIN * change:
-                rescaled, scales = by_units, units
-        if rescaled < GAIN * change:
-            return _scaled(scales, freedom, change, rescaled)
-    if change < 4 * max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj)) or _is_rounded(
-        a, b, change
-    ):
-        return Fit("rounded", change)
-    return Fit("changed", change)
+        constant = {name: _quotient(sums.dots(name).sum(), sums.norms[name].sum()) for name in sums.norms}
+        by_unit = dict(constant)
+        if freedom.scale_degree:
+            up, down = sums.factors("up_proj", "up_bias"), sums.factors("down_proj")
+            by_unit |= {name: up for name in ("up_proj", "up_bias") if name in constant} | {"down_proj": down}
+        for factors in (constant, by_unit):
+            if sums.change_after(factors) < GAIN * change:
+                rest = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in factors.items()})).change
+                return _scaled(factors, freedom, rest)
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
+    is_rounding = eps < ROUNDING and change < 4 * eps
+    return Fit("rounded" if is_rounding or _is_rounded(a, b, change) else "changed", change)
 
 
-def _scaled(scales: dict[str, Tensor], freedom: Freedom, change: float, rescaled: float) -> Fit:
-    gate, up, down = (scales.get(name, torch.ones(())) for name in ("gate_proj", "up_proj", "down_proj"))
+def _scaled(factors: Mapping[str, Tensor], freedom: Freedom, change: float) -> Fit:
+    gate, up, down = (factors.get(name, torch.ones(())) for name in ("gate_proj", "up_proj", "down_proj"))
     if freedom.scale_degree:  # only what is left of the product is a factor
         up, down = up**freedom.scale_degree * down, torch.ones(())
-    factors = tuple(part.double().median().item() for part in (gate, up, down))
-    if max(abs(factor - 1) for factor in factors) > FACTOR:
+    off = tuple(part.double().median().item() for part in (gate, up, down))
+    if max(abs(factor - 1) for factor in off) > FACTOR:
         # pyrefly: ignore[bad-argument-type]
-        return Fit("scaled", rescaled if rescaled > ROUNDING else None, factors=factors)
-    return Fit("rounded" if rescaled < ROUNDING else "changed", rescaled, scales=True)
+        return Fit("scaled", change if change > ROUNDING else None, factors=off)
+    return Fit("rounded" if change < ROUNDING else "changed", change, scales=True)
 
 
 def _same_bits(a: ExpertBank, b: ExpertBank) -> bool:
@@ -137,66 +177,9 @@ def _is_rounded(a: ExpertBank, b: ExpertBank, change: float) -> bool:
     return all(is_rounded(x[name][0], y[name][0]) for name in x)
 
 
-def _unit_rows(expert: ExpertBank, name: str) -> Tensor:
-    """A tensor of the bank with a row per unit; down_bias, of none, with a single one."""
-    tensor = expert.tensors()[name][0]
-    if name == "down_proj":
-        return tensor.mT
-    if name == "down_bias":
-        return tensor[None]
-    return tensor if tensor.ndim == 2 else tensor[:, None]
-
-
-def _squares(a: ExpertBank, b: ExpertBank) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Squared distances and norms of the units, with down_bias as one more."""
-    of_units, of_output = [], []
-    for name in a.tensors():
-        if name == "down_proj":
-            # Rows as they are stored are read in one go; what counts are the columns.
-            found = _column_squares(a.down_proj[0], b.down_proj[0])
-        else:
-            found = squares(_unit_rows(a, name), _unit_rows(b, name))
-        (of_output if name == "down_bias" else of_units).append(found)
-    distances, norms = (torch.stack(part).sum(dim=0) for part in zip(*of_units, strict=True))
-    if of_output:
-        distances, norms = (torch.cat([x, y]) for x, y in zip((distances, norms), of_output[0], strict=True))
-    return distances, norms
-
-
-def _column_squares(a: Float[Tensor, "D F"], b: Float[Tensor, "D F"]) -> tuple[Tensor, Tensor]:
-    if not a.is_contiguous() and a.mT.is_contiguous() and b.mT.is_contiguous():
-        return squares(a.mT, b.mT)
-    dtype, rows = wide(a, b), max(1, 2**16 // max(1, a.shape[1]))
-    distances, norms = torch.zeros(a.shape[1], dtype=dtype), torch.zeros(a.shape[1], dtype=dtype)
-    for x, y in zip(a.split(rows), b.split(rows), strict=True):
-        x, y = x.to(dtype), y.to(dtype)
-        norms += x.square().sum(dim=0)
-        distances += (x - y).square().sum(dim=0)
-    return distances, norms
-
-
-def _relative(distances: Float[Tensor, " n"], norms: Float[Tensor, " n"]) -> float:
-    norm = norms.double().sum().item()
-    return math.sqrt(distances.double().sum().item() / norm) if norm > 0 else math.inf
-
-
-def _unit_dots(a: ExpertBank, b: ExpertBank, *names: str) -> Float[Tensor, " F"]:
-    """`<a, b>` of every unit over the tensors of these names."""
-    tensors = [name for name in names if name in a.tensors()]
-    return torch.stack([dots(_unit_rows(a, name), _unit_rows(b, name)) for name in tensors]).sum(dim=0).double()
-
-
-def _factor(a: ExpertBank, b: ExpertBank, name: str) -> Float[Tensor, ""]:
-    """`<a, b> / |a|^2` of one tensor."""
-    return _quotient(_unit_dots(a, b, name).sum(), _unit_dots(a, a, name).sum())
-
-
-def _unit_factors(a: ExpertBank, b: ExpertBank) -> dict[str, Float[Tensor, " F"]]:
-    """The same of every unit, for what the scale of a unit changes."""
-    up = _quotient(_unit_dots(a, b, "up_proj", "up_bias"), _unit_dots(a, a, "up_proj", "up_bias"))
-    down = _quotient(_unit_dots(a, b, "down_proj"), _unit_dots(a, a, "down_proj"))
-    scales = {"up_proj": up, "up_bias": up, "down_proj": down}
-    return {name: factor for name, factor in scales.items() if name in a.tensors()}
+def _rows(name: str, tensor: Tensor) -> Tensor:
+    """A row per unit; down_bias, which belongs to none, is one row."""
+    return tensor[0] if tensor.ndim == 3 else tensor if name == "down_bias" else tensor[0][:, None]
 
 
 def _quotient(product: Tensor, norm: Tensor) -> Tensor:
@@ -204,11 +187,7 @@ def _quotient(product: Tensor, norm: Tensor) -> Tensor:
     return torch.where((norm > 0) & (product != 0), product / norm, 1.0)
 
 
-def _divided(expert: ExpertBank, factors: dict[str, Tensor]) -> ExpertBank:
-    return _times(expert, {name: 1 / factor for name, factor in factors.items()})
-
-
-def _times(expert: ExpertBank, factors: dict[str, Tensor]) -> ExpertBank:
+def _times(expert: ExpertBank, factors: Mapping[str, Tensor]) -> ExpertBank:
     """The expert with tensors times a number, or a number per unit; signs do not round, other numbers widen."""
     changed = {}
     for name, factor in factors.items():

@@ -17,20 +17,31 @@ def wide(*tensors: Tensor) -> torch.dtype:
     return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
 
 
-def squares(a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"]]:
-    """`(|a_r - b_r|^2, |a_r|^2)` of every row, in float32 or better."""
-    dtype, distances, norms = wide(a, b), [], []
+def squares(
+    a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]
+) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """`(|a_r - b_r|^2, |a_r|^2, |b_r|^2)` of every row, in float32 or better; one pass."""
+    dtype, found = wide(a, b), []
     for x, y in _blocks(a, b):
         x, y = x.to(dtype), y.to(dtype)
-        norms.append(torch.linalg.vector_norm(x, dim=1))
-        distances.append(torch.linalg.vector_norm(x - y, dim=1))
-    return torch.cat(distances).square(), torch.cat(norms).square()
+        found.append(torch.stack([torch.linalg.vector_norm(part, dim=1) for part in (x - y, x, y)]))
+    distances, norms, other_norms = torch.cat(found, dim=1).square()
+    return distances, norms, other_norms
 
 
-def dots(a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]) -> Float[Tensor, " R"]:
-    """`<a_r, b_r>` of every row, in float32 or better."""
+def column_squares(
+    a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """The same of every column, along which the tensors are not stored."""
+    if a.stride(1) > a.stride(0) and b.stride(1) > b.stride(0):
+        return squares(a.mT, b.mT)
     dtype = wide(a, b)
-    return torch.cat([(x.to(dtype) * y.to(dtype)).sum(dim=1) for x, y in _blocks(a, b)])
+    sums = torch.zeros(3, a.shape[1], dtype=dtype)
+    for x, y in _blocks(a, b):
+        x, y = x.to(dtype, copy=True), y.to(dtype, copy=True)
+        for total, part in zip(sums, (x - y, x, y), strict=True):
+            total += part.square_().sum(dim=0)  # a norm along this axis takes ten times as long
+    return sums[0], sums[1], sums[2]
 
 
 def is_rounded(a: Tensor, b: Tensor) -> bool:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .chance import RELATED, trace_test
 from .kinds import FACTOR, GAIN, ROUNDING, Kind
-from .rows import dots, is_rounded, squares
+from .rows import is_rounded, squares
 
 TensorKind = Kind | Literal["missing", "shape"]
 
@@ -104,14 +104,18 @@ def _some_rows(rows: Shaped[Tensor, "R d"]) -> Tensor:
 
 
 def _change(a: Tensor, b: Tensor) -> float:
-    distances, norms = squares(_matrix(a), _matrix(b))
-    norm = norms.double().sum().item()
-    return math.sqrt(distances.double().sum().item() / norm) if norm > 0 else math.inf
+    distance, norm, _ = _sums(a, b)
+    return math.sqrt(distance / norm) if norm > 0 else math.inf
 
 
 def _factor(a: Tensor, b: Tensor) -> float:
-    norm = squares(_matrix(a), _matrix(a))[1].double().sum().item()
-    return dots(_matrix(a), _matrix(b)).double().sum().item() / norm if norm > 0 else 0.0
+    distance, norm, other_norm = _sums(a, b)
+    return (norm + other_norm - distance) / 2 / norm if norm > 0 else 0.0
+
+
+def _sums(a: Tensor, b: Tensor) -> list[float]:
+    """`|a - b|^2`, `|a|^2` and `|b|^2`."""
+    return [part.double().sum().item() for part in squares(_matrix(a), _matrix(b))]
 
 
 def _matrix(tensor: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ from .output_record import OutputRecord, open_output, parents_of
 from .parent_card import ParentCard, allowed_license, read_parent_card
 
 CARD_NAME = "README.md"
+SECTIONS = ("Use", "Evaluation", "Alignment", "Function preserved", "How it was made", "Limits")  # of the template
 
 # Where the section "Use" names the folder, as Python and as a shell write it.
 _ADDRESS = re.compile(r'''(?<=from_pretrained\()"(?:[^"\\\n]|\\.)*"''')
@@ -246,7 +247,7 @@ def _literal(name: str) -> Markdown:
 
 def _revised(old: ModelCard, new: ModelCard, headings: Sequence[str], license: str | None) -> ModelCard:
     """`old` with some sections of `new`, the results of `new` if it has any, and a license if one is given."""
-    old.text = "\n" + replace_sections(old.text, new.text, headings)
+    old.text = "\n" + replace_sections(old.text, new.text, headings, SECTIONS)
     if license:
         state_license(old.data, License(license))
     data, measured = cast(ModelCardData, old.data), cast(ModelCardData, new.data)

@@ -37,7 +37,7 @@ def worst_layers(verification: Verification) -> list[LayerVerification]:
 def verdict_sentence(alignment: Alignment) -> str | None:
     """The verdict in a sentence; None where the alignment was not found by matching."""
     verdict = alignment.verdict()
-    return None if verdict is None else str(getattr(verdict, "sentence", verdict.text()))
+    return verdict.sentence if verdict else None
 
 
 @dataclass(frozen=True)

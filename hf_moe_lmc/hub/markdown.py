@@ -65,21 +65,21 @@ def front_matter(text: str, keys: Container[str] | None = None) -> dict[str, Any
     return metadata or {}
 
 
-def replace_sections(text: str, new: str, headings: Container[str]) -> str:
-    """`text`, in which the sections under some headings of the second level are those of `new`.
+def replace_sections(text: str, new: str, headings: Sequence[str], order: Sequence[str]) -> str:
+    """`text`, in which the sections under some headings of the second level are those of `new`, which has them or not.
 
-    A section that `text` lacks comes where it stands in `new`: before the first of those after it that `text` has.
+    A section that `text` lacks comes before the first of those that follow it in `order` and that `text` has.
     """
-    sections, others = _sections(text), _sections(new)
-    for place, (heading, section) in enumerate(others):
-        if heading not in headings:
+    sections, others = _sections(text), dict(_sections(new))
+    for heading in headings:
+        if heading not in others:
             continue
         present = [name for name, _ in sections]
-        after = next((name for name, _ in others[place + 1 :] if name in present), None)
         if heading in present:
-            sections[present.index(heading)] = (heading, section)
+            sections[present.index(heading)] = (heading, others[heading])
         else:
-            sections.insert(present.index(after) if after else len(sections), (heading, section))
+            later = [name for name in order[order.index(heading) + 1 :] if name in present]
+            sections.insert(present.index(later[0]) if later else len(sections), (heading, others[heading]))
     return "\n\n".join(section.strip("\n") for _, section in sections if section.strip()) + "\n"
 
 

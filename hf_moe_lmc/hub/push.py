@@ -15,6 +15,7 @@ from hf_moe_lmc.checkpoints.hub_errors import hub_access
 from hf_moe_lmc.checkpoints.hub_limits import TIMEOUT
 from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError, OutputError
 
+from .licenses import known_identifier
 from .push_plan import LOADED, PushPlan, check_repo_id, known_files, matches, plan_push
 
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub writes it into every new repository
@@ -72,14 +73,16 @@ def push_alignment(
         return _send(plan_push(folder, repo_id, license, token), private, create_pr, token, again)
 
 
-def check_token(repo_id: str, token: str | None = None) -> str:
-    """The full name of `repo_id`, once the Hub knows the token and says that it may write.
+def check_push(repo_id: str, license: str | None = None, token: str | None = None) -> str:
+    """The full name of `repo_id`, after all checks of a push that can be made before there is anything to push.
 
     Raises:
-        BadInputError: it is no name of a repository.
+        BadInputError: it is no name of a repository, or there is no such license.
         HubError: the token may not write, or there is none, or the Hub does not answer.
     """
     check_repo_id(repo_id)
+    if license:
+        known_identifier(license)
     with hub_access(repo_id, writing=True, token=token, remedy="nothing was sent"):
         return _full_name(HfApi(token=token), repo_id)
 

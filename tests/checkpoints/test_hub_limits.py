@@ -46,7 +46,7 @@ def test_a_listing(fault, repository, tmp_path, monkeypatch):
     failure, line = FAULTS[fault]
     repository.failures.append(failure)
     with monkeypatch.context() as patch:
-        patch.setattr("hf_moe_lmc.checkpoints.source.PAUSES", ())
+        patch.setattr("hf_moe_lmc.checkpoints.download.PAUSES", ())
         patch.setattr(hub_limits, "LARGEST", 10**6)
         patch.setattr(hub_limits, "DEADLINE", 0.5)
         with pytest.raises(HubError, match=line):

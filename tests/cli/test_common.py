@@ -129,7 +129,7 @@ def test_documents_for_machines(pair, tmp_path, capsys):
     assert document("align", *models, "-o", str(out / "x"), "--dry-run")["layers"] == 1
     aligned = document("align", *models, "-o", str(out / "alignment"))
     assert aligned["layers"][0]["distance_after"] < aligned["layers"][0]["distance_before"]
-    assert aligned["verdict"]["label"] == "aligned"
+    assert aligned["verdict"]["layers"][0]["label"] == "aligned"
     assert document("merge", *models, "-o", str(out / "merged"))["output"] == str(out / "merged")
     rewritten = document("apply", str(out / "alignment"), models[1], "-o", str(out / "aligned"))["output"]
     assert document("verify", models[1], rewritten)["equal"] is True

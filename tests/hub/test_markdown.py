@@ -27,7 +27,7 @@ NEW = "# N\n\n## A\n\na\n\n## B\n\nb\n\n## C\n\nc\n\n## D\n\nd\n"
 
 
 @pytest.mark.parametrize(
-    ("headings", "expected"),
+    ("heading", "expected"),
     [
         ("B", OLD.replace("old", "b")),
         ("A", OLD.replace("## B", "## A\n\na\n\n## B")),
@@ -35,9 +35,9 @@ NEW = "# N\n\n## A\n\na\n\n## B\n\nb\n\n## C\n\nc\n\n## D\n\nd\n"
         ("X", OLD),
     ],
 )
-def test_sections_are_replaced_or_come_where_they_belong(headings, expected):
-    assert replace_sections(OLD, NEW, [headings]) == expected
+def test_sections_are_replaced_or_come_where_they_belong(heading, expected):
+    assert replace_sections(OLD, NEW, [heading], ["A", "B", "C", "D", "X"]) == expected
 
 
 def test_a_section_without_any_after_it_comes_last():
-    assert replace_sections("# T\n", NEW, ["D"]) == "# T\n\n## D\n\nd\n"
+    assert replace_sections("# T\n", NEW, ["D"], ["C", "D"]) == "# T\n\n## D\n\nd\n"
