@@ -59,7 +59,7 @@ def test_small_files(file, size):
 
 
 def test_no_file(tmp_path):
-    with pytest.raises(BadInputError, match="cannot read .*absent"):
+    with pytest.raises(BadInputError, match=r"cannot read .*absent"):
         Fingerprint.of(tmp_path / "absent")
 
 
