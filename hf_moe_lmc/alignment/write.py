@@ -113,6 +113,9 @@ def write_checkpoints(
             )
             for name, output in outputs.items()
         }
+        # Before the work, for one of them may be unreadable.
+        for name, output in outputs.items():
+            _write_companions(output.like, staged.path / name, options)
         steps = _steps_of(outputs, writers, inputs)
         with _progress(steps, staged.journal.done) as bar:
             for step in steps:
@@ -125,7 +128,6 @@ def write_checkpoints(
         for number, (name, output) in enumerate(outputs.items()):
             digests = {key: digest for note in staged.journal.done.values() for key, digest in note[number].items()}
             lasting = writers[name].finish(digests)
-            _write_companions(output.like, staged.path / name, options)
             manifest = {"format": FORMAT, **output.record, **about, "sha256": lasting}
             (staged.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
             finish(staged.path / name, (folder / name).absolute().name)

@@ -49,13 +49,13 @@ class Checkpoint(Mapping[str, Tensor]):
     def open(cls, folder: Path, model: PreTrainedModel, quantised: bool = False) -> "Checkpoint":
         """Plan the reading of the checkpoint in `folder`; reads headers only.
 
+        Where its weights are plain, what config.json says of their quantisation is left over, and dropped from the
+        configuration of `model`.
+
         Args:
             folder: where its files are.
             model: its skeleton.
             quantised: whether its weights may be quantised: then its tensors are those that are stored.
-
-        Where its weights are plain, what config.json says of their quantisation is left over, and dropped from the
-        configuration of `model`.
 
         Raises:
             BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.

@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from .download import matches
 from .shards import INDEX_NAME, shard_names
 from .skeleton import CONFIG_NAME, without_code
 from .small_files import MAX_BYTES, parse_json, read_small_file
@@ -47,7 +48,7 @@ REPLACED = ("README.md", INDEX_NAME, "hf_moe_lmc_manifest.json", ".*")
 # Patterns of names -> why such a file stays behind.
 REASONS = {
     ("*.py",): "code is never copied",
-    ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib", "*.npy"): "pickles are never read or copied",
+    ("*.bin", "*.pt", "*.pth", "*.pkl", "*.pickle", "*.ckpt", "*.joblib"): "pickles are never read or copied",
     ("*.safetensors", "*.gguf", "*.onnx", "*.h5", "*.msgpack", "*.index.json"): "other weights",
 }
 UNKNOWN = "not known to belong to a model; copy it yourself if it does"
@@ -128,7 +129,7 @@ def _reason(name: str, folder: Path) -> str | None:
     for patterns, reason in REASONS.items():
         if any(fnmatchcase(name, pattern) for pattern in patterns):
             return reason
-    if not is_companion(name):
+    if not matches(name, COMPANIONS):
         return UNKNOWN
     file = folder / name
     if not file.exists() or not file.is_file():
@@ -136,11 +137,6 @@ def _reason(name: str, folder: Path) -> str | None:
     if name != CONFIG_NAME and not _is_within(file, folder):
         return "a link out of the folder"
     return f"larger than {MAX_BYTES} bytes" if file.stat().st_size > MAX_BYTES else None
-
-
-def is_companion(name: str) -> bool:
-    """Whether a path is named like a small file that is copied."""
-    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in COMPANIONS)
 
 
 def _is_within(file: Path, folder: Path) -> bool:

@@ -38,8 +38,10 @@ DROPPED = re.compile(r"_.*_internal|_?attn_implementation|_?experts_implementati
 
 SIZE = re.compile(r"(.*_)?(size|dim|rank|layers|heads|experts|depth|blocks)|(n|num)_.*")
 LARGEST_SIZE = 100_000_000
-COUNTS = ("layers", "experts", "n_layer", "depth", "blocks")  # ends of the names of fields that count modules
-MOST_MODULES = 10_000  # more would take for ever to build
+# Ends of the names of fields -> the most that is built from them: modules, and names of classes.
+MOST = {("layers", "n_layer", "depth", "blocks", "experts"): 10_000, ("labels",): 100_000}
+MOST_EXPERTS, FEW_EXPERTS = 1_000_000, 1000  # in all layers: more are not built, fewer always are
+LEAST_BYTES = 16  # of the weights of an expert
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
@@ -69,7 +71,9 @@ def read_config(folder: Path) -> PreTrainedConfig:
         config = CONFIG_MAPPING[model_type].from_dict(values)
     except Exception as error:  # every family checks its own fields, each with another kind of error
         raise BadInputError(f"{path} is no configuration of a {model_type}: {' '.join(str(error).split())}") from None
-    _check_chosen(config.to_dict(), path)
+    values = config.to_dict()
+    _check_chosen(values, path)
+    _check_experts(values, path)
     return config
 
 
@@ -134,9 +138,27 @@ def _check_sizes(values: dict[str, Any], path: Path) -> None:
         if isinstance(value, dict):
             _check_sizes(value, path)
         elif isinstance(value, int) and not isinstance(value, bool) and SIZE.fullmatch(key):
-            limit = MOST_MODULES if key.endswith(COUNTS) else LARGEST_SIZE
+            limit = next((most for ends, most in MOST.items() if key.endswith(ends)), LARGEST_SIZE)
             if not 0 <= value <= limit:
                 raise BadInputError(f"{path}: {key} is {value}; expected 0 to {limit}")
+
+
+def _check_experts(values: Mapping[Any, Any], path: Path) -> None:
+    """Experts are no more than can be built, and than the weights beside the file could hold, if there are any."""
+    experts, layers = (
+        max((value for key in keys if isinstance(value := values.get(key), int)), default=1)
+        for keys in (EXPERTS, ("num_hidden_layers", "n_layer", "num_layers"))
+    )
+    nbytes = sum(file.stat().st_size for file in path.parent.glob("*.safetensors") if file.is_file())
+    limit = min(MOST_EXPERTS, max(nbytes // LEAST_BYTES, FEW_EXPERTS)) if nbytes else MOST_EXPERTS
+    if experts * layers > limit:
+        raise BadInputError(
+            f"{path} describes {layers} layers of {experts} experts; expected at most {limit} experts in all, for "
+            f"{nbytes} bytes of weights"
+        )
+    for value in values.values():
+        if isinstance(value, dict):
+            _check_experts(value, path)
 
 
 def _check_chosen(values: Mapping[Any, Any], path: Path) -> None:

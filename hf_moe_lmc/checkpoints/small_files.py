@@ -6,6 +6,7 @@ from typing import Any
 
 from hf_moe_lmc.errors import BadInputError
 
+MAX_DEPTH = 50
 MAX_BYTES = 100_000_000  # an index of a million tensors; also the largest header that safetensors accepts
 
 
@@ -50,9 +51,19 @@ def parse_json(content: bytes, path: Path) -> dict[str, Any]:
         raise BadInputError(f"{path} is nested too deeply; that is no metadata file") from None
     except ValueError as error:
         raise BadInputError(f"{path} is not valid JSON: {error}; download it again") from None
+    if _is_deeper(value, MAX_DEPTH):
+        raise BadInputError(f"{path} is nested too deeply; that is no metadata file")
     if not isinstance(value, dict):
         raise BadInputError(f"{path} holds a JSON {type(value).__name__}, not an object; download it again")
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    level = [value] if isinstance(value, (dict, list)) else []
+    for _ in range(depth):
+        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in children if isinstance(child, (dict, list))]
+    return bool(level)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -185,6 +185,8 @@ def _stored_tensor(key: str, entry: Any, file: Path, data: int) -> StoredTensor:
     if not _are_sizes(shape) or not _are_sizes(offsets) or len(offsets) != 2:
         raise BadInputError(f"{file}: {key}: shape or data_offsets are not lists of sizes; download it again")
     tensor = StoredTensor(key, file, DTYPES[name], tuple(shape), data + offsets[0])
+    if 0 in shape:
+        raise BadInputError(f"{file}: {key} of shape {shape} holds nothing; download it again")
     if tensor.nbytes != offsets[1] - offsets[0]:
         raise BadInputError(f"{file}: {key}: shape {shape} of {name} does not fill its {offsets}; download it again")
     return tensor

@@ -8,6 +8,7 @@ import torch
 import xxhash
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from hf_moe_lmc.errors import BadInputError, OutputError
 
@@ -16,6 +17,8 @@ from .durable import sync
 from .layout import Placement, header, index
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
+
+logger = logging.get_logger(__name__)
 
 # Key -> digest of the tensor's bytes: XXH3 against accidents, sha-256 where others rely on it.
 Digests = dict[str, str]
@@ -28,11 +31,14 @@ class CheckpointWriter:
         folder: made if need be.
         placement: of every tensor in it.
         model: a skeleton.
+
+    `vanished` says of each key how many of its values were too small for the dtype they were written in, and are 0.
     """
 
     def __init__(self, folder: Path, placement: Placement, model: PreTrainedModel) -> None:
         self._folder = folder
         self._placement = placement
+        self.vanished: dict[str, int] = {}
         on_meta = {key: torch.empty(t.shape, dtype=t.dtype, device="meta") for key, t in placement.items()}
         self.groups, _ = tensor_groups(model, on_meta)
         self._group_of = {name: group for group in self.groups for name in group.names}
@@ -57,7 +63,10 @@ class CheckpointWriter:
             tensors = {name: weights[name] for name in group.names}
             for key, tensor in group.to_stored(tensors).items():
                 place = self._placement[key]
-                digests[key] = _write(place, _cast(key, tensor, place.dtype))
+                cast = _cast(key, tensor, place.dtype)
+                if cast.dtype != tensor.dtype:
+                    self.vanished[key] = int(tensor.count_nonzero() - cast.count_nonzero())
+                digests[key] = _write(place, cast)
                 files.add(place.file)
         for file in files:
             sync(file)
@@ -75,6 +84,9 @@ class CheckpointWriter:
         Raises:
             OutputError: the disk does not return what was written.
         """
+        if number := sum(self.vanished.values()):
+            first = next(key for key, count in self.vanished.items() if count)
+            logger.warning(f"{number} values are too small for the dtype written and became 0, such as some of {first}")
         if content := index(self._placement):
             (self._folder / INDEX_NAME).write_bytes(content)
         for file, tensors in self._files().items():

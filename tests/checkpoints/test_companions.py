@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from hf_moe_lmc import align, apply
-from hf_moe_lmc.checkpoints import find_companions
+from hf_moe_lmc.checkpoints import CheckpointWriter, find_companions
 from hf_moe_lmc.errors import BadInputError
 from tests.checkpoints.faulty import edit_config, edit_json
 
@@ -150,6 +150,14 @@ def test_damaged_settings(single):
     (single / "tokenizer_config.json").write_text("{")
     with pytest.raises(BadInputError, match=r"tokenizer_config\.json is not valid JSON"):
         find_companions(single)
+
+
+def test_a_damaged_file_is_found_before_the_work(single, saved, tmp_path, monkeypatch):
+    alignment = align(saved / "single", single)
+    (single / "tokenizer_config.json").write_text("{")
+    monkeypatch.setattr(CheckpointWriter, "write", lambda *_: pytest.fail("the work began"))
+    with pytest.raises(BadInputError, match=r"tokenizer_config\.json is not valid JSON"):
+        apply(alignment, single, tmp_path / "out")
 
 
 def test_apply(single, saved, tmp_path):

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 from tests.checkpoints.faulty import edit_config, edit_json, failed
 
 CONTENTS = {
+    "nested, but not for JSON": (b'{"a":' * 900 + b"1" + b"}" * 900, "is nested too deeply"),
     "empty": (b"", "is not valid JSON"),
     "cut off": (b'{"model_type": "mix', "is not valid JSON"),
     "UTF-16": ('{"model_type": "mixtral"}'.encode("utf-16"), "is not UTF-8 text"),
@@ -59,6 +60,9 @@ def test_no_file(single, refused, make):
         ({"num_hidden_layers": 1}, ["model.layers.1.", "is not part of a MixtralForCausalLM"]),
         ({"num_hidden_layers": 3}, ["model.layers.2.", "is missing"]),
         ({"num_hidden_layers": 10**6}, ["num_hidden_layers is 1000000"]),
+        ({"num_hidden_layers": 2000, "num_local_experts": 9999}, ["2000 layers of 9999 experts; expected at most"]),
+        ({"num_labels": 10**8}, ["num_labels is 100000000; expected 0 to 100000"]),
+        ({"text_config": {"num_labels": 10**8}}, ["num_labels is 100000000"]),
         ({"num_hidden_layers": 0}, ["has no Mixture-of-Experts layer"]),
         ({"num_local_experts": 6}, ["model.layers.0", "config.json makes it"]),
         ({"num_local_experts": 4}, ["model.layers.0", "config.json makes it"]),

@@ -34,6 +34,11 @@ HEADERS = {
     "offset beyond 64 bits": (change(FIRST, data_offsets=[2**64, 2**64 + 48]), [FIRST, "are not lists of sizes"]),
     "shape that overflows": (change(FIRST, shape=[2**62, 2**62, 16]), [FIRST, "does not fill"]),
     "shape beyond the file": (change(FIRST, shape=[2**40], data_offsets=[0, 2**42]), [FIRST]),
+    "shape that overflows, of nothing": (
+        change(FIRST, shape=[2**62, 2**62, 0], data_offsets=[0, 0]),
+        ["holds nothing"],
+    ),
+    "no element": (change(FIRST, shape=[0, 12], data_offsets=[0, 0]), [FIRST, "of shape [0, 12] holds nothing"]),
     "negative shape": (change(FIRST, shape=[-12]), [FIRST, "are not lists of sizes"]),
     "shape of a float": (change(FIRST, shape=[12.0]), [FIRST, "are not lists of sizes"]),
     "shape of a bool": (change(FIRST, shape=[True, 12]), [FIRST, "are not lists of sizes"]),

@@ -63,6 +63,10 @@ def test_fields_that_choose_code_are_dropped(folder):
         ({"architectures": ["GPT2LMHeadModel"]}, "names the model class GPT2LMHeadModel, which"),
         ({"n_layer": 10**9}, "config.json: n_layer is 1000000000; expected 0 to 10000"),
         ({"num_experts": 10**6}, "config.json: num_experts is 1000000; expected"),
+        (
+            {"n_layer": 2000, "num_experts": 9999},
+            "2000 layers of 9999 experts; expected at most 1000000 experts in all",
+        ),
         ({"n_embd": -1}, "config.json"),
         ({"n_embd": "wide"}, "config.json"),
         ({"moe_variant": "both"}, "config.json"),

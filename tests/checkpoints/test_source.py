@@ -266,6 +266,15 @@ def test_what_is_fetched(repository, cache):
         assert client.open(cache_dir=cache, local_files_only=True) == found
 
 
+def test_a_repository_of_something_else(tmp_path, cache):
+    (tmp_path / "repository").mkdir()
+    (tmp_path / "repository" / "notebook.ipynb").write_text("{}")
+    with serve(tmp_path / "repository") as hub, closing(Client(hub.url)) as client:
+        found = client.open(cache_dir=cache)
+    assert found["code"] == 3
+    assert found["message"] == f"{REPOSITORY} holds no file such as config.json; give another repository"
+
+
 def test_a_damaged_file_that_another_process_has_left(repository, cache):
     """Killed between the download and the look at it; and damaged later. Each is read once, if nothing happens."""
     with serve(repository) as hub:

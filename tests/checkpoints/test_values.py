@@ -48,6 +48,16 @@ def test_too_large_for_float16(single, saved, tmp_path, capsys, key):
     assert "too large for torch.float16; try another --dtype" in found.line
 
 
+def test_too_small_for_float16(single, saved, tmp_path, capsys, caplog):
+    """They become 0, and how many do is said."""
+    worked(capsys, tmp_path / "out", "merge", saved / "single", single, "--t", "1", "--dtype", "float16")
+    assert "became 0" not in caplog.text
+    edit_tensor(EXPERT, lambda tensor: tensor * 1e-30)(single)
+    count = load_file(single / "model.safetensors")[EXPERT].numel()
+    worked(capsys, tmp_path / "small", "merge", saved / "single", single, "--t", "1", "--dtype", "float16")
+    assert f"{count} values are too small for the dtype written and became 0, such as some of {EXPERT}" in caplog.text
+
+
 def test_too_large_to_compare(single, refused):
     edit_tensor(EXPERT, with_value(3e38))(single)
     refused(single, "model.layers.0.mlp.experts.down_proj holds 3e+38", "cannot be compared")
