@@ -14,7 +14,7 @@ from hf_moe_lmc.checkpoints import read_small_file
 from hf_moe_lmc.errors import BadInputError, one_line
 
 MAX_CARD_BYTES = 2**20
-MAX_METADATA_BYTES = 2**15  # PyYAML reads 20 kB a second
+MAX_METADATA_BYTES = 2**15  # PyYAML reads some 10 kB a second
 MAX_NESTING = 20
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]|~$!]")
