@@ -15,7 +15,7 @@ from hf_moe_lmc import align
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, unaligned_layers
 from hf_moe_lmc.alignment import aligned
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.matching import ExpertOrder
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.verification.block_comparison import BlockComparison
 from tests import families
 from tests.facts import FACTS, Move

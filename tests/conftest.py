@@ -5,10 +5,9 @@ import torch
 
 from tests.hub.server import TOKEN, running_hub
 
-# One thread per test process: with several processes, more threads than cores spend their time waiting for another.
-# Processes that tests start inherit it.
-os.environ["OMP_NUM_THREADS"] = "1"
-torch.set_num_threads(1)
+# One thread per test process, unless told otherwise: with several processes, more threads than cores spend their time
+# waiting for another. Processes that tests start inherit it.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture
