@@ -3,7 +3,7 @@
 from .checkpoint import Checkpoint
 from .companions import COMPANIONS, Companions, find_companions
 from .conversion import saved_tensors, tied_names
-from .download import HubOptions
+from .download import HubOptions, matches
 from .durable import sync
 from .fingerprint import Fingerprint
 from .layout import place
@@ -28,6 +28,7 @@ __all__ = [
     "check_output",
     "find_companions",
     "find_source",
+    "matches",
     "max_abs",
     "meta_model",
     "output_folder",

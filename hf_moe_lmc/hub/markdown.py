@@ -10,10 +10,11 @@ import yaml
 from huggingface_hub.repocard import REGEX_YAML_BLOCK
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from hf_moe_lmc.checkpoints import read_small_file
 from hf_moe_lmc.errors import BadInputError, one_line
 
 MAX_CARD_BYTES = 2**20
-MAX_METADATA_BYTES = 2**15  # PyYAML reads 20 kB a second
+MAX_METADATA_BYTES = 2**15  # PyYAML reads some 10 kB a second
 MAX_NESTING = 20
 
 _SPECIAL = re.compile(r"[\\`*_{}\[\]|~$!]")
@@ -31,15 +32,7 @@ def read_markdown(file: Path) -> str:
         BadInputError: it is not a plain file, is too large, or is not UTF-8.
     """
     try:
-        if not file.is_file():  # a pipe or a device would never end
-            raise BadInputError(f"{file} is not a plain file; move it away")
-        with file.open("rb") as opened:
-            content = opened.read(MAX_CARD_BYTES + 1)
-        if len(content) > MAX_CARD_BYTES:
-            raise BadInputError(f"{file} holds more than {MAX_CARD_BYTES} bytes; that is no card")
-        return content.decode("utf-8-sig")
-    except OSError as error:
-        raise BadInputError(f"cannot read {file}: {error.strerror}") from None
+        return read_small_file(file, MAX_CARD_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError:
         raise BadInputError(f"{file} is not UTF-8 text; move it away") from None
 

@@ -1,4 +1,4 @@
-"""What the Hub, and Transformers, make of a folder: the metadata of its card, and the classes that load it."""
+"""The metadata of a card, which the Hub reads, and the classes of Transformers that load its model."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -67,7 +67,7 @@ class Usage:
 
 def usage_of(folder: Path, config: Mapping[str, Any]) -> Usage:
     """The usage of the checkpoint in `folder` with this config.json."""
-    names = [name for name in config.get("architectures") or () if isinstance(name, str) and name.isidentifier()]
+    names = _architectures(config)
     task = _task(names)
     return Usage(
         task[1] if task else names[0] if names else "AutoModel",
@@ -138,9 +138,15 @@ def _union(lists: Iterable[tuple[str, ...]]) -> list[str] | None:
     return list(dict.fromkeys(word for words in lists for word in words)) or None
 
 
-def _task(architectures: Sequence[object]) -> tuple[str, str] | None:
+def _architectures(config: Mapping[str, Any]) -> list[str]:
+    """The names of a model's classes."""
+    names = config.get("architectures")
+    return [name for name in names if isinstance(name, str) and name.isidentifier()] if isinstance(names, list) else []
+
+
+def _task(architectures: Sequence[str]) -> tuple[str, str] | None:
     """Task and class, if they can be told from the names of a model's classes."""
-    known = (task for name in architectures for ending, task in TASKS.items() if str(name).endswith(ending))
+    known = (task for name in architectures for ending, task in TASKS.items() if name.endswith(ending))
     return next(known, None)
 
 
@@ -152,7 +158,7 @@ def _settings(file: Path) -> Mapping[str, Any]:
 
 
 def _pipeline(config: Mapping[str, Any], cards: Sequence[ParentCard]) -> str | None:
-    if task := _task(config.get("architectures") or ()):
+    if task := _task(_architectures(config)):
         return task[0]
     tags = {card.pipeline_tag for card in cards}
     return tags.pop() if config and len(tags) == 1 else None

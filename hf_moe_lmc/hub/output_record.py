@@ -1,4 +1,4 @@
-"""What a folder that this package wrote says of itself."""
+"""The record in a folder that this package wrote: the models and the options that it was made of."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""What the cards of the models that something was made of say, and the license that they allow."""
+"""The cards of the models that something was made of, and the license that they allow."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

@@ -11,12 +11,13 @@ from huggingface_hub.errors import RepositoryNotFoundError
 from huggingface_hub.utils.sha import git_hash
 
 from hf_moe_lmc.alignment import Alignment
+from hf_moe_lmc.checkpoints import matches
 from hf_moe_lmc.checkpoints.hub_errors import hub_access
 from hf_moe_lmc.checkpoints.hub_limits import TIMEOUT
 from hf_moe_lmc.errors import BadInputError, HubError, MoeLmcError, OutputError
 
 from .licenses import known_identifier
-from .push_plan import LOADED, PushPlan, check_repo_id, known_files, matches, plan_push
+from .push_plan import ABOUT, LOADED, PushPlan, check_repo_id, known_files, plan_push
 
 GIT_ATTRIBUTES = ".gitattributes"  # the Hub writes it into every new repository
 
@@ -203,7 +204,7 @@ def _check_apart(existing: ModelInfo, plan: PushPlan, private: bool, create_pr: 
             f"{existing.id} holds {foreign[0]}, which is not of this package; choose another name, or propose it with "
             "--create-pr"
         )
-    left = [name for name in there if name not in sent and matches(name, LOADED)]
+    left = [name for name in there if name not in sent and matches(name, LOADED) and not matches(name, ABOUT)]
     if left:
         raise OutputError(
             f"{existing.id} holds {left[0]}, which would stay and be loaded with what is sent; delete it there, or "

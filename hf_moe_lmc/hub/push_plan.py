@@ -1,8 +1,6 @@
 """The files of a push, decided and checked without a word to the repository."""
 
-from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 
 from huggingface_hub import ModelCard
@@ -11,7 +9,7 @@ from huggingface_hub.utils import validate_repo_id
 
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.alignment.saved_alignment import WEIGHTS_NAME
-from hf_moe_lmc.checkpoints import COMPANIONS
+from hf_moe_lmc.checkpoints import COMPANIONS, matches
 from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
 from hf_moe_lmc.errors import BadInputError, one_line
 
@@ -138,11 +136,6 @@ def check_repo_id(repo_id: str) -> str:
     except HFValidationError as error:
         raise BadInputError(f"{repo_id!r} is no name of a repository on the Hub: {error}") from None
     return repo_id
-
-
-def matches(name: str, patterns: Iterable[str]) -> bool:
-    """Whether a path with slashes fits one of the patterns, whose stars match no slash."""
-    return any(name.count("/") == pattern.count("/") and fnmatchcase(name, pattern) for pattern in patterns)
 
 
 def known_files(output: OutputRecord) -> tuple[str, ...]:

@@ -323,6 +323,15 @@ def test_classes_that_load(architecture, files, imports, tmp_path):
     assert usage_of(tmp_path, {"architectures": [architecture]}).imports == imports
 
 
+@pytest.mark.parametrize("architectures", [5, None, "MixtralForCausalLM", {"a": 1}])
+def test_architectures_that_are_none(architectures, folder):
+    config = folder / "merged" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"architectures": architectures}))
+    card = write_card(folder / "merged")
+    assert "from transformers import AutoModel\n" in card.text
+    assert card.data.get("pipeline_tag") is None
+
+
 def test_own_architectures_are_imported(folder):
     config = folder / "merged" / "config.json"
     config.write_text(json.dumps({"architectures": ["MoeGPT2LMHeadModel"], "model_type": "moe_gpt2"}))

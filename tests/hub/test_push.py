@@ -199,6 +199,14 @@ def test_foreign_content_is_left_alone(there, line, folder, hub):
     assert hub.repositories["org/theirs"].commits == [there]
 
 
+def test_a_license_that_was_added_there_stays(folder, hub):
+    push_folder(folder / "merged", "org/ab")
+    hub.repositories["org/ab"].commits.append({"LICENSE": b"mine"})
+    write_card(folder / "merged", license="mit")
+    push_folder(folder / "merged", "org/ab")
+    assert hub.repositories["org/ab"].files["LICENSE"] == b"mine"
+
+
 def test_a_proposal_that_would_mix_weights_is_refused(folder, hub):
     hub.repositories["org/theirs"] = Repository(commits=[{"model.safetensors": b""}])
     with pytest.raises(OutputError, match="would stay and be loaded"):
