@@ -37,7 +37,11 @@ def endpoint_weights(
 def ratio_interval(
     pairs: Sequence[tuple[object, object]], values: Sequence[float], wholes: Sequence[float]
 ) -> tuple[float, float]:
-    """The central 95 % of `sum(values) / sum(wholes)`, each with one entry per pair, under `endpoint_weights`."""
+    """The central 95 % of `sum(values) / sum(wholes)`, each with one entry per pair, under `endpoint_weights`.
+
+    Draws in which the sum of `wholes` is not positive are left out.
+    """
     weights = endpoint_weights(tuple(pairs))
-    low, high = np.percentile((weights @ np.asarray(values)) / (weights @ np.asarray(wholes)), [2.5, 97.5])
+    parts, whole = weights @ np.asarray(values), weights @ np.asarray(wholes)
+    low, high = np.percentile(parts[whole > 0] / whole[whole > 0], [2.5, 97.5])
     return float(low), float(high)

@@ -1,47 +1,62 @@
-"""Pictures of tables: the loss along the paths of every cell; the barriers of a study against every setting."""
+"""Plots of tables: the loss along the paths of every cell; the barriers of a study against every setting."""
 
 from collections.abc import Callable, Mapping
 from statistics import fmean
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from hf_moe_lmc.connectivity.plot import line_style
 
 from .grid import Table
+from .tables import shown
 
 PATHS = ("naive", "naive + norms", "auto", "auto + norms")
 STUDIED = ("naive", "naive + norms", "units", "auto", "auto + norms")
+WIDTH, NARROWEST = 10, 6.5  # inches, of a figure
+COLUMNS = 5  # of a study
 
 
 def plot_paths(table: Table, rows: Mapping[str, dict]) -> Figure | None:
-    """One panel per cell, in rows by number of experts: test loss along the paths, mean and range over pairs, nats.
+    """One panel per cell that was run: test loss along the paths, mean and range over pairs, nats.
+
+    Columns are numbers of experts; where there is only one, all panels lie side by side.
 
     Args:
         table: of the shape "verification".
-        rows: by name of their cell; the panel of a cell that is missing stays empty, and no picture is without rows.
+        rows: by name of their cell; no plot is without rows.
     """
-    if not any(cell.name in rows for cell in table.cells):
+    cells = [cell for cell in table.cells if cell.name in rows]
+    if not cells:
         return None
-    labels = {cell: cell.name.partition("/")[2].removeprefix(f"experts={cell.experts}-") for cell in table.cells}
-    counts, columns = sorted({cell.experts for cell in table.cells}), list(dict.fromkeys(labels.values()))
-    figure = Figure(figsize=(max(6, 1.9 * len(columns) + 1), 1.7 * len(counts) + 1), layout="constrained")
-    panels = figure.subplots(len(counts), len(columns), squeeze=False, sharex=True, sharey="row")
-    for axis, label in zip(panels[0], columns, strict=True):
-        axis.set_title(label, fontsize="medium")
-    for axis, count in zip(panels[:, 0], counts, strict=True):
-        axis.set(ylabel=f"{count} experts\nloss, nats")
+    kinds = {cell: cell.name.partition("/")[2].removeprefix(f"experts={cell.experts}-") for cell in cells}
+    counts, lines = sorted({cell.experts for cell in cells}), list(dict.fromkeys(kinds.values()))
+    places = {cell: (lines.index(kinds[cell]), counts.index(cell.experts)) for cell in cells}
+    titles, names = [f"{count} experts" for count in counts], [f"{line}\n" for line in lines]
+    if len(counts) == 1:
+        places = {cell: (0, line) for cell, (line, _) in places.items()}
+        titles, names = lines, [""]
+    size = (max(NARROWEST, min(WIDTH, 2.5 * len(titles))), 1.6 * len(names) + 1)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    panels = figure.subplots(len(names), len(titles), squeeze=False, sharex=True, sharey="row")
+    for axis, title in zip(panels[0], titles, strict=True):
+        axis.set_title(title, fontsize="medium")
+    for axis, name in zip(panels[:, 0], names, strict=True):
+        axis.set(ylabel=f"{name}loss, nats")
     for axis in panels[-1]:
-        axis.set(xlabel="t")
-    for cell in (cell for cell in table.cells if cell.name in rows):
-        axis = panels[counts.index(cell.experts), columns.index(labels[cell])]
+        axis.set(xlabel="t", xticks=(0, 0.5, 1))
+    for place, axis in np.ndenumerate(panels):
+        axis.set_visible(place in places.values())
+    for cell, place in places.items():
         for path in PATHS:
             losses = np.array(
                 [found[path]["loss"] for pair in rows[cell.name]["pairs"] for found in pair["results"].values()]
             )
-            t = np.linspace(0, 1, losses.shape[1])
-            (line,) = axis.plot(t, losses.mean(0), label=path)
-            axis.fill_between(t, losses.min(0), losses.max(0), color=line.get_color(), alpha=0.2, linewidth=0)
-        handles = axis.get_legend_handles_labels()
-    figure.legend(*handles, loc="outside lower center", ncols=len(PATHS), frameon=False)
+            t, style = np.linspace(0, 1, losses.shape[1]), line_style(shown(path))
+            panels[place].plot(t, losses.mean(0), label=shown(path), **style)
+            panels[place].fill_between(t, losses.min(0), losses.max(0), color=style["color"], alpha=0.12, linewidth=0)
+    _legend(figure, PATHS)
     figure.suptitle(table.title)
     return figure
 
@@ -51,36 +66,52 @@ def plot_study(table: Table, rows: Mapping[str, dict]) -> Figure | None:
 
     Args:
         table: of the shape "study".
-        rows: by name of their cell; settings of which only the base was run are left out, and no picture is of none.
+        rows: by name of their cell; settings of which only the base was run are left out, and no plot is of none.
     """
     base, *others = ((cell.name, rows.get(cell.name)) for cell in table.cells)
     found: dict[str, list[dict]] = {}
     for name, row in others:
         if row and base[1]:
             found.setdefault(name.partition("/")[2].partition("=")[0], [base[1]]).append(row)
-    panels = {key: sorted(values, key=lambda row: row["cell"][key]) for key, values in found.items()}
-    if not panels:
+    settings = {key: sorted(values, key=lambda row: row["cell"][key]) for key, values in found.items()}
+    if not settings:
         return None
-    figure = Figure(figsize=(3.4 * len(panels), 3.6), layout="constrained")
-    for axis, (key, values) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True):
+    columns = min(len(settings), COLUMNS)
+    lines = -(-len(settings) // columns)
+    size = (max(NARROWEST, WIDTH * columns / COLUMNS), 2.4 * lines + 0.8)
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
+    panels = figure.subplots(lines, columns, squeeze=False, sharey=True)
+    for axis in panels.flatten()[len(settings) :]:
+        axis.remove()
+    for axis, (key, values) in zip(panels.flatten(), settings.items(), strict=False):
         labels = [str(row["cell"][key]) for row in values]
         for path in STUDIED:
-            axis.plot(labels, [_mean(row, path) for row in values], marker="o", label=path)
-        axis.set(xlabel=key.replace("_", " "))
+            axis.plot(
+                labels, [_mean(row, path) for row in values], marker=".", label=shown(path), **line_style(shown(path))
+            )
+        axis.set_title(key.replace("_", " "), fontsize="medium")
         axis.set_yscale("symlog", linthresh=0.01)
         axis.set_ylim(bottom=0)
-        axis.grid(alpha=0.3)
-    figure.axes[0].set(ylabel="loss barrier, nats")
-    figure.axes[0].legend(frameon=False, fontsize="small")
+        axis.grid(alpha=0.25)
+    for axis in panels[:, 0]:
+        axis.set(ylabel="loss barrier, nats")
+    figure.legend(
+        handles=_handles(STUDIED), loc="outside lower center", ncols=len(STUDIED), frameon=False, handlelength=3
+    )
     figure.suptitle(table.title)
     return figure
+
+
+def _legend(figure: Figure, paths: tuple[str, ...]) -> None:
+    handles = [Line2D([], [], label=shown(path), **line_style(shown(path))) for path in paths]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(paths), frameon=False, handlelength=2.5)
 
 
 def _mean(row: dict, path: str) -> float:
     return fmean(found[path]["loss_barrier"] for pair in row["pairs"] for found in pair["results"].values())
 
 
-PICTURES: dict[str, Callable[[Table, Mapping[str, dict]], Figure | None]] = {
+PLOTS: dict[str, Callable[[Table, Mapping[str, dict]], Figure | None]] = {
     "verification": plot_paths,
     "study": plot_study,
 }

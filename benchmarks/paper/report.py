@@ -12,7 +12,7 @@ from pathlib import Path
 from hf_moe_lmc.merging import AUTOMATIC
 
 from .grid import Table, load_grid
-from .plots import PICTURES
+from .plots import PLOTS
 from .run import RUNS, holds
 from .tables import SHAPES, merging
 
@@ -27,16 +27,18 @@ what large models do. `make paper-quick` and `make paper` renew the tables; a ro
 
 Seeds 21 to 25 are reported, and nothing was chosen on them. The ViT's settings are the demo's (chosen on seeds 1 to 4),
 the language models' those of `benchmarks/repair.py`; the study of single settings runs on seeds 1 to 3, and its figures
-are no claim. Choosing and reporting share their test examples. Brackets
-hold 95 % intervals of a bootstrap over endpoints, which pairs share; ± is one standard deviation over pairs, which
-understates the uncertainty. A cell with fewer pairs or points than the grid asks for says so.
+are no claim. Choosing and reporting share their backbones and test examples. Brackets hold intervals of a bootstrap
+over endpoints, which pairs share: with 3 endpoints no more than the range over pairs (it holds the mean in about half
+of all cases), with 5 a fair one (in about 79 %). ± is one standard deviation over pairs. A cell with fewer pairs or
+points than the grid asks for says so.
 
 Figures are loss barriers in per cent of the naive one, in nats where that is below 0.02. Of the controls, *naive +
 rescale* scales the experts' outputs on calibration data, *naive + norms* restores the norms of units and router rows,
-*random* applies a drawn element of the symmetry group: none of them aligns anything. *units* matches units and leaves
-the experts in their order; *gate*, *gram*, *joint* and *auto* match experts, then units; *auto + norms* and *auto +
-rescale* add one repair, *auto + repair* those that held-out calibration data asks for (half of the calibration data
-calibrates, half chooses). With two experts, top-2 routing is dense routing.
+*random* applies a random element of the symmetry group: none of them aligns anything. *units* matches units and leaves
+the experts in their order; *gate*, *gram* and *joint* match experts, then units, and *aligned* is the default order;
+*aligned + norms* and *aligned + rescale* add one repair, *aligned + chosen repairs* those with the lowest loss on
+held-out calibration data (half of the calibration data calibrates, half chooses). With two experts, top-2 routing is
+dense routing.
 """
 
 
@@ -71,7 +73,7 @@ def draw(tables: Sequence[Table], rows: Mapping[str, dict], out: Path) -> dict[s
     """Draws every table that has a picture into `out`; the files by name of their table."""
     files = {}
     for table in tables:
-        if table.shape in PICTURES and (figure := PICTURES[table.shape](table, rows)):
+        if table.shape in PLOTS and (figure := PLOTS[table.shape](table, rows)):
             files[table.name] = f"paper-{table.name}.png"
             figure.savefig(out / files[table.name], dpi=110)
     return files
@@ -96,10 +98,10 @@ def _not_run(tables: Sequence[Table], rows: Mapping[str, dict]) -> str:
 
 
 def _chosen_otherwise(rows: Mapping[str, dict]) -> str:
-    """Where *auto + repair* had other repairs to choose from than there are now."""
+    """Where *aligned + chosen repairs* had other repairs to choose from than there are now."""
     found = Counter(name.partition("/")[0] for name, row in rows.items() if row.get("repairs") != list(AUTOMATIC))
     cells = ", ".join(f"{number} of `{table}`" for table, number in found.items())
-    text = f"*auto + repair* had another set to choose from than {', '.join(AUTOMATIC)} in {cells}."
+    text = f"*aligned + chosen repairs* had another set to choose from than {', '.join(AUTOMATIC)} in {cells}."
     return f"## Earlier repairs\n\n{text}\n" if found else ""
 
 

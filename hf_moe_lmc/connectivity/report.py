@@ -1,4 +1,4 @@
-"""The report of an evaluation of paths: JSON, a table that people read, pictures."""
+"""The report of an evaluation of paths: JSON, a table that people read, plots."""
 
 import json
 import math
@@ -105,9 +105,13 @@ class PathReport:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / REPORT_NAME).write_text(json.dumps(self.to_json(), indent=1) + "\n", encoding="utf-8")
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
+        curves, title = (
+            {name: [curve.barrier] for name, curve in self.curves.items()},
+            f"Paths between two {self.model}",
+        )
+        ensemble = self.curves["naive"].ensemble_loss
         for suffix in (".png", ".svg"):
-            curves = {name: [curve.barrier] for name, curve in self.curves.items()}
-            plot_barriers(curves, folder / f"curves{suffix}", f"Paths between two {self.model}")
+            plot_barriers(curves, folder / f"curves{suffix}", title, self.chosen, ensemble)
             if self.routing:
                 plot_routing(self.routing, folder / f"routing{suffix}")
 

@@ -29,7 +29,14 @@ from .training import finetune, pretrain, save_whole
 RECIPE_NAME = "recipe.json"
 EVALUATION_BATCH = 500
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate", "scipy")
-PLOTTED = ("naive", "rescale_control", "units", "gate", "joint")
+PLOTTED = {
+    "naive": "naive",
+    "rescale_control": "naive + rescale",
+    "units": "units",
+    "gate": "gate",
+    "joint": "joint",
+}
+"""Method -> its path in the plot."""
 
 
 def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
@@ -93,7 +100,7 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         tuple(pairs),
         scramble,
     )
-    curves = {method.replace("_", " "): [pair.methods[method].barrier for pair in report.pairs] for method in PLOTTED}
+    curves = {path: [pair.methods[method].barrier for pair in report.pairs] for method, path in PLOTTED.items()}
     plot_barriers(
         curves,
         out / "barrier.png",

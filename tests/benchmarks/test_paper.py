@@ -18,7 +18,7 @@ from benchmarks.paper import data, texts
 from benchmarks.paper.cells import Cell
 from benchmarks.paper.grid import chosen, load_grid, quick_cells
 from benchmarks.paper.pair import METHODS
-from benchmarks.paper.plots import plot_paths, plot_study
+from benchmarks.paper.plots import PATHS, plot_paths, plot_study
 from benchmarks.paper.report import draw, render
 from benchmarks.paper.run import run_cell, share_of
 from benchmarks.paper.tables import REPAIRED, orders
@@ -251,16 +251,20 @@ def test_report(runs, tmp_path):
 
 
 def test_paths_are_drawn_where_their_cell_belongs(runs):
+    """Panels exist for what was run; kinds of cells are rows, numbers of experts columns."""
     (table,) = (table for table in load_grid() if table.name == "verification-vit")
     row = run_cell(tiny("verification-vit/experts=4-all-shared"), runs)
-    figure = plot_paths(table, {row["cell"]["name"]: row})
-    panels = np.array(figure.axes).reshape(4, 9)
-    assert [panel.get_title() for panel in panels[0]][6:8] == ["all-sparse", "all-shared"]
-    assert panels[1, 0].get_ylabel().startswith("4 experts")
-    assert [(i, j) for i, j in np.ndindex(4, 9) if panels[i, j].lines] == [(1, 7)]
-    for line in panels[1, 7].lines:
-        losses = [pair["results"]["mnist"][line.get_label()]["loss"] for pair in row["pairs"]]
+    names = ["experts=4-first-sparse", "experts=4-all-shared", "experts=8-all-shared"]
+    figure = plot_paths(table, {f"verification-vit/{name}": row for name in names})
+    panels = np.array(figure.axes).reshape(2, 2)
+    assert [panel.get_title() for panel in panels[0]] == ["4 experts", "8 experts"]
+    assert [panel.get_ylabel().split()[0] for panel in panels[:, 0]] == ["first-sparse", "all-shared"]
+    assert [panel.get_visible() for panel in panels.flatten()] == [True, False, True, True]
+    for path, line in zip(PATHS, panels[1, 1].lines, strict=True):
+        losses = [pair["results"]["mnist"][path]["loss"] for pair in row["pairs"]]
         np.testing.assert_allclose(line.get_ydata(), np.mean(losses, axis=0))
+    (panel,) = plot_paths(table, {"verification-vit/experts=4-all-shared": row}).axes
+    assert panel.get_title() == "all-shared"
 
 
 def test_plot(runs):
@@ -271,4 +275,5 @@ def test_plot(runs):
     (table,) = (table for table in load_grid() if table.name == "study-vit")
     assert plot_study(table, {}) is None
     (panel,) = plot_study(table, rows).axes
+    assert panel.get_title() == "expert width"
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["4", "6"]

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hf_moe_lmc.connectivity import Barrier, plot_barriers
+from hf_moe_lmc.connectivity import Barrier
 from hf_moe_lmc.connectivity.barrier import barrier_intervals
 
 T = (0.0, 0.25, 0.5, 1.0)
@@ -60,12 +60,6 @@ def test_a_failed_point_is_not_hidden():
 def test_what_is_no_path(t, loss, message):
     with pytest.raises(ValueError, match=message):
         Barrier(t, loss, (0.5,) * len(t))
-
-
-def test_the_plot_is_a_picture(tmp_path):
-    barrier = Barrier(T, (1.0, 2.0, 4.0, 3.0), (0.9, 0.8, 0.4, 0.7))
-    plot_barriers({"naive": [barrier], "aligned": [barrier, barrier]}, tmp_path / "barrier.png", "title")
-    assert (tmp_path / "barrier.png").read_bytes().startswith(b"\x89PNG")
 
 
 HALF = (0.0, 0.5, 1.0)
