@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_moe_lmc.matching import solve_assignment
 from hf_moe_lmc.matching.unit_matching import match_experts_units
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
-from hf_moe_lmc.symmetry import SignedPermutation
+from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import agreements, glimpsed_distances, inward_sketch, outward_sketch
 from .chance import RELATED, Relation, Rows, partners_relation, relation, signs_of, strongest_units
@@ -20,10 +20,11 @@ from .faults import Fault, Rewrite, row_faults, transpositions
 from .kinds import Fit, Freedom, Kind, fit, one_expert, widened
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
-_NEAR = 0.5  # relative distance above which another explanation is looked for
 _FAULTY = (
     0.5  # cosine that a fault must reach, and agreement of sketches, of the two together, that makes it worth a try
 )
+_CERTAIN = 0.9  # cosine beyond which no other expert is looked at
+_RATIO = 0.1  # difference in the logarithms of norms that shows other scales
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of an unrelated expert, relative to those of A, below which it is as good as zero
 _CANDIDATES = 3
@@ -167,14 +168,16 @@ class _Banks:
         return ((j, hypothesis) for j, (_, hypothesis) in best.items())
 
     def _is_left(self, j: int) -> bool:
-        """Whether nothing explains slot j yet, or another explanation may be better."""
-        known = self.found.get(j)
-        return known is None or known.kind == "unrelated" or (known.change or 0.0) > _NEAR
+        """Whether nothing explains slot j yet; where both halves of the weights agree on partners, none is at fault."""
+        return self.found[j].kind == "unrelated"
 
     def _match_plainly(self, j: int, candidates: list[int]) -> None:
         """Match expert j to the candidate that it agrees with most, and to all that come close."""
-        other = widened(one_expert(self.b, j))
-        tried = [(self._relation(self.of_a(i), other), i) for i in candidates]
+        other, tried = widened(one_expert(self.b, j)), []
+        for i in candidates:
+            tried.append((self._relation(self.of_a(i), other), i))
+            if tried[-1][0].cosine > _CERTAIN:
+                break
         best = max(score.cosine for score, _ in tried)
         for score, i in tried:
             if score.z > RELATED and score.cosine > best - _ALIKE:
@@ -196,26 +199,34 @@ class _Banks:
         return bool(_norm(one_expert(self.b, j)) < _EMPTY * own.median())
 
     def _relation(self, own: ExpertBank, other: ExpertBank) -> Relation:
-        units = strongest_units(own)
         if not self.group.unit_order:
             return self._in_place_relation(own, other)
-        return relation(Rows.of(own, units), Rows.of(other), self.freedom.signs)
+        return relation(own, other, self.freedom.signs)
 
     def _match(self, j: int, i: int, hypothesis: "_Hypothesis", score: Relation) -> None:
         """Match the units of expert j to those of expert i exactly, and keep the result if it is the nearest so far."""
         own, other = hypothesis.apply(one_expert(self.a, i), one_expert(self.b, j))
-        group = replace(SymmetryGroup(), unit_signs=self.freedom.signs, fixed_units=not self.group.unit_order)
-        layers = [
-            MoeLayer(None, widened(side).balance_units(self.freedom.scale_degree), None, group) for side in (own, other)
-        ]
-        order = match_experts_units(layers[0], layers[1], 0, 0).units.permutation
-        units = SignedPermutation.unsigned(order)
-        moved = other.permute_units(SignedPermutation.unsigned(_batched(order)))
-        result = fit(own, moved, self.freedom)
+        result, place = self._fit_matched(own, other, 0)
+        if self.freedom.scale_degree and (result.change or 0.0) > _IN_PLACE and _scales_differ(own, other):
+            balanced = self._fit_matched(own, other, self.freedom.scale_degree)
+            if (balanced[0].change or 0.0) < (result.change or 0.0):
+                result, place = balanced
         before = self.found.get(j)
         if before is None or before.kind == "unrelated" or (result.change or 0.0) < (before.change or 0.0):
-            place = "in place" if units.is_identity else "reordered"
             self._record(j, i, result, place, score, hypothesis.fault)
+
+    def _fit_matched(
+        self, own: ExpertBank, other: ExpertBank, scale_degree: int
+    ) -> tuple[Fit, Literal["in place", "reordered"]]:
+        """The fit of two experts once their units are matched, up to scales of this degree."""
+        group = SymmetryGroup(unit_signs=self.freedom.signs, fixed_units=not self.group.unit_order)
+        sides = [widened(side).balance_units(scale_degree) for side in (own, other)]
+        layers = [MoeLayer(None, side, None, group) for side in sides]
+        units = match_experts_units(layers[0], layers[1], 0, 0).units
+        moved = other.permute_units(SignedPermutation(Permutation(units.permutation.index[None]), units.signs[None]))
+        result = fit(own, moved, self.freedom)
+        place = "in place" if units.permutation.is_identity else "reordered"
+        return replace(result, signs=result.signs or units.is_signed), place
 
     def _record(
         self,
@@ -280,6 +291,16 @@ def _both_sides(faults: Iterable[Fault]) -> list[_Hypothesis]:
     return [_Hypothesis(fault, of_b) for fault in faults for of_b in (False, True)]
 
 
+def _scales_differ(a: ExpertBank, b: ExpertBank) -> bool:
+    """Whether norms of up_proj rows against down_proj columns are spread otherwise: units may have been rescaled."""
+    ratios = [
+        (torch.linalg.vector_norm(one.up_proj[0].float(), dim=1) / one.down_proj[0].float().norm(dim=0)).log()
+        for one in (a, b)
+    ]
+    means, spreads = ([float(statistic(ratio)) for ratio in ratios] for statistic in (torch.mean, torch.std))
+    return not (abs(means[0] - means[1]) < _RATIO and abs(spreads[0] - spreads[1]) < _RATIO)
+
+
 def _norm(expert: ExpertBank) -> Float[Tensor, ""]:
     return torch.stack([tensor.float().norm() for tensor in expert.tensors().values()]).norm()
 
@@ -324,7 +345,3 @@ def name_slots(found: list[ExpertComparison]) -> list[ExpertComparison]:
         held.add(expert.source)
         named.append(replace(expert, kind=kind))
     return named
-
-
-def _batched(order: Any) -> Any:
-    return replace(order, index=order.index[None])

@@ -90,7 +90,7 @@ def fit(a: ExpertBank, b: ExpertBank, freedom: Freedom) -> Fit:
 
 @dataclass(frozen=True)
 class _Sums:
-    """`|a - b|^2`, `|a|^2` and `|b|^2` of the units of two experts, by name of the tensor; of down_bias, of the whole."""
+    """`|a - b|^2`, `|a|^2` and `|b|^2` of the units of two experts, by name of the tensor; down_bias is one unit."""
 
     distances: dict[str, Float[Tensor, " n"]]
     norms: dict[str, Float[Tensor, " n"]]
