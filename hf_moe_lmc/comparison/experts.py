@@ -92,34 +92,34 @@ class _Banks:
     b: ExpertBank
     group: SymmetryGroup
     is_interleaved: bool
-    found: dict[int, ExpertComparison] = field(default_factory=dict)
+    results: dict[int, ExpertComparison] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.freedom = Freedom(self.group.unit_signs, self.group.unit_scale_degree)
-        self.known = [e for e in range(self.a.num_experts) if _state(one_expert(self.a, e)) is None]
+        self.usable = [e for e in range(self.a.num_experts) if _state(one_expert(self.a, e)) is None]
         self.of_a = lru_cache(_CANDIDATES)(lambda i: widened(one_expert(self.a, i)))
 
     def compare(self) -> list[ExpertComparison]:
         slots = range(self.b.num_experts)
         for j in slots:
             if kind := _state(one_expert(self.b, j)):
-                self.found[j] = ExpertComparison(j, kind)
-        if self.known and self.a.num_units:
-            self._in_place([j for j in slots if j not in self.found])
-            self._by_sketches([j for j in slots if j not in self.found])
-        return [self.found.get(j) or ExpertComparison(j, "unrelated") for j in slots]
+                self.results[j] = ExpertComparison(j, kind)
+        if self.usable and self.a.num_units:
+            self._in_place([j for j in slots if j not in self.results])
+            self._by_sketches([j for j in slots if j not in self.results])
+        return [self.results.get(j) or ExpertComparison(j, "unrelated") for j in slots]
 
     def _in_place(self, slots: list[int]) -> None:
         """Recognise experts whose units stand at their places."""
         if not slots:
             return
         distances = glimpsed_distances(self.a, self.b)
-        forbidden = [i for i in range(self.a.num_experts) if i not in self.known]
+        forbidden = [i for i in range(self.a.num_experts) if i not in self.usable]
         distances[:, forbidden] = torch.inf
         for j in slots:
             # Of equals, such as experts that A itself repeats, the one at its own place, or one that is not held yet.
             nearest = torch.nonzero(distances[j] <= distances[j].min() + 1e-6)[:, 0].tolist()
-            held = {known.source for known in self.found.values()}
+            held = {result.source for result in self.results.values()}
             i = j if j in nearest else min(nearest, key=lambda i: (i in held, i))
             if distances[j, i] > 2 * _IN_PLACE:
                 continue
@@ -143,14 +143,14 @@ class _Banks:
         """Recognise experts whose units do not stand at their places, or which are stored wrongly."""
         if not slots:
             return
-        sketches = _Sketches(self.a, self.b, self.known, slots)
+        sketches = _Sketches(self.a, self.b, self.usable, slots)
         inward, outward = sketches.table(inward_sketch), sketches.table(outward_sketch)
-        candidates, faults = _candidates(inward, outward, self.known, slots), _both_sides(row_faults(self.a))
+        candidates, faults = _candidates(inward, outward, self.usable, slots), _both_sides(row_faults(self.a))
         for row, j in enumerate(slots):
             self._match_plainly(j, candidates[j])
             column = int(inward[row].argmax())
             if self._is_left(j) and faults and inward[row, column] > _FAULTY / 2:
-                self._find_fault(j, [(self.known[column], fault) for fault in faults])
+                self._find_fault(j, [(self.usable[column], fault) for fault in faults])
         left = [j for j in slots if self._is_left(j)]
         if left and self.group.unit_order:
             for j, hypothesis in self._transposed(left):
@@ -158,18 +158,18 @@ class _Banks:
 
     def _transposed(self, slots: list[int]) -> Iterator[tuple[int, tuple[int, "_Hypothesis"]]]:
         """Slots that may hold a transposed expert: which expert, and how it is transposed."""
-        sketches, best = _Sketches(self.a, self.b, self.known, slots), {}
+        sketches, best = _Sketches(self.a, self.b, self.usable, slots), {}
         for hypothesis in _both_sides(transpositions(self.a, self.is_interleaved)):
             scores = sketches.table(inward_sketch, hypothesis) + sketches.table(outward_sketch, hypothesis)
             for j, row in zip(slots, scores, strict=True):
                 value, column = row.max(dim=0)
                 if value > max(_FAULTY, best[j][0] if j in best else 0.0):
-                    best[j] = (float(value), (self.known[int(column)], hypothesis))
+                    best[j] = (float(value), (self.usable[int(column)], hypothesis))
         return ((j, hypothesis) for j, (_, hypothesis) in best.items())
 
     def _is_left(self, j: int) -> bool:
         """Whether nothing explains slot j yet; where both halves of the weights agree on partners, none is at fault."""
-        return self.found[j].kind == "unrelated"
+        return self.results[j].kind == "unrelated"
 
     def _match_plainly(self, j: int, candidates: list[int]) -> None:
         """Match expert j to the candidate that it agrees with most, and to all that come close."""
@@ -182,9 +182,9 @@ class _Banks:
         for score, i in tried:
             if score.z > RELATED and score.cosine > best - _ALIKE:
                 self._match(j, i, _Hypothesis(None), score)
-        if j not in self.found:
+        if j not in self.results:
             # Not the best of several, which would be above chance by being chosen.
-            self.found[j] = ExpertComparison(j, "zero" if self._is_empty(j) else "unrelated", z=tried[0][0].z)
+            self.results[j] = ExpertComparison(j, "zero" if self._is_empty(j) else "unrelated", z=tried[0][0].z)
 
     def _find_fault(self, j: int, hypotheses: list[tuple[int, "_Hypothesis"]]) -> None:
         """Match expert j under the fault that makes it agree most, if that explains it."""
@@ -195,7 +195,7 @@ class _Banks:
             self._match(j, i, fault, score)
 
     def _is_empty(self, j: int) -> bool:
-        own = torch.stack([_norm(one_expert(self.a, i)) for i in self.known])
+        own = torch.stack([_norm(one_expert(self.a, i)) for i in self.usable])
         return bool(_norm(one_expert(self.b, j)) < _EMPTY * own.median())
 
     def _relation(self, own: ExpertBank, other: ExpertBank) -> Relation:
@@ -211,7 +211,7 @@ class _Banks:
             balanced = self._fit_matched(own, other, self.freedom.scale_degree)
             if (balanced[0].change or 0.0) < (result.change or 0.0):
                 result, place = balanced
-        before = self.found.get(j)
+        before = self.results.get(j)
         if before is None or before.kind == "unrelated" or (result.change or 0.0) < (before.change or 0.0):
             self._record(j, i, result, place, score, hypothesis.fault)
 
@@ -237,7 +237,7 @@ class _Banks:
         score: Relation,
         fault: Fault | None = None,
     ) -> None:
-        self.found[j] = ExpertComparison(
+        self.results[j] = ExpertComparison(
             j, fault.kind if fault else result.kind, i, result.change, units, result.signs, result.scales,
             result.factors, score.z,
         )  # fmt: skip
@@ -278,7 +278,7 @@ class _Sketches:
         rewrites: list[Rewrite | None] = [None, None]
         if hypothesis and hypothesis.fault:
             rewrites[hypothesis.of_b] = hypothesis.fault.rewrite
-        sides = [(self.a, self.known, rewrites[0]), (self.b, self.slots, rewrites[1])]
+        sides = [(self.a, self.usable, rewrites[0]), (self.b, self.slots, rewrites[1])]
         own, others = (
             [sketch(rewrite(one) if rewrite else one) for one in (one_expert(bank, e) for e in numbers)]
             for bank, numbers, rewrite in sides
@@ -332,10 +332,10 @@ def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
     return "zero" if down and not any(bool(part.any()) for part in down) else None
 
 
-def name_slots(found: list[ExpertComparison]) -> list[ExpertComparison]:
+def name_slots(experts: list[ExpertComparison]) -> list[ExpertComparison]:
     """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
     named, held = [], set()
-    for expert in found:
+    for expert in experts:
         kind = expert.kind
         if kind in ("identical", "rounded", "changed") and expert.source is not None:
             if expert.source in held:
