@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_moe_lmc.moe import ExpertBank
 
 _GLIMPSE = (16, 64)  # units, hidden coordinates
-_COLUMNS = 16
+_COLUMNS, _ENTRIES = 8, 2048  # of a sketch, at least
 
 
 def glimpsed_distances(a: ExpertBank, b: ExpertBank) -> Float[Tensor, "Eb Ea"]:
@@ -34,17 +34,17 @@ def _glimpse(experts: ExpertBank) -> Float[Tensor, "E k"]:
 
 
 def inward_sketch(expert: ExpertBank) -> Float[Tensor, " n"]:
-    """`(M^T M - R / H) W` of the R rows of gate_proj and up_proj, each of norm 1, and 16 seeded columns W; norm 1.
+    """`(M^T M - R / H) W` of the R rows of gate_proj and up_proj, each of norm 1, and seeded columns W; norm 1.
 
     It depends on no order of rows, no sign and no scale: not on which rows are gate and which are up either.
     """
     parts = [part[0] for part in (expert.gate_proj, expert.up_proj) if part is not None]
-    return _sketch(torch.cat(parts))
+    return torch.nn.functional.normalize(sum((_sketch(part) for part in parts), torch.zeros(1)), dim=0)
 
 
 def outward_sketch(expert: ExpertBank) -> Float[Tensor, " n"]:
     """The same of the columns of down_proj."""
-    return _sketch(expert.down_proj[0].mT)
+    return torch.nn.functional.normalize(_sketch(expert.down_proj[0].mT), dim=0)
 
 
 def agreements(b: Sequence[Tensor], a: Sequence[Tensor]) -> Float[Tensor, "Eb Ea"]:
@@ -53,8 +53,9 @@ def agreements(b: Sequence[Tensor], a: Sequence[Tensor]) -> Float[Tensor, "Eb Ea
 
 
 def _sketch(rows: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:
-    rows = torch.nn.functional.normalize(rows.float(), dim=1)
-    generator = torch.Generator().manual_seed(0)
-    columns = torch.randn(rows.shape[1], min(_COLUMNS, rows.shape[1]), generator=generator)
-    sketch = rows.T @ (rows @ columns) - columns * (len(rows) / rows.shape[1])
-    return torch.nn.functional.normalize(sketch.flatten(), dim=0)
+    rows, generator = rows.float(), torch.Generator().manual_seed(0)
+    width = rows.shape[1]
+    columns = torch.randn(width, min(width, max(_COLUMNS, _ENTRIES // width)), generator=generator)
+    norms = torch.linalg.vector_norm(rows, dim=1).square_().clamp_(min=torch.finfo(torch.float32).tiny)
+    sketch = rows.T @ ((rows @ columns) / norms[:, None]) - columns * (len(rows) / width)
+    return sketch.flatten()

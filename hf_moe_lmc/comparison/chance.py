@@ -40,27 +40,22 @@ class Relation:
 
 @dataclass(frozen=True)
 class Rows:
-    """The units of one expert as centred rows of norm 1 over the hidden axis.
+    """Some units of one expert as centred rows of norm 1 over the hidden axis.
 
     Args:
-        inward: of gate_proj (if there is one) and up_proj, `[F, H]` each.
-        outward: columns of down_proj, `[F, D]`.
+        inward: of gate_proj (if there is one) and up_proj, `[m, H]` each.
+        outward: columns of down_proj, `[m, D]`.
     """
 
-    inward: tuple[Float[Tensor, "F H"], ...]
-    outward: Float[Tensor, "F D"]
+    inward: tuple[Float[Tensor, "m H"], ...]
+    outward: Float[Tensor, "m D"]
 
     @classmethod
-    def of(cls, expert: ExpertBank, units: Int[Tensor, " m"] | None = None) -> "Rows":
-        """The rows of a bank of one expert, of all `units` or of some."""
-        inward = [part[0] for part in (expert.gate_proj, expert.up_proj) if part is not None]
-        rows = (part if units is None else part[units] for part in (*inward, expert.down_proj[0].mT))
-        *inward, outward = (_normalised(part) for part in rows)
+    def of(cls, expert: ExpertBank, units: Int[Tensor, " m"]) -> "Rows":
+        """The rows of some units of a bank of one expert."""
+        parts = [part[0] for part in (expert.gate_proj, expert.up_proj) if part is not None]
+        *inward, outward = (_normalised(part[units]) for part in (*parts, expert.down_proj[0].mT))
         return cls(tuple(inward), outward)
-
-    def at(self, units: Int[Tensor, " m"]) -> "Rows":
-        """The rows of some units."""
-        return Rows(tuple(part[units] for part in self.inward), self.outward[units])
 
 
 def strongest_units(expert: ExpertBank) -> Int[Tensor, " m"]:
@@ -72,23 +67,24 @@ def strongest_units(expert: ExpertBank) -> Int[Tensor, " m"]:
     return strength.topk(min(_UNITS, len(strength))).indices
 
 
-def relation(a: Rows, b: Rows, signs: bool) -> Relation:
-    """The relation of some units of one expert to their nearest among all units of another.
+def relation(a: ExpertBank, b: ExpertBank, signs: bool) -> Relation:
+    """The relation of the strongest units of one expert to their nearest among all units of another.
 
     Args:
-        a: of the units looked at.
-        b: of all units of the other.
+        a, b: banks of one expert, in float32 or better.
         signs: whether a unit's up_proj row and down_proj column may both change sign.
     """
-    outward = a.outward @ b.outward.T
-    by_outward = _nearest(outward.abs() if signs else outward)
-    inward = sum((x @ y.T for x, y in zip(a.inward[:-1], b.inward[:-1], strict=True)), torch.zeros_like(outward))
-    up = a.inward[-1] @ b.inward[-1].T
-    by_inward = _nearest(inward + (up.abs() if signs else up))
+    rows = Rows.of(a, strongest_units(a))
+    outward = _cosines(rows.outward, b.down_proj[0].mT)
+    up = _cosines(rows.inward[-1], b.up_proj[0])
+    inward = up.abs() if signs else up
+    if b.gate_proj is not None:
+        inward = inward + _cosines(rows.inward[0], b.gate_proj[0])
+    by_outward, by_inward = _nearest(outward.abs() if signs else outward), _nearest(inward)
     return partners_relation(
-        a,
-        b.at(by_outward),
-        b.at(by_inward),
+        rows,
+        Rows.of(b, by_outward),
+        Rows.of(b, by_inward),
         signs_of(_at(outward, by_outward)) if signs else None,
         signs_of(_at(up, by_inward)) if signs else None,
     )
@@ -138,6 +134,12 @@ def pooled(scores: list[float]) -> float:
 def _normalised(rows: Float[Tensor, "R H"]) -> Float[Tensor, "R H"]:
     rows = rows - rows.mean(dim=1, keepdim=True)
     return torch.nn.functional.normalize(rows, dim=1)
+
+
+def _cosines(x: Float[Tensor, "m H"], rows: Float[Tensor, "F H"]) -> Float[Tensor, "m F"]:
+    """Of centred rows x of norm 1 with the rows, centred."""
+    squares = torch.linalg.vector_norm(rows, dim=1).square() - rows.sum(dim=1).square() / rows.shape[1]
+    return (x @ rows.T) / squares.clamp(min=torch.finfo(rows.dtype).tiny).sqrt()
 
 
 def _nearest(similarity: Float[Tensor, "m F"]) -> Int[Tensor, " m"]:

@@ -12,7 +12,7 @@ from torch import Tensor
 from hf_moe_lmc.matching import GaugedLayer, solve_assignment
 from hf_moe_lmc.matching.unit_matching import keep_units, match_units
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
-from hf_moe_lmc.symmetry import SignedPermutation
+from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import agreements, glimpsed_distances, inward_sketch, outward_sketch
 from .chance import RELATED, Relation, Rows, partners_relation, relation, signs_of, strongest_units
@@ -20,10 +20,11 @@ from .faults import Fault, Rewrite, row_faults, transpositions
 from .kinds import Fit, Freedom, Kind, fit, one_expert, widened
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
-_NEAR = 0.5  # relative distance above which another explanation is looked for
 _FAULTY = (
     0.5  # cosine that a fault must reach, and agreement of sketches, of the two together, that makes it worth a try
 )
+_CERTAIN = 0.9  # cosine beyond which no other expert is looked at
+_RATIO = 0.1  # difference in the logarithms of norms that shows other scales
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of an unrelated expert, relative to those of A, below which it is as good as zero
 _CANDIDATES = 3
@@ -91,34 +92,34 @@ class _Banks:
     b: ExpertBank
     group: SymmetryGroup
     is_interleaved: bool
-    found: dict[int, ExpertComparison] = field(default_factory=dict)
+    results: dict[int, ExpertComparison] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.freedom = Freedom(self.group.unit_signs, self.group.unit_scale_degree)
-        self.known = [e for e in range(self.a.num_experts) if _state(one_expert(self.a, e)) is None]
+        self.usable = [e for e in range(self.a.num_experts) if _state(one_expert(self.a, e)) is None]
         self.of_a = lru_cache(_CANDIDATES)(lambda i: widened(one_expert(self.a, i)))
 
     def compare(self) -> list[ExpertComparison]:
         slots = range(self.b.num_experts)
         for j in slots:
             if kind := _state(one_expert(self.b, j)):
-                self.found[j] = ExpertComparison(j, kind)
-        if self.known and self.a.num_units:
-            self._in_place([j for j in slots if j not in self.found])
-            self._by_sketches([j for j in slots if j not in self.found])
-        return [self.found.get(j) or ExpertComparison(j, "unrelated") for j in slots]
+                self.results[j] = ExpertComparison(j, kind)
+        if self.usable and self.a.num_units:
+            self._in_place([j for j in slots if j not in self.results])
+            self._by_sketches([j for j in slots if j not in self.results])
+        return [self.results.get(j) or ExpertComparison(j, "unrelated") for j in slots]
 
     def _in_place(self, slots: list[int]) -> None:
         """Recognise experts whose units stand at their places."""
         if not slots:
             return
         distances = glimpsed_distances(self.a, self.b)
-        forbidden = [i for i in range(self.a.num_experts) if i not in self.known]
+        forbidden = [i for i in range(self.a.num_experts) if i not in self.usable]
         distances[:, forbidden] = torch.inf
         for j in slots:
             # Of equals, such as experts that A itself repeats, the one at its own place, or one that is not held yet.
             nearest = torch.nonzero(distances[j] <= distances[j].min() + 1e-6)[:, 0].tolist()
-            held = {known.source for known in self.found.values()}
+            held = {result.source for result in self.results.values()}
             i = j if j in nearest else min(nearest, key=lambda i: (i in held, i))
             if distances[j, i] > 2 * _IN_PLACE:
                 continue
@@ -142,14 +143,14 @@ class _Banks:
         """Recognise experts whose units do not stand at their places, or which are stored wrongly."""
         if not slots:
             return
-        sketches = _Sketches(self.a, self.b, self.known, slots)
+        sketches = _Sketches(self.a, self.b, self.usable, slots)
         inward, outward = sketches.table(inward_sketch), sketches.table(outward_sketch)
-        candidates, faults = _candidates(inward, outward, self.known, slots), _both_sides(row_faults(self.a))
+        candidates, faults = _candidates(inward, outward, self.usable, slots), _both_sides(row_faults(self.a))
         for row, j in enumerate(slots):
             self._match_plainly(j, candidates[j])
             column = int(inward[row].argmax())
             if self._is_left(j) and faults and inward[row, column] > _FAULTY / 2:
-                self._find_fault(j, [(self.known[column], fault) for fault in faults])
+                self._find_fault(j, [(self.usable[column], fault) for fault in faults])
         left = [j for j in slots if self._is_left(j)]
         if left and self.group.unit_order:
             for j, hypothesis in self._transposed(left):
@@ -157,31 +158,33 @@ class _Banks:
 
     def _transposed(self, slots: list[int]) -> Iterator[tuple[int, tuple[int, "_Hypothesis"]]]:
         """Slots that may hold a transposed expert: which expert, and how it is transposed."""
-        sketches, best = _Sketches(self.a, self.b, self.known, slots), {}
+        sketches, best = _Sketches(self.a, self.b, self.usable, slots), {}
         for hypothesis in _both_sides(transpositions(self.a, self.is_interleaved)):
             scores = sketches.table(inward_sketch, hypothesis) + sketches.table(outward_sketch, hypothesis)
             for j, row in zip(slots, scores, strict=True):
                 value, column = row.max(dim=0)
                 if value > max(_FAULTY, best[j][0] if j in best else 0.0):
-                    best[j] = (float(value), (self.known[int(column)], hypothesis))
+                    best[j] = (float(value), (self.usable[int(column)], hypothesis))
         return ((j, hypothesis) for j, (_, hypothesis) in best.items())
 
     def _is_left(self, j: int) -> bool:
-        """Whether nothing explains slot j yet, or another explanation may be better."""
-        known = self.found.get(j)
-        return known is None or known.kind == "unrelated" or (known.change or 0.0) > _NEAR
+        """Whether nothing explains slot j yet; where both halves of the weights agree on partners, none is at fault."""
+        return self.results[j].kind == "unrelated"
 
     def _match_plainly(self, j: int, candidates: list[int]) -> None:
         """Match expert j to the candidate that it agrees with most, and to all that come close."""
-        other = widened(one_expert(self.b, j))
-        tried = [(self._relation(self.of_a(i), other), i) for i in candidates]
+        other, tried = widened(one_expert(self.b, j)), []
+        for i in candidates:
+            tried.append((self._relation(self.of_a(i), other), i))
+            if tried[-1][0].cosine > _CERTAIN:
+                break
         best = max(score.cosine for score, _ in tried)
         for score, i in tried:
             if score.z > RELATED and score.cosine > best - _ALIKE:
                 self._match(j, i, _Hypothesis(None), score)
-        if j not in self.found:
+        if j not in self.results:
             # Not the best of several, which would be above chance by being chosen.
-            self.found[j] = ExpertComparison(j, "zero" if self._is_empty(j) else "unrelated", z=tried[0][0].z)
+            self.results[j] = ExpertComparison(j, "zero" if self._is_empty(j) else "unrelated", z=tried[0][0].z)
 
     def _find_fault(self, j: int, hypotheses: list[tuple[int, "_Hypothesis"]]) -> None:
         """Match expert j under the fault that makes it agree most, if that explains it."""
@@ -192,31 +195,38 @@ class _Banks:
             self._match(j, i, fault, score)
 
     def _is_empty(self, j: int) -> bool:
-        own = torch.stack([_norm(one_expert(self.a, i)) for i in self.known])
+        own = torch.stack([_norm(one_expert(self.a, i)) for i in self.usable])
         return bool(_norm(one_expert(self.b, j)) < _EMPTY * own.median())
 
     def _relation(self, own: ExpertBank, other: ExpertBank) -> Relation:
-        units = strongest_units(own)
         if not self.group.unit_order:
             return self._in_place_relation(own, other)
-        return relation(Rows.of(own, units), Rows.of(other), self.freedom.signs)
+        return relation(own, other, self.freedom.signs)
 
     def _match(self, j: int, i: int, hypothesis: "_Hypothesis", score: Relation) -> None:
         """Match the units of expert j to those of expert i exactly, and keep the result if it is the nearest so far."""
         own, other = hypothesis.apply(one_expert(self.a, i), one_expert(self.b, j))
-        group = replace(SymmetryGroup(), unit_signs=self.freedom.signs, fixed_units=not self.group.unit_order)
-        layers = [
-            MoeLayer(None, widened(side).balance_units(self.freedom.scale_degree), None, group) for side in (own, other)
-        ]
-        a, b = (side.units(0) for side in GaugedLayer.pair(*layers))
-        order = (match_units(a, b) if self.group.unit_order else keep_units(a, b)).units.permutation
-        units = SignedPermutation.unsigned(order)
-        moved = other.permute_units(SignedPermutation.unsigned(_batched(order)))
-        result = fit(own, moved, self.freedom)
-        before = self.found.get(j)
+        result, place = self._fit_matched(own, other, 0)
+        if self.freedom.scale_degree and (result.change or 0.0) > _IN_PLACE and _scales_differ(own, other):
+            balanced = self._fit_matched(own, other, self.freedom.scale_degree)
+            if (balanced[0].change or 0.0) < (result.change or 0.0):
+                result, place = balanced
+        before = self.results.get(j)
         if before is None or before.kind == "unrelated" or (result.change or 0.0) < (before.change or 0.0):
-            place = "in place" if units.is_identity else "reordered"
             self._record(j, i, result, place, score, hypothesis.fault)
+
+    def _fit_matched(
+        self, own: ExpertBank, other: ExpertBank, scale_degree: int
+    ) -> tuple[Fit, Literal["in place", "reordered"]]:
+        """The fit of two experts once their units are matched, up to scales of this degree."""
+        group = SymmetryGroup(unit_signs=self.freedom.signs, fixed_units=not self.group.unit_order)
+        layers = [MoeLayer(None, widened(side).balance_units(scale_degree), None, group) for side in (own, other)]
+        a, b = (side.units(0) for side in GaugedLayer.pair(*layers))
+        units = (match_units(a, b) if self.group.unit_order else keep_units(a, b)).units
+        moved = other.permute_units(SignedPermutation(Permutation(units.permutation.index[None]), units.signs[None]))
+        result = fit(own, moved, self.freedom)
+        place = "in place" if units.permutation.is_identity else "reordered"
+        return replace(result, signs=result.signs or units.is_signed), place
 
     def _record(
         self,
@@ -227,7 +237,7 @@ class _Banks:
         score: Relation,
         fault: Fault | None = None,
     ) -> None:
-        self.found[j] = ExpertComparison(
+        self.results[j] = ExpertComparison(
             j, fault.kind if fault else result.kind, i, result.change, units, result.signs, result.scales,
             result.factors, score.z,
         )  # fmt: skip
@@ -268,7 +278,7 @@ class _Sketches:
         rewrites: list[Rewrite | None] = [None, None]
         if hypothesis and hypothesis.fault:
             rewrites[hypothesis.of_b] = hypothesis.fault.rewrite
-        sides = [(self.a, self.known, rewrites[0]), (self.b, self.slots, rewrites[1])]
+        sides = [(self.a, self.usable, rewrites[0]), (self.b, self.slots, rewrites[1])]
         own, others = (
             [sketch(rewrite(one) if rewrite else one) for one in (one_expert(bank, e) for e in numbers)]
             for bank, numbers, rewrite in sides
@@ -279,6 +289,16 @@ class _Sketches:
 def _both_sides(faults: Iterable[Fault]) -> list[_Hypothesis]:
     """The faults, after a symmetric rewrite or before."""
     return [_Hypothesis(fault, of_b) for fault in faults for of_b in (False, True)]
+
+
+def _scales_differ(a: ExpertBank, b: ExpertBank) -> bool:
+    """Whether norms of up_proj rows against down_proj columns are spread otherwise: units may have been rescaled."""
+    ratios = [
+        (torch.linalg.vector_norm(one.up_proj[0].float(), dim=1) / one.down_proj[0].float().norm(dim=0)).log()
+        for one in (a, b)
+    ]
+    means, spreads = ([float(statistic(ratio)) for ratio in ratios] for statistic in (torch.mean, torch.std))
+    return not (abs(means[0] - means[1]) < _RATIO and abs(spreads[0] - spreads[1]) < _RATIO)
 
 
 def _norm(expert: ExpertBank) -> Float[Tensor, ""]:
@@ -312,10 +332,10 @@ def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
     return "zero" if down and not any(bool(part.any()) for part in down) else None
 
 
-def name_slots(found: list[ExpertComparison]) -> list[ExpertComparison]:
+def name_slots(experts: list[ExpertComparison]) -> list[ExpertComparison]:
     """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
     named, held = [], set()
-    for expert in found:
+    for expert in experts:
         kind = expert.kind
         if kind in ("identical", "rounded", "changed") and expert.source is not None:
             if expert.source in held:
@@ -325,7 +345,3 @@ def name_slots(found: list[ExpertComparison]) -> list[ExpertComparison]:
         held.add(expert.source)
         named.append(replace(expert, kind=kind))
     return named
-
-
-def _batched(order: Any) -> Any:
-    return replace(order, index=order.index[None])

@@ -90,7 +90,7 @@ def fit(a: ExpertBank, b: ExpertBank, freedom: Freedom) -> Fit:
 
 @dataclass(frozen=True)
 class _Sums:
-    """`|a - b|^2`, `|a|^2` and `|b|^2` of the units of two experts, by name of the tensor; down_bias as a whole."""
+    """`|a - b|^2`, `|a|^2` and `|b|^2` of the units of two experts, by name of the tensor; down_bias is one unit."""
 
     distances: dict[str, Float[Tensor, " n"]]
     norms: dict[str, Float[Tensor, " n"]]
@@ -99,17 +99,17 @@ class _Sums:
     @classmethod
     def of(cls, a: ExpertBank, b: ExpertBank) -> "_Sums":
         """The sums, in one pass."""
-        x, y, found = a.tensors(), b.tensors(), {}
+        x, y, sums = a.tensors(), b.tensors(), {}
         for name in x:
             if name == "down_proj":
-                found[name] = column_squares(x[name][0], y[name][0])
+                sums[name] = column_squares(x[name][0], y[name][0])
             else:
                 # A row per unit; down_bias, which belongs to none, is one row.
                 rows = [
                     t[0] if t.ndim == 3 else t if name == "down_bias" else t[0][:, None] for t in (x[name], y[name])
                 ]
-                found[name] = squares(*rows)
-        return cls(*({name: sums[part].double() for name, sums in found.items()} for part in range(3)))
+                sums[name] = squares(*rows)
+        return cls(*({name: own[part].double() for name, own in sums.items()} for part in range(3)))
 
     @property
     def change(self) -> float:

@@ -21,11 +21,11 @@ def squares(
     a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]
 ) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
     """`(|a_r - b_r|^2, |a_r|^2, |b_r|^2)` of every row, in float32 or better; one pass."""
-    dtype, found = wide(a, b), []
+    dtype, sums = wide(a, b), []
     for x, y in _blocks(a, b):
         x, y = x.to(dtype), y.to(dtype)
-        found.append(torch.stack([torch.linalg.vector_norm(part, dim=1) for part in (x - y, x, y)]))
-    distances, norms, other_norms = torch.cat(found, dim=1).square()
+        sums.append(torch.stack([torch.linalg.vector_norm(part, dim=1) for part in (x - y, x, y)]))
+    distances, norms, other_norms = torch.cat(sums, dim=1).square()
     return distances, norms, other_norms
 
 

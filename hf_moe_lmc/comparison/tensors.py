@@ -49,12 +49,12 @@ class TensorComparison:
 
 def compare_tensors(name: str, a: Tensor, b: Tensor) -> TensorComparison:
     """What b is in terms of a, entry by entry."""
-    found = _compare(name, a, b)
+    tensor = _compare(name, a, b)
     if b.ndim < 2 or not b.is_floating_point() or not a.isfinite().all() or not b.isfinite().all():
-        return found
-    related = found.kind in ("identical", "rounded", "scaled", "transposed")
-    related = related or (found.kind == "changed" and is_related(a, b))
-    return replace(found, is_matrix=True, is_related=related)
+        return tensor
+    related = tensor.kind in ("identical", "rounded", "scaled", "transposed")
+    related = related or (tensor.kind == "changed" and is_related(a, b))
+    return replace(tensor, is_matrix=True, is_related=related)
 
 
 def _compare(name: str, a: Tensor, b: Tensor) -> TensorComparison:

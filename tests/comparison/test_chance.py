@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_moe_lmc.comparison.chance import RELATED, Rows, pooled, relation, strongest_units, trace_test
+from hf_moe_lmc.comparison.chance import RELATED, pooled, relation, trace_test
 from hf_moe_lmc.comparison.kinds import one_expert
 from hf_moe_lmc.moe import ExpertBank
 from tests.layers import LAYER_KINDS, bank, derangement, scaled_units
@@ -18,7 +18,7 @@ def experts(seed: int, gated: bool = True, E: int = 1) -> ExpertBank:
 
 
 def score(a: ExpertBank, b: ExpertBank, signs: bool = True) -> float:
-    return relation(Rows.of(a, strongest_units(a)), Rows.of(b), signs).z
+    return relation(a, b, signs).z
 
 
 def test_variance_is_that_of_permuted_axes():
