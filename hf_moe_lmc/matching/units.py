@@ -44,7 +44,7 @@ class Units:
         """The units of one expert of the bank under `scales`; only this expert is brought to `dtype`."""
         up, down = scales.up[expert].to(dtype), scales.down[expert].to(dtype)
         kept: list[Scaled] = [(term[expert], None) for term in experts.unsigned_unit_terms()]
-        signed = [
+        signed: list[Scaled] = [
             (term[expert], scale) for term, scale in zip(experts.signed_unit_terms(), (up, down, up), strict=False)
         ]
         if signs:
@@ -136,7 +136,7 @@ def _products(
     for a, b, (own, other) in zip(x.split(widths, dim=1), y.split(widths, dim=1), blocks, strict=True):
         product = torch.mm(_as_stored(a, own), _as_stored(b, other).T, out_dtype=torch.float32)
         if own.scale is not None and other.scale is not None:
-            product *= own.scale[:, None] * other.scale
+            product *= own.scale.unsqueeze(1) * other.scale
         products += product
     return products
 
@@ -145,7 +145,7 @@ def _as_stored(rows: Float[Tensor, "F d"], block: Block) -> Float[Tensor, "F d"]
     """The rows before they were scaled: exactly, since float32 has bits to spare."""
     if block.scale is None:
         return rows.to(block.stored)
-    return (rows / torch.where(block.scale == 0, 1.0, block.scale)[:, None]).to(block.stored)
+    return (rows / block.scale.masked_fill(block.scale == 0, 1.0).unsqueeze(1)).to(block.stored)
 
 
 def _blocks(terms: list[Scaled]) -> tuple[Block, ...]:

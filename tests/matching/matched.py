@@ -1,17 +1,22 @@
-"""Units of whole banks, matched slot by slot."""
+"""Parts of matching on whole layers and banks."""
 
 import torch
 
+from hf_moe_lmc.matching import ExpertMatching, ExpertOrder, GaugedLayer, match_experts
 from hf_moe_lmc.matching.unit_matching import match_units, stacked
 from hf_moe_lmc.matching.units import Units
-from hf_moe_lmc.moe import ExpertBank
+from hf_moe_lmc.moe import ExpertBank, MoeLayer
 from hf_moe_lmc.symmetry import SignedPermutation
 
 
+def match_layers_experts(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> ExpertMatching:
+    """`match_experts` of layers as they are."""
+    return match_experts(*GaugedLayer.pair(reference, other), method)
+
+
 def match_banks(reference: ExpertBank, other: ExpertBank, signs: bool) -> SignedPermutation:
-    """For every slot the move of units that brings the other's expert closest to the reference's."""
-    slots = range(reference.num_experts)
-    pairs = [[units_of(bank, e, signs) for bank in (reference, other)] for e in slots]
+    """For every slot the move of units that brings the other's expert closest to the reference's; no scale is free."""
+    pairs = [[units_of(bank, e, signs) for bank in (reference, other)] for e in range(reference.num_experts)]
     return stacked([match_units(*pair) for pair in pairs])
 
 

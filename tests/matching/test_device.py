@@ -8,7 +8,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hf_moe_lmc.matching import align_layers, certify, match_mutually, solve_assignment
-from hf_moe_lmc.matching.units import Units
+from hf_moe_lmc.matching.units import Block, Units, _as_stored
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import MoeSymmetry
 from tests.layers import LAYER_KINDS, derangement
@@ -48,9 +48,9 @@ def sibling(layer: MoeLayer, noise: float) -> MoeLayer:
     )
 
 
-def check(a: MoeLayer, b: MoeLayer, device: torch.device, order: str, balance: bool = False) -> str:
+def check(a: MoeLayer, b: MoeLayer, device: torch.device, order: str) -> str:
     """Aligned there as here; the solver of the first units."""
-    here, found = align_layers(a, b, order, balance), align_layers(there(a, device), there(b, device), order, balance)
+    here, found = align_layers(a, b, order), align_layers(there(a, device), there(b, device), order)
     assert found.symmetry == here.symmetry
     assert found.distance_after == pytest.approx(here.distance_after, rel=1e-6)
     assert found.evidence.gap == pytest.approx(here.evidence.gap, abs=1e-6 * here.evidence.similarity)
@@ -78,7 +78,7 @@ def test_units_near_and_far(device, noise, solver):
 def test_free_scales(device):
     layer = LAYER_KINDS["mlp"](dtype=torch.float32)
     layer = replace(layer, group=replace(layer.group, unit_scale_degree=1))
-    check(layer, sibling(layer, 0.1), device, "joint", balance=True)
+    check(layer, sibling(layer, 0.1), device, "joint")
 
 
 @pytest.mark.parametrize(("kind", "n", "solver"), [
@@ -113,8 +113,26 @@ def test_a_gpu_multiplies_what_16_bits_hold_as_that():
 
     with FakeTensorMode(), Watching():
         kept, signed = (torch.empty(7, width, device="cuda") for width in (13, 26))
-        units = Units(kept, signed, torch.bfloat16)
+        scale = torch.empty(7, device="cuda")
+        units = Units(
+            kept,
+            signed,
+            (Block(13, None, torch.bfloat16),),
+            (Block(13, scale, torch.bfloat16), Block(13, scale, torch.bfloat16)),
+        )
         found = units.similarity(units)
     assert found.dtype == torch.float32
     assert found.device.type == "cuda"
-    assert seen == [[torch.bfloat16] * 2] * 2
+    assert seen == [[torch.bfloat16] * 2] * 3
+
+
+def test_rows_as_they_were_stored_are_found_again():
+    """Exactly, whatever they were scaled by: products of them, scaled, are those of the scaled rows."""
+    generator = torch.Generator().manual_seed(0)
+    stored = torch.randn(40, 30, generator=generator).bfloat16()
+    scale = torch.randn(40, generator=generator).mul(3).exp()
+    scale[3] = 0
+    block = Block(30, scale, torch.bfloat16)
+    expected = stored.index_fill(0, torch.tensor([3]), 0.0)
+    assert torch.equal(_as_stored(stored.float() * scale[:, None], block), expected)
+    assert torch.equal(_as_stored(stored.float(), Block(30, None, torch.bfloat16)), stored)

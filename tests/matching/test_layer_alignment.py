@@ -10,7 +10,7 @@ from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import Permutation
 from tests.layers import LAYER_KINDS, SOFTMAX, derangement, same_weights
 
-ORDERS = ["gate", "gram", "joint"]
+ORDERS = ["gate", "gram", "joint", "auto"]
 
 
 @pytest.fixture(params=LAYER_KINDS)

@@ -50,7 +50,7 @@ def test_planted_symmetries_are_found_bit_for_bit(layer, method):
     assert found.symmetries[0].is_identity
     assert found.symmetries[1:] == [symmetry.inverse() for symmetry in planted]
     assert all(same_weights(act(g, x), layer) for g, x in zip(found.symmetries, layers, strict=True))
-    assert found.start_distance == found.distance == 0
+    assert found.distance <= found.start_distance < 1e-12
 
 
 def test_a_bad_start_is_repaired(layer):
@@ -110,5 +110,6 @@ def test_scales_that_are_free_do_not_count():
     )
     layers = [layer, act(derangement(layer), scaled), scaled]
     start = [MoeSymmetry.identity(*layer.symmetry_shape)] * 3
-    assert match_mutually(layers, start, "joint", balance_scales=True).distance < 1e-12
-    assert match_mutually(layers, start, "joint").distance > 0.1
+    assert match_mutually(layers, start, "joint").distance < 1e-12
+    fixed = [replace(one, group=replace(one.group, unit_scale_degree=0)) for one in layers]
+    assert match_mutually(fixed, start, "joint").distance > 0.1

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_moe_lmc.symmetry import Permutation
@@ -12,6 +12,7 @@ def draw(n: int, seed: int, *batch: int) -> Permutation:
     return Permutation.random(*batch, n, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 1000))
 def test_group_axioms(n, seed):
     p, q, r = draw(n, seed, 3), draw(n, seed + 1, 3), draw(n, seed + 2, 3)
@@ -21,6 +22,7 @@ def test_group_axioms(n, seed):
     assert p @ p.inverse() == identity == p.inverse() @ p
 
 
+@settings(deadline=None)
 @given(SIZES, st.integers(0, 1000))
 def test_left_action(n, seed):
     p, q = draw(n, seed), draw(n, seed + 1)
@@ -47,6 +49,7 @@ def test_gather_convention():
     assert p.apply(w, dim=0).tolist() == [30.0, 10.0, 20.0]
 
 
+@settings(deadline=None)
 @given(st.integers(2, 6), st.integers(0, 1000))
 def test_derangements_move_everything(n, seed):
     p = Permutation.random_derangement(20, n, generator=torch.Generator().manual_seed(seed))

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
@@ -10,6 +10,7 @@ def draw(n: int, seed: int, *batch: int) -> SignedPermutation:
     return SignedPermutation.random_derangement(*batch, n, generator=torch.Generator().manual_seed(seed))
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(0, 1000))
 def test_group_axioms(n, seed):
     p, q, r = (draw(n, seed + i, 3) for i in range(3))
@@ -21,6 +22,7 @@ def test_group_axioms(n, seed):
     assert not p.is_identity
 
 
+@settings(deadline=None)
 @given(st.integers(2, 9), st.integers(0, 1000))
 def test_left_action(n, seed):
     p, q = draw(n, seed, 2), draw(n, seed + 1, 2)
