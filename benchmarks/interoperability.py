@@ -29,7 +29,7 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoModelForCausalLM, AutoTokenizer, MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from hf_moe_lmc import MoeAligner, scramble
-from hf_moe_lmc.alignment import open_checkpoint
+from hf_moe_lmc.alignment import open_model
 
 TOLERANCE = 1e-5  # relative, of sums over some thousand tokens in float32
 TASK = """task: paragraphs
@@ -105,14 +105,14 @@ def averaged_by_mergekit(mergekit: Path, merge: Path, parent: Path, work: Path) 
     models = [{"model": str(folder), "parameters": {"weight": 0.5}} for folder in (merge, parent)]
     (work / "linear.yml").write_text(json.dumps({"models": models, "merge_method": "linear", "dtype": "float32"}))
     run(mergekit, work / "linear.yml", work / "averaged", "--no-write-model-card")
-    found, first, second = (open_checkpoint(folder).tensors for folder in (work / "averaged", merge, parent))
-    assert found.keys() == first.keys()
-    for name, tensor in found.items():
+    averaged, first, second = (open_model(folder).tensors for folder in (work / "averaged", merge, parent))
+    assert averaged.keys() == first.keys()
+    for name, tensor in averaged.items():
         torch.testing.assert_close(tensor, (first[name] + second[name]) / 2)
     model, tokenizer = (auto.from_pretrained(work / "averaged") for auto in (AutoModelForCausalLM, AutoTokenizer))
     generated = model.generate(**tokenizer("The", return_tensors="pt"), max_new_tokens=8, min_new_tokens=8)
     assert generated.shape == (1, 9)
-    return f"{len(found)} of {len(found)} tensors are the average of merge and parent; loads and generates"
+    return f"{len(averaged)} of {len(averaged)} tensors are the average of merge and parent; loads and generates"
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from pathlib import Path
 
 from transformers import MixtralConfig
 
-from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
+from hf_moe_lmc import Alignment, align, aligner
 
 from .pair import write_pair
 
@@ -28,13 +28,13 @@ POLL_SECONDS = 0.001
 
 # Processes are forked from one that has imported everything, so that the kills meet the merge and not the imports.
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["hf_moe_lmc.alignment", "transformers.models.mixtral.modeling_mixtral"])
+SERVER.set_forkserver_preload(["hf_moe_lmc.aligner", "transformers.models.mixtral.modeling_mixtral"])
 
 
 def merge(folder: Path) -> None:
     """Merge into `folder`/out."""
     alignment = Alignment.from_pretrained(folder / "alignment")
-    merge_checkpoints(folder / "a", folder / "b", folder / "out", alignment)
+    aligner.merge(folder / "a", folder / "b", alignment, output=folder / "out")
 
 
 def run(folder: Path, stop_after: int | None = None, part: float = 0.0) -> int:

@@ -16,9 +16,9 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.connectivity import borrow, evaluate, linear_path, measure, repaired_path
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
-from hf_moe_lmc.connectivity.path import moved, points_of
+from hf_moe_lmc.alignment import aligned, repaired, temporarily_loaded
+from hf_moe_lmc.connectivity import evaluate, linear_path, measure, points_of
+from hf_moe_lmc.connectivity.data import Blocks
 
 
 def main() -> None:
@@ -46,16 +46,16 @@ def main() -> None:
 
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     sys.stdout.write(f"{millions:.0f} M parameters, {tokens.numel()} tokens, {len(points)} points\n")
-    with borrow(model) as weights:
-        aligned = moved(other.state_dict(), specs, align(model, other).symmetries)
+    with temporarily_loaded(model) as saved:
+        rewritten = aligned(other.state_dict(), specs, align(model, other).symmetries)
         for name, path in (
-            ("naive", linear_path(weights, other.state_dict())),
-            ("aligned", linear_path(weights, aligned)),
-            ("aligned + norms", repaired_path(weights, aligned, specs, ["norms"])),
+            ("naive", linear_path(saved, other.state_dict())),
+            ("aligned", linear_path(saved, rewritten)),
+            ("aligned + norms", lambda t: repaired([saved, rewritten], (1 - t, t), specs, ["norms"])),
         ):
             along, plain = 0.0, 0.0
             for t in points:  # in turns: the speed of a shared machine drifts
-                along += seconds(lambda path=path, t=t: measure(weights, path, (t,), loader, accelerator))
+                along += seconds(lambda path=path, t=t: measure(saved, path, (t,), loader, accelerator))
                 plain += seconds(lambda: evaluate(model, loader, accelerator))
             sys.stdout.write(f"{name}: {along:.1f} s, plain evaluations {plain:.1f} s, {along / plain:.3f}\n")
 

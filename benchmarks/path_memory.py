@@ -1,4 +1,4 @@
-"""Peak memory of evaluating a path whose other end is read from disk at every point, or held in memory.
+"""Peak memory of evaluating a path whose other endpoint is read from disk at every point, or held in memory.
 
 python -m benchmarks.path_memory [--points 5] [--pair FOLDER]
 
@@ -16,10 +16,8 @@ from accelerate import Accelerator
 from torch.utils.data import DataLoader
 from transformers import MixtralConfig
 
-from hf_moe_lmc import Alignment, align
-from hf_moe_lmc.alignment import load_model, open_checkpoint
-from hf_moe_lmc.connectivity import evaluate_path
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
+from hf_moe_lmc import Alignment, MoeAligner, align
+from hf_moe_lmc.connectivity.data import Blocks
 
 from .merge_vs_mergekit import measure
 from .pair import write_pair
@@ -29,11 +27,11 @@ MEMORY = {"read from disk": 0, "held in memory": 10**12}
 
 def evaluate(folder: Path, memory: int, points: int) -> None:
     """Write the losses along the aligned path to `folder`."""
-    model, other = load_model(open_checkpoint(folder / "a")), open_checkpoint(folder / "b")
-    tokens = torch.randint(model.config.vocab_size, (4, 64), generator=torch.Generator().manual_seed(0))
-    report = evaluate_path(
-        model, other.tensors, Alignment.from_pretrained(folder / "alignment"), DataLoader(Blocks(tokens), batch_size=2),
-        points, arrangements=("aligned",), repairs=(), accelerator=Accelerator(cpu=True), memory=memory,
+    aligner = MoeAligner.from_pretrained(folder / "a", folder / "b")
+    tokens = torch.randint(1000, (4, 64), generator=torch.Generator().manual_seed(0))
+    report = aligner.evaluate(
+        Alignment.from_pretrained(folder / "alignment"), DataLoader(Blocks(tokens), batch_size=2),
+        points, variants=("aligned",), repairs=(), accelerator=Accelerator(cpu=True), memory=memory,
     )  # fmt: skip
     losses = {name: curve.barrier.loss for name, curve in report.curves.items()}
     (folder / f"{memory}.json").write_text(json.dumps(losses))
@@ -58,7 +56,7 @@ def main() -> int:
             ))  # fmt: skip
             align(folder / "a", folder / "b").save_pretrained(folder / "alignment")
         size = sum(file.stat().st_size for file in (folder / "b").glob("*.safetensors"))
-        sys.stdout.write(f"the other end: {size / 1e9:.2f} GB\n")
+        sys.stdout.write(f"the other endpoint: {size / 1e9:.2f} GB\n")
         for name, memory in MEMORY.items():
             command = [sys.executable, "-m", "benchmarks.path_memory", "--points", str(options.points)]
             cost = measure(name, [*command, "--pair", str(folder), "--evaluate", str(memory)])

@@ -1,18 +1,22 @@
-"""Barriers with and without repair, beside every control, on copies whose first FFN was trained anew from another seed.
+"""Midpoints of two copies that re-initialised their first FFN: as they are, aligned and repaired, beside controls.
 
-    python -m benchmarks.repair                      # all cells; a killed run goes on
-    python -m benchmarks.repair mixtral "vit shared"
+    python -m benchmarks.repair                     # all cells; a killed run goes on
+    python -m benchmarks.repair "ViT sparse" Mixtral
 
 ViTs on MNIST are those of the demo. Language models: a backbone is pretrained on the manual that ships with Python,
-one character per token; in every copy the first Mixture of Experts starts anew, and everything is trained.
-Beside every repair stands the same repair without alignment, on a random symmetric rewrite, and on random features: an
-other end whose Mixtures of Experts have their entries shuffled, aligned as well as it can be. Beside the refit of down
-projections, which is distillation, stands the same on random units; beside learned matching, learning from that end.
-"auto" is chosen on held-out calibration data.
-No setting was chosen on the reported seeds: the demo's were chosen on 1 to 4, and so were the repairs "gram" and
-"moments" and that "auto" chooses among them and "norms"; those of learning and calibration on 1 to 3; the rest is an
-untuned guess. The kept rows of the shuffled end come from a second pass, over copies that were trained again.
-Barriers are those of t = 0, 1/2 and 1.
+one character per token; in every copy the first Mixture of Experts is re-initialised, and everything is trained. Every
+cell is run on two backbones, each with a test split of its own, and four copies of each: twelve pairs.
+
+Every variant of the other model has the same repairs, and under "auto" those that it chooses itself on held-out
+calibration data; "chain" is all of them, calibrated on all calibration data. "random" is a random symmetric rewrite;
+"shuffled" has the entries of its Mixtures of Experts shuffled, and is aligned as well as that can be. Two controls
+average nothing inside the Mixtures of Experts: "endpoint experts" (one endpoint's, on the averaged rest, mean of both)
+and "pick" (of every unaligned pair of units the larger one).
+
+Figures are the loss of the midpoint above the mean of its endpoints, not clipped at 0, in per cent of naive, with 95 %
+intervals of a bootstrap over endpoints, which pairs share; then the number of pairs that are below "aligned". No
+setting was chosen on the reported seeds, backbones and splits: those of the demo and the repairs were chosen on seeds 1
+to 4 and backbone 0.
 Rows go to `results/repair.jsonl`, one per pair; the table to `results/repair.md`.
 """
 
@@ -22,16 +26,19 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from itertools import combinations
 from pathlib import Path
+from pydoc_data.topics import topics
 from statistics import fmean
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, Subset
+from torch import nn
+from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from transformers import (
     MixtralConfig,
     MixtralForCausalLM,
@@ -41,29 +48,44 @@ from transformers import (
     set_seed,
 )
 
-from hf_moe_lmc import Alignment, align
-from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.connectivity import PathReport, borrow, evaluate, evaluate_path, repaired_path
-from hf_moe_lmc.connectivity.arrangements import ARRANGEMENTS, Arrangement
-from hf_moe_lmc.connectivity.data.language_modeling import Blocks
-from hf_moe_lmc.connectivity.learned_matching import learn_matching, shuffled_layers
-from hf_moe_lmc.connectivity.path import moved
-from hf_moe_lmc.connectivity.repairs import Repair, repaired_name
-from hf_moe_lmc.demo import Recipe
-from hf_moe_lmc.demo.digits import digits_file, load_digits
-from hf_moe_lmc.demo.endpoints import finetune, pretrain
-from hf_moe_lmc.demo.training import train
-from hf_moe_lmc.matching import ExpertOrder
-from tests.connectivity.finetuned import manual
+from hf_moe_lmc.alignment import (
+    AlignmentConfig,
+    CheckedModels,
+    SavedWeights,
+    Weights,
+    align_pair,
+    aligned,
+    mean,
+    open_models,
+    repaired,
+    temporarily_loaded,
+)
+from hf_moe_lmc.connectivity import (
+    VARIANTS,
+    Calibrated,
+    CalibrationData,
+    choose_repairs,
+    evaluate,
+    gather_statistics,
+    variant_weights,
+)
+from hf_moe_lmc.connectivity.controls import endpoint_experts, picked_units, shuffled_layers
+from hf_moe_lmc.connectivity.data import Blocks
+from hf_moe_lmc.demo.digits import TEST_IMAGES, digits_file, load_digits
+from hf_moe_lmc.demo.recipe import Recipe
+from hf_moe_lmc.demo.training import finetune, pretrain, train
+from hf_moe_lmc.merging import AUTOMATIC
+from hf_moe_lmc.names import ExpertOrder, Repair
+
+from .intervals import ratio_interval
 
 RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "repair.jsonl", RESULTS / "repair.md"
-SEEDS = (41, 42, 43, 44)
-POINTS = 3
+BACKBONES, SEEDS = (1, 2), (51, 52, 53, 54)
+HALF = (0.5, 0.5)
 TIE = 1e-6  # nats; of two orders that are one
-REPAIRS = ("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "random refit", "auto")
+SINGLE: tuple[Repair, ...] = ("norms", "gram", "moments", "rescale", "router")
 ORDERS: tuple[ExpertOrder, ...] = ("gate", "joint")
-CELLS = ("vit dense", "vit sparse", "vit shared", "mixtral", "qwen2_moe")
 
 HIDDEN, EXPERTS, BLOCK, BATCH = 32, 4, 64, 16
 STEPS, LR, MOE_LR, DECAY = 300, 1e-3, 1e-2, 1.0
@@ -73,15 +95,12 @@ Endpoints = tuple[dict[int, PreTrainedModel], DataLoader, DataLoader]
 """Seed -> copy; the data to evaluate on; the data to calibrate on."""
 
 
-def endpoints(cell: str) -> Endpoints:
-    """The copies of one cell, trained now."""
-    return vits(cell.removeprefix("vit ")) if cell.startswith("vit") else language_models(cell)
-
-
-def vits(variant: str) -> Endpoints:
-    """The demo's ViTs under other seeds; every process trains the same ones."""
-    recipe, accelerator = Recipe(variant=variant), Accelerator(cpu=True)
-    training, test = load_digits(digits_file())
+def vits(recipe: Recipe, backbone: int) -> Endpoints:
+    """The demo's ViTs, on another backbone and split of the digits; every process trains the same ones."""
+    recipe, accelerator = replace(recipe, pretrain_seed=backbone), Accelerator(cpu=True)
+    digits: Dataset = ConcatDataset(load_digits(digits_file()))
+    order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(backbone)).tolist()
+    test, training = Subset(digits, order[:TEST_IMAGES]), Subset(digits, order[TEST_IMAGES:])
     with tempfile.TemporaryDirectory() as folder:
         dense = pretrain(Path(folder) / "dense", recipe, training, accelerator)
         copies = {
@@ -91,23 +110,44 @@ def vits(variant: str) -> Endpoints:
     return copies, DataLoader(test, batch_size=500), DataLoader(calibration, batch_size=64)
 
 
-def language_models(family: str) -> Endpoints:
+def language_models(family: str, decay: float, backbone: int) -> Endpoints:
     """Mixtral, or Qwen2-MoE with its shared expert: width 32, 2 layers, top-2 of 4 experts of 256 units."""
-    blocks = manual(BLOCK)
+    # The test blocks are one passage of the manual, another one for every backbone.
+    blocks = manual()
+    blocks = blocks.roll(backbone * len(blocks) // 3, dims=0)
     # One page is about one thing; repairs that fit it do not fit the rest.
     spread = torch.linspace(0, len(blocks) - HELD_OUT - 1, CALIBRATION).long()
     trained = torch.ones(len(blocks) - HELD_OUT, dtype=torch.bool).index_fill(0, spread, False)
     training = Blocks(blocks[:-HELD_OUT][trained])
-    set_seed(0)
-    backbone = _train(_language_model(family), training, seed=0)
+    set_seed(backbone)
+    dense = _train(_language_model(family), training, backbone, DECAY)
     copies = {}
     for seed in SEEDS:
         set_seed(seed)
-        copy, fresh = deepcopy(backbone), _language_model(family)
+        copy, fresh = deepcopy(dense), _language_model(family)
         copy.model.layers[0].mlp.load_state_dict(fresh.model.layers[0].mlp.state_dict())
-        copies[seed] = _train(copy, training, seed=seed)
+        copies[seed] = _train(copy, training, seed, decay)
     calibration, test = Blocks(blocks[spread]), Blocks(blocks[-HELD_OUT:])
     return copies, DataLoader(test, batch_size=32), DataLoader(calibration, batch_size=8)
+
+
+CELLS: dict[str, Callable[[int], Endpoints]] = {
+    "ViT dense": partial(vits, Recipe(variant="dense")),
+    "ViT sparse": partial(vits, Recipe(variant="sparse")),
+    "ViT shared": partial(vits, Recipe(variant="shared")),
+    "ViT sparse, 2 epochs": partial(vits, Recipe(variant="sparse", epochs=2)),
+    "Mixtral": partial(language_models, "mixtral", DECAY),
+    "Mixtral, decay 0.05": partial(language_models, "mixtral", 0.05),
+    "Qwen2-MoE": partial(language_models, "qwen2_moe", DECAY),
+}
+"""Name -> seed of the backbone -> its copies and data."""
+
+
+def manual() -> torch.Tensor:
+    """The manual that ships with Python in blocks of characters, `[N, BLOCK]`."""
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    tokens = torch.tensor([1 if c == "\n" else ord(c) - 30 for c in text if c == "\n" or 32 <= ord(c) < 127])
+    return tokens[: len(tokens) // BLOCK * BLOCK].reshape(-1, BLOCK)
 
 
 def _language_model(family: str) -> PreTrainedModel:
@@ -130,12 +170,12 @@ def _language_model(family: str) -> PreTrainedModel:
     return model
 
 
-def _train(model: PreTrainedModel, blocks: Blocks, seed: int) -> PreTrainedModel:
+def _train(model: PreTrainedModel, blocks: Blocks, seed: int, decay: float) -> PreTrainedModel:
     first: nn.Module = model.model.layers[0].mlp
     members = {id(parameter) for parameter in first.parameters()}
     groups = [
-        {"params": list(first.parameters()), "lr": MOE_LR, "weight_decay": DECAY},
-        {"params": [p for p in model.parameters() if id(p) not in members], "lr": LR, "weight_decay": DECAY},
+        {"params": list(first.parameters()), "lr": MOE_LR, "weight_decay": decay},
+        {"params": [p for p in model.parameters() if id(p) not in members], "lr": LR, "weight_decay": decay},
     ]
     order = torch.randperm(len(blocks), generator=torch.Generator().manual_seed(seed))
     drawn = Subset(blocks, order.repeat(-(-STEPS * BATCH // len(blocks)))[: STEPS * BATCH].tolist())
@@ -143,158 +183,120 @@ def _train(model: PreTrainedModel, blocks: Blocks, seed: int) -> PreTrainedModel
     return train(model, drawn, groups, accelerator=Accelerator(cpu=True), **options).eval()
 
 
-def rows(cell: str, done: set[tuple[int, int]]) -> Iterator[dict[str, object]]:
-    """One row per pair of copies that is not done yet."""
+def rows(cell: str, backbone: int, done: set[tuple[int, int]]) -> Iterator[dict[str, object]]:
+    """One row per pair of copies of a backbone that is not done yet."""
     missing = [pair for pair in combinations(SEEDS, 2) if pair not in done]
     if not missing:
         return
-    copies, data, calibration = endpoints(cell)
+    copies, data, calibration = CELLS[cell](backbone)
     for a, b in missing:
         started = time.process_time()
-        new = row(cell, (a, b), measured(copies[a], copies[b], data, calibration))
-        midpoints = midpoints_by_order(copies[a], copies[b], data)
-        midpoints |= midpoints_learned(copies[a], copies[b], data, list(calibration))
-        midpoints |= midpoints_shuffled(copies[a], copies[b], data, calibration)
-        new["barrier"] |= {name: loss - new["endpoint_loss"] for name, loss in midpoints.items()}
-        yield new | {"cpu_seconds": round(time.process_time() - started, 1)}
+        row = {"cell": cell, "backbone": backbone, "pair": (a, b)} | measured(copies[a], copies[b], data, calibration)
+        yield row | {"cpu_seconds": round(time.process_time() - started, 1)}
 
 
 def measured(
-    reference: PreTrainedModel,
-    other: PreTrainedModel,
-    data: DataLoader,
-    calibration: DataLoader,
-    arrangements: Sequence[Arrangement] = tuple(ARRANGEMENTS),
-) -> PathReport:
-    """Every repair of every arrangement."""
-    return evaluate_path(
-        reference,
-        other,
-        align(reference, other),
-        data,
-        POINTS,
-        calibration=calibration,
-        arrangements=arrangements,
-        repairs=REPAIRS,
-        routing_tokens=0,
-        resamples=200,
-        accelerator=Accelerator(cpu=True),
-    )
-
-
-def midpoints_by_order(reference: PreTrainedModel, other: PreTrainedModel, data: DataLoader) -> dict[str, float]:
-    """The loss of the midpoint, plain and with norms kept, under the orders of experts that "aligned" chooses from."""
-    found = {}
-    for order in ORDERS:
-        alignment = align(reference, other, order)
-        found[order] = midpoint(reference, other.state_dict(), alignment, data, ())
-        found[f"{order} + norms"] = midpoint(reference, other.state_dict(), alignment, data, ("norms",))
-    return found
-
-
-def midpoints_learned(
-    reference: PreTrainedModel, other: PreTrainedModel, data: DataLoader, batches: list[dict[str, Tensor]]
-) -> dict[str, float]:
-    """The loss of the midpoint with norms kept, before and after learning; also from an other end of shuffled entries.
-
-    The shuffled end has nothing to align: what learning gains there is no alignment.
-    """
-    found = {}
-    for name, end in (("aligned", other), ("shuffled", shuffled(other))):
-        start, weights = align(reference, end), end.state_dict()
-        learned = learn_matching(reference, weights, start, batches[::2], batches[1::2]).alignment
-        found[f"{name} + norms"] = midpoint(reference, weights, start, data, ("norms",))
-        found[f"{name} + learned + norms"] = midpoint(reference, weights, learned, data, ("norms",))
-    return found
-
-
-def midpoints_shuffled(
     reference: PreTrainedModel, other: PreTrainedModel, data: DataLoader, calibration: DataLoader
-) -> dict[str, float]:
-    """The loss of the midpoint to the shuffled end, aligned, under every repair."""
-    report = measured(reference, shuffled(other), data, calibration, ("aligned",))
-    chosen = report.repair.repairs if report.repair else ()
-    chains = {"": ()} | {f" + {repair}": (repair,) for repair in REPAIRS} | {" + auto": chosen}
-    curves = {name: report.curves[repaired_name("aligned", chain)] for name, chain in chains.items()}
-    return {f"shuffled{name}": curve.evaluations[1].loss for name, curve in curves.items()}
+) -> dict[str, object]:
+    """Loss of every midpoint above the mean of its endpoints, that mean, and the repairs that each variant chose."""
+    accelerator, pair = Accelerator(cpu=True), open_models([reference, other])
+    specs, endpoints = pair.reference.layers, [evaluate(model, data, accelerator).loss for model in (reference, other)]
+    losses, chosen = {}, {}
+    with temporarily_loaded(reference) as saved:
+        pair = CheckedModels((replace(pair.reference, tensors=saved), *pair.others))
+
+        def loss(weights: Weights) -> float:
+            saved.load(weights)
+            return evaluate(reference, data, accelerator).loss
+
+        for variant, weights in variants(pair).items():
+            models = [saved, weights]
+            calibrated = Calibrated(saved, models, specs, CalibrationData(list(calibration)), accelerator)
+            chosen[variant] = choose_repairs(calibrated, HALF).repairs
+            chains = {"": ()} | {f" + {repair}": (repair,) for repair in SINGLE} | {" + auto": chosen[variant]}
+            losses |= {f"{variant}{name}": loss(calibrated.weights(HALF, chain)) for name, chain in chains.items()}
+            losses[f"{variant} + chain"] = loss(chain_of_all_data(saved, models, pair, list(calibration)))
+        both = [saved, pair.others[0].tensors]
+        losses["endpoint experts"] = fmean(loss(endpoint_experts(both, HALF, specs, endpoint)) for endpoint in (0, 1))
+        losses["pick"] = loss(picked_units(both, HALF, specs))
+    above = {name: loss - fmean(endpoints) for name, loss in losses.items()}
+    return {"endpoint_loss": fmean(endpoints), "chosen": chosen, "above": above}
 
 
-def shuffled(model: PreTrainedModel) -> PreTrainedModel:
-    """`model` with the entries of every tensor of its Mixtures of Experts shuffled."""
-    copy = deepcopy(model)
-    copy.load_state_dict(dict(shuffled_layers(model.state_dict(), alignable_layers(model))))
-    return copy
+def variants(pair: CheckedModels) -> dict[str, Weights]:
+    """The other model as it is, under every control, and aligned by several expert orders."""
+    (other,) = pair.others
+    specs = other.layers
 
+    def aligned_by(order: ExpertOrder, other_weights: Weights) -> Weights:
+        models = CheckedModels((pair.reference, replace(other, tensors=other_weights)))
+        return aligned(other_weights, specs, align_pair(models, AlignmentConfig(order)).symmetries)
 
-def midpoint(
-    reference: PreTrainedModel,
-    other: Mapping[str, Tensor],
-    alignment: Alignment,
-    data: DataLoader,
-    repairs: Sequence[Repair],
-) -> float:
-    """The loss of the aligned midpoint."""
-    specs = alignable_layers(reference)
-    with borrow(reference) as weights:
-        weights.load(repaired_path(weights, moved(other, specs, alignment.symmetries), specs, repairs)(0.5))
-        return evaluate(reference, data, Accelerator(cpu=True)).loss
-
-
-def row(cell: str, pair: tuple[int, int], report: PathReport) -> dict[str, object]:
-    """What is kept of one pair."""
-    assert report.repair is not None
-    ends = report.curves["naive"].evaluations
-    barrier = {name: curve.barrier.loss_barrier for name, curve in report.curves.items()}
-    single = {
-        f"{arrangement}{repair}" for arrangement in ARRANGEMENTS for repair in ("", *(f" + {r}" for r in REPAIRS))
-    }
-    auto = {f"{name} + auto": barrier[repaired_name(name, report.repair.repairs)] for name in ARRANGEMENTS}
+    alignment = align_pair(pair, AlignmentConfig())
     return {
-        "cell": cell,
-        "pair": pair,
-        "endpoint_loss": (ends[0].loss + ends[-1].loss) / 2,
-        "chosen": report.repair.repairs,
-        "barrier": {name: found for name, found in (barrier | auto).items() if name in single},
+        **{variant: variant_weights(variant, pair, alignment, seed=0) for variant in VARIANTS},
+        **{f"{order} order": aligned_by(order, other.tensors) for order in ORDERS},
+        "shuffled": aligned_by("auto", shuffled_layers(other.tensors, specs)),
     }
 
 
-def table(found: list[dict]) -> str:
-    """Mean barrier per cell in per cent of naive, and in how many pairs a path is below the aligned one."""
-    cells = [cell for cell in CELLS if any(row["cell"] == cell for row in found)]
-    lines = ["| path | " + " | ".join(cells) + " |", "| --- |" + " ---: |" * len(cells)]
-    for path in dict.fromkeys(path for row in found for path in row["barrier"]):
-        line = []
-        for cell in cells:
-            pairs = [row for row in found if row["cell"] == cell]
-            if any(path not in row["barrier"] for row in pairs):
-                line.append("")
-                continue
-            naive = fmean(row["barrier"]["naive"] for row in pairs)
-            values = [row["barrier"][path] for row in pairs]
-            wins = sum(value < row["barrier"]["aligned"] - TIE for value, row in zip(values, pairs, strict=True))
-            line.append(f"{fmean(values):.4f}, {100 * fmean(values) / naive:.1f} %, {wins}/{len(pairs)}")
-        lines.append(f"| {path} | " + " | ".join(line) + " |")
-    losses = [fmean(row["endpoint_loss"] for row in found if row["cell"] == cell) for cell in cells]
-    kept = (Counter(repair for row in found if row["cell"] == cell for repair in row["chosen"]) for cell in cells)
-    lines.append("| kept by auto | " + " | ".join(", ".join(f"{r} {n}" for r, n in one.items()) for one in kept) + " |")
-    lines.append("| endpoints' loss | " + " | ".join(f"{loss:.3f}" for loss in losses) + " |")
+def chain_of_all_data(
+    saved: SavedWeights, models: Sequence[Weights], pair: CheckedModels, batches: Sequence[dict[str, torch.Tensor]]
+) -> Weights:
+    """The midpoint under all repairs of `AUTOMATIC`, calibrated on all batches."""
+    specs = pair.reference.layers
+    statistics = gather_statistics(saved, mean(models, HALF), specs, batches)
+    return repaired(models, HALF, specs, AUTOMATIC, statistics)
+
+
+def table(found: Sequence[dict]) -> str:
+    """Every path in per cent of naive, its interval, and in how many pairs it is below the plainly aligned one."""
+    cells = {cell: [row for row in found if row["cell"] == cell] for cell in CELLS}
+    cells = {cell: own for cell, own in cells.items() if own}
+    lines = [_line("path", *cells), _line("---", *["---:"] * len(cells))]
+    lines.append(
+        _line("naive, nats", *(f"{fmean(row['above']['naive'] for row in own):.3f}" for own in cells.values()))
+    )
+    for path in found[0]["above"]:
+        lines.append(_line(path, *(_share(own, path) for own in cells.values())))
+    for variant in found[0]["chosen"]:
+        counts = (Counter(repair for row in own for repair in row["chosen"][variant]) for own in cells.values())
+        lines.append(
+            _line(f"auto kept, {variant}", *(", ".join(f"{r} {n}" for r, n in kept.items()) for kept in counts))
+        )
+    lines.append(
+        _line("loss of the endpoints", *(f"{fmean(r['endpoint_loss'] for r in own):.3f}" for own in cells.values()))
+    )
+    lines.append(_line("pairs", *(str(len(own)) for own in cells.values())))
     return "\n".join(lines) + "\n"
+
+
+def _share(own: Sequence[dict], path: str) -> str:
+    values, naive = ([row["above"][name] for row in own] for name in (path, "naive"))
+    ends = [tuple((row["backbone"], seed) for seed in row["pair"]) for row in own]
+    low, high = ratio_interval(ends, values, naive)
+    wins = sum(row["above"][path] < row["above"]["aligned"] - TIE for row in own)
+    return f"{100 * sum(values) / sum(naive):.1f} [{100 * low:.1f}, {100 * high:.1f}], {wins}/{len(own)}"
+
+
+def _line(*cells: str) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def main() -> None:
     """Run the cells that are asked for, and renew the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cells", nargs="*", default=CELLS, help=f"of {', '.join(CELLS)}")
+    parser.add_argument("cells", nargs="*", default=list(CELLS), help=f"of {', '.join(CELLS)}")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    RESULTS.mkdir(exist_ok=True)
     found = [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
     for cell in options.cells:
-        done = {tuple(row["pair"]) for row in found if row["cell"] == cell}
-        for new in rows(cell, done):
-            found.append(new)
-            with ROWS.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(new) + "\n")
+        for backbone in BACKBONES:
+            done = {tuple(row["pair"]) for row in found if (row["cell"], row["backbone"]) == (cell, backbone)}
+            for row in rows(cell, backbone, done):
+                found.append(row)
+                with ROWS.open("a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
     TABLE.write_text(table(found), encoding="utf-8")
     sys.stdout.write(table(found))
 

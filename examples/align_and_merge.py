@@ -7,14 +7,13 @@
     accelerate launch --num_processes 4 examples/align_and_merge.py ...
 
 Writes into the output folder: `alignment/` (permutations, a few kB), `merged/t-0.25/`, `t-0.5/`, `t-0.75/` (ordinary
-checkpoints), `layers.md` (what was moved), and `path/` (report, table and pictures of the path).
+checkpoints), `layers.md` (distances), and `path/` (report, table and pictures of the path).
 
 Language models are evaluated on blocks of text, image classifiers on images; without `--dataset`, on what the
 fine-tuning examples kept for it.
 """
 
 import sys
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,12 +24,11 @@ from example_parser import ExampleParser
 from torch.utils.data import DataLoader, Dataset, Subset
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.alignment import Alignment, align, merge_checkpoints
-from hf_moe_lmc.connectivity import PathReport, evaluate_path
+from hf_moe_lmc import Alignment, MoeAligner
+from hf_moe_lmc.connectivity import PathReport
 from hf_moe_lmc.connectivity.data import examples_for, load_rows, processor_of
 from hf_moe_lmc.demo.digits import digits_file, load_digits
-from hf_moe_lmc.matching import ExpertOrder
-from hf_moe_lmc.verification import load_plainly
+from hf_moe_lmc.names import ExpertOrder
 
 PAIR = {
     "reference": "a folder, or repo or repo@revision on the Hub: t = 0",
@@ -40,7 +38,7 @@ PAIR = {
 
 @dataclass
 class EvaluationArguments:
-    """What the path is measured on, and where."""
+    """The data that the path is measured on, and the points."""
 
     dataset: str | None = field(
         default=None, metadata={"help": "a local file or folder, or a dataset on the Hub; default: bundled data"}
@@ -61,22 +59,21 @@ class MergeArguments:
     """The merges."""
 
     output: str = field(default="merged", metadata={"help": "a new folder"})
-    expert_order: ExpertOrder = field(default="auto", metadata={"help": "how experts are matched"})
+    expert_order: ExpertOrder = field(default="auto", metadata={"help": "the way to match experts"})
     t: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75], metadata={"help": "points to write a merge of"})
 
 
 def layer_table(alignment: Alignment) -> str:
-    """Markdown: how far every layer of the two models is apart before and after, and how many experts have moved."""
-    lines = ["| layer | distance before | after | experts moved |", "| --- | ---: | ---: | ---: |"]
-    for name, layer in alignment.layers.items():
-        order = layer.symmetry.experts.index
-        moved = int((order != torch.arange(len(order))).sum())
-        lines.append(f"| {name} | {layer.distance_before:.4g} | {layer.distance_after:.4g} | {moved} of {len(order)} |")
+    """Markdown: the distance of every layer before and after, and the share of experts at another place."""
+    lines = ["| layer | distance before | after | experts permuted |", "| --- | ---: | ---: | ---: |"]
+    for row in alignment.layer_table():
+        distances = f"{row['distance_before']:.4g} | {row['distance_after']:.4g}"
+        lines.append(f"| {row['name']} | {distances} | {row['experts_permuted']:.0%} |")
     return "\n".join(lines) + "\n"
 
 
-def evaluation_data(model: PreTrainedModel, checkpoint: str, evaluation: EvaluationArguments) -> Dataset:
-    """What `model` is evaluated on, and what the output sizes are calibrated on before that."""
+def evaluation_data(model: PreTrainedModel, checkpoint: str | Path, evaluation: EvaluationArguments) -> Dataset:
+    """The data that `model` is evaluated on; a quarter of it calibrates."""
     number = evaluation.max_eval_samples
     if evaluation.dataset:
         asked = evaluation.dataset_config, evaluation.dataset_split, evaluation.dataset_revision
@@ -90,19 +87,19 @@ def evaluation_data(model: PreTrainedModel, checkpoint: str, evaluation: Evaluat
     return text.blocks(processor_of(model, checkpoint))[1]
 
 
-def measure_path(alignment: Alignment, pair: Sequence[str], evaluation: EvaluationArguments) -> PathReport:
+def measure_path(aligner: MoeAligner, alignment: Alignment, evaluation: EvaluationArguments) -> PathReport:
     """Loss and accuracy on the line between the two models, as they are and aligned."""
-    reference, other = (load_plainly(name, torch.float32) for name in pair)
-    data = evaluation_data(reference, reference.name_or_path, evaluation)
+    reference = aligner.models.reference
+    data = evaluation_data(reference.model, reference.paths[0], evaluation)
     apart = len(data) // 4
-    return evaluate_path(
-        reference,
-        other,
+    return aligner.evaluate(
         alignment,
         DataLoader(Subset(data, range(apart, len(data))), evaluation.batch_size),
         evaluation.points,
         calibration=DataLoader(Subset(data, range(apart)), (apart + 1) // 2),
-        arrangements=("naive", "units", "aligned"),
+        variants=("naive", "units", "aligned"),
+        dtype=torch.float32,
+        experts_implementation="eager",
     )
 
 
@@ -110,13 +107,13 @@ def main(arguments: list[str] | None = None) -> None:
     """Align, merge, evaluate, and write everything."""
     parser = ExampleParser(MergeArguments, EvaluationArguments, description=__doc__, positional=PAIR)
     options, evaluation, given = parser.parse_args_into_dataclasses(arguments)
-    pair, output = (given.reference, given.other), Path(options.output)
+    aligner, output = MoeAligner.from_pretrained(given.reference, given.other), Path(options.output)
 
-    alignment = align(*pair, options.expert_order)
+    alignment = aligner.align(options.expert_order)
     output.mkdir(parents=True, exist_ok=True)
-    merge_checkpoints(*pair, output / "merged", alignment, options.t)
+    aligner.merge(alignment, options.t, output=output / "merged")
 
-    report = measure_path(alignment, pair, evaluation)
+    report = measure_path(aligner, alignment, evaluation)
     if PartialState().is_main_process:
         alignment.save_pretrained(output / "alignment")
         (output / "layers.md").write_text(layer_table(alignment), encoding="utf-8")

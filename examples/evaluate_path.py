@@ -24,8 +24,7 @@ from moe_training import MoeTrainingArguments, train_once
 from torch.utils.data import DataLoader, Subset
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
-from hf_moe_lmc import align, scramble
-from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc import MoeAligner, scramble
 
 
 @dataclass
@@ -83,10 +82,9 @@ def main(arguments: list[str] | None = None) -> None:
     reference, other = (MixtralForCausalLM.from_pretrained(copy) for copy in copies)
     scramble(other, seed=3)
     accelerator, apart = Accelerator(), len(test) // 3  # blocks that calibrate
-    report = evaluate_path(
-        reference,
-        other,
-        align(reference, other),
+    aligner = MoeAligner.from_pretrained(reference, other)
+    report = aligner.evaluate(
+        aligner.align(),
         DataLoader(Subset(test, range(apart, len(test))), training.per_device_eval_batch_size),
         options.points,
         calibration=DataLoader(Subset(test, range(apart)), (apart + 1) // 2),

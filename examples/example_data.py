@@ -8,7 +8,7 @@ from torch.utils.data import Dataset, Subset
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from hf_moe_lmc.connectivity.data import load_rows, packed_blocks
-from hf_moe_lmc.connectivity.data.classification import column
+from hf_moe_lmc.connectivity.data.examples import TEXTS, column
 
 
 @dataclass
@@ -34,7 +34,7 @@ class TextArguments:
         if self.dataset is None:
             return [topics[name] for name in sorted(topics)]
         rows = load_rows(self.dataset, self.dataset_config, self.dataset_split, self.dataset_revision)
-        return rows[column(rows, ("text", "content"))][:]
+        return rows[column(rows, TEXTS)][:]
 
     def blocks(self, tokenizer: PreTrainedTokenizerBase) -> tuple[Dataset, Dataset]:
         """(train, evaluation), which have no token in common."""

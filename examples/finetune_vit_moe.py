@@ -24,8 +24,8 @@ from transformers import (
 )
 
 from hf_moe_lmc import MoeViTForImageClassification
-from hf_moe_lmc.connectivity.data import load_rows
-from hf_moe_lmc.connectivity.data.classification import LABELS, LabelledImages, column
+from hf_moe_lmc.connectivity.data import LabelledImages, load_rows
+from hf_moe_lmc.connectivity.data.examples import LABELS, column
 from hf_moe_lmc.demo.digits import CLASSES, IMAGE_SIZE, MEAN, STD, digits_file, load_digits
 
 

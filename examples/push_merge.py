@@ -1,4 +1,4 @@
-"""Merges two checkpoints and publishes the merge with a card that says what was done, and how well it does.
+"""Merges two checkpoints and publishes the merge with a card that proves it.
 
     python examples/push_merge.py vit-moe/seed-5 vit-moe/seed-6 me/digits-merged --license mit --dry_run
     python examples/push_merge.py copy-1 copy-2 me/merged --dataset book.txt --license apache-2.0 --private
@@ -6,7 +6,7 @@
         --dataset_config wikitext-2-raw-v1 --block_size 512 --create_pr
 
 Two repositories come of it: REPOSITORY, an ordinary checkpoint, and REPOSITORY-alignment, a few kB by which others can
-align the second model themselves. The licence is the one that the cards of the parents allow, if they state any.
+align the second model themselves. The license is the one that the cards of the parents allow, if they state any.
 Log in before (`hf auth login`). `--dry_run` does all but send, and lists what it would.
 """
 
@@ -18,8 +18,8 @@ import torch
 from align_and_merge import PAIR, EvaluationArguments, measure_path
 from example_parser import ExampleParser
 
-from hf_moe_lmc import Alignment, MoeAligner, Verification, verify
-from hf_moe_lmc.hub import plan_push, write_card
+from hf_moe_lmc import Alignment, MoeAligner, Verification, push_to_hub, verify
+from hf_moe_lmc.hub import check_push, plan_push, write_card
 from hf_moe_lmc.verification import load_plainly
 
 
@@ -36,7 +36,7 @@ class PublishingArguments:
 
 
 def prove(alignment: Alignment, name: str) -> Verification:
-    """Whether the model `name` computes the same before and after the alignment."""
+    """Compare the model `name` before and after the alignment."""
     model = load_plainly(name, torch.float32)
     return verify(model, alignment.apply(deepcopy(model)))
 
@@ -51,19 +51,21 @@ def main(arguments: list[str] | None = None) -> None:
     aligner = MoeAligner.from_pretrained(*pair)
     alignment = aligner.align()
     known = {
-        "report": measure_path(alignment, pair, evaluation),
+        "report": measure_path(aligner, alignment, evaluation),
         "verification": prove(alignment, given.other),
         "dataset": evaluation.dataset,
-        "licence": options.license,
+        "license": options.license,
     }
+    if not options.dry_run:
+        check_push(repository, options.license)  # before the work
+    aligner.merge(alignment, options.t, output=options.output)
+    write_card(options.output, alignment, **known)
     if options.dry_run:
-        aligner.merge(alignment, options.t, options.output)
-        write_card(options.output, alignment, **known)
         sys.stdout.write(plan_push(options.output, repository).text)
         return
-    sent = {"private": options.private, "create_pr": options.create_pr}
-    merge = aligner.push_to_hub(repository, options.output, alignment, options.t, **known, **sent)
-    permutations = alignment.push_to_hub(f"{repository}-alignment", licence=options.license, **sent)
+    how = {"private": options.private, "create_pr": options.create_pr, "license": options.license}
+    merge = push_to_hub(options.output, repository, **how)
+    permutations = push_to_hub(alignment, f"{repository}-alignment", **how)
     sys.stdout.write(f"Pushed: {merge}\nPushed: {permutations}\n")
 
 

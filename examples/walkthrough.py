@@ -33,7 +33,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import AutoModelForImageClassification
 
 import hf_moe_lmc
-from hf_moe_lmc.connectivity import evaluate, evaluate_path
+from hf_moe_lmc.connectivity import evaluate
 from hf_moe_lmc.demo.digits import digits_file, load_digits
 
 reference, other = (AutoModelForImageClassification.from_pretrained(folder / f"seed-{seed}") for seed in (5, 6))
@@ -42,8 +42,8 @@ test, accelerator = DataLoader(test_images, batch_size=250), Accelerator()
 
 
 def show(name, model):
-    found = evaluate(model, test, accelerator)
-    print(f"{name:22} test loss {found.loss:.3f}  accuracy {found.accuracy:.1%}")
+    result = evaluate(model, test, accelerator)
+    print(f"{name:22} test loss {result.loss:.3f}  accuracy {result.accuracy:.1%}")
 
 
 average = deepcopy(reference)
@@ -62,7 +62,8 @@ show("average", average)
 # weights closest to those of the reference: linear assignments on the weights alone, no data.
 
 # %%
-alignment = hf_moe_lmc.align(reference, other)
+aligner = hf_moe_lmc.MoeAligner.from_pretrained(reference, other)
+alignment = aligner.align()
 print(alignment.summary())
 for name, layer in alignment.layers.items():
     print(f"{name}: experts in the order {layer.symmetry.experts.index.tolist()}")
@@ -82,7 +83,7 @@ print("largest relative difference of the outputs:", f"{verification.outputs['ra
 # ## Merging what is aligned
 
 # %%
-merged = hf_moe_lmc.merge(reference, other, alignment, t=0.5)
+merged = aligner.merge(alignment, t=0.5)
 merged.save_pretrained(folder / "merged")
 
 show("reference", reference)
@@ -96,18 +97,17 @@ show("merge, aligned", merged)
 # ## The whole path
 #
 # Every point on the straight line from the reference (t = 0) to the other (t = 1) is a model. The *barrier* is how far
-# the loss rises above the line between the ends. "norms" and "rescale" repair the sizes of weights and outputs, which
-# shrink wherever weights that disagree are averaged; "naive + rescale" tells how much of the barrier is only that.
+# the loss rises above the line between the endpoints. "norms" and "rescale" repair the sizes of weights and outputs,
+# which shrink wherever weights that disagree are averaged; "naive + rescale" tells how much of the barrier is only
+# that.
 
 # %%
-report = evaluate_path(
-    reference,
-    other,
+report = aligner.evaluate(
     alignment,
     DataLoader(Subset(test_images, range(500)), batch_size=250),
-    t=11,
+    points=11,
     calibration=DataLoader(Subset(training_images, range(256)), batch_size=128),
-    arrangements=("naive", "aligned"),
+    variants=("naive", "aligned"),
 )
 report.save(folder / "path")
 for name, curve in report.curves.items():

@@ -5,44 +5,31 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .adapters import moe_layers, register_adapter
-    from .aligner import MoeAligner, from_aligned_pretrained
-    from .alignment import (
-        Alignment,
-        AlignmentConfig,
-        MutualAlignment,
-        align,
-        align_many,
-        apply,
-        merge,
-        merge_checkpoints,
-        merge_many,
-        merge_many_checkpoints,
-        scramble,
-    )
-    from .connectivity import evaluate_path
+    from .aligner import MoeAligner, align, apply, from_aligned_pretrained, merge, push_to_hub
+    from .alignment import Alignment, AlignmentConfig, MutualAlignment, Pretrained, scramble
+    from .comparison import Comparison, compare
     from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
 
 __all__ = [
     "Alignment",
     "AlignmentConfig",
+    "Comparison",
     "MoeAligner",
     "MoeGPT2Config",
     "MoeGPT2LMHeadModel",
     "MoeViTConfig",
     "MoeViTForImageClassification",
     "MutualAlignment",
+    "Pretrained",
     "Verification",
     "align",
-    "align_many",
     "apply",
-    "evaluate_path",
+    "compare",
     "from_aligned_pretrained",
     "merge",
-    "merge_checkpoints",
-    "merge_many",
-    "merge_many_checkpoints",
     "moe_layers",
+    "push_to_hub",
     "register_adapter",
     "scramble",
     "verify",
@@ -51,21 +38,9 @@ __all__ = [
 # Module -> names that are imported from it when first used (PEP 562): the command line answers before torch is loaded.
 _HOMES = {
     "adapters": ("moe_layers", "register_adapter"),
-    "aligner": ("MoeAligner", "from_aligned_pretrained"),
-    "alignment": (
-        "Alignment",
-        "AlignmentConfig",
-        "MutualAlignment",
-        "align",
-        "align_many",
-        "apply",
-        "merge",
-        "merge_checkpoints",
-        "merge_many",
-        "merge_many_checkpoints",
-        "scramble",
-    ),
-    "connectivity": ("evaluate_path",),
+    "aligner": ("MoeAligner", "align", "apply", "from_aligned_pretrained", "merge", "push_to_hub"),
+    "alignment": ("Alignment", "AlignmentConfig", "MutualAlignment", "Pretrained", "scramble"),
+    "comparison": ("Comparison", "compare"),
     "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
     "verification": ("Verification", "verify"),
 }

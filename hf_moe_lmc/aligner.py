@@ -1,10 +1,11 @@
-"""The face: two models, their alignment, and all that is done with it."""
+"""The orchestrator: models, their alignment, and every workflow on them. The command line and the demo call it."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
+import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -12,174 +13,455 @@ from transformers import PreTrainedModel
 from .alignment import (
     Alignment,
     AlignmentConfig,
+    Alignments,
+    CheckedModels,
+    Finish,
     LoadOptions,
-    OutputOptions,
+    Merge,
+    MergeRepairs,
+    Model,
+    MutualAlignment,
+    OpenedModel,
+    Plan,
     Resources,
-    align_opened,
-    check_pair,
+    Shares,
+    WriteOptions,
+    accelerator_of_all,
+    align_into,
+    align_models,
+    aligned,
+    load_aligned,
     load_model,
-    merge,
-    merge_opened,
+    normalised_shares,
     open_model,
+    open_models,
+    plan_alignment,
+    plan_writing,
+    shares_at,
+    temporarily_loaded,
+    write_aligned,
 )
-from .alignment.opened_model import Model, OpenedModel
-from .alignment.processes import processes
-from .checkpoints import HubOptions
-from .connectivity import CalibratedRepairs, PathReport, calibrate_repairs, evaluate_path
-from .connectivity.repairs import Repair
-from .hub import check_token, push_folder, write_card
-from .matching import ExpertOrder
-from .verification import Verification
+from .alignment.live_weights import OnDevice
+from .alignment.plan import both
+from .checkpoints import HubOptions, check_output, quantisation
+from .connectivity import (
+    VARIANTS,
+    Calibrated,
+    CalibrationData,
+    PathReport,
+    PathSettings,
+    calibrate_repairs,
+    evaluate_path,
+    points_of,
+)
+from .errors import BadInputError
+from .hub import check_push, push_alignment, push_folder, write_card
+from .merging import needs_data
+from .names import ExpertOrder, Layout, Repair, Variant
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+    from evaluate import EvaluationModule
+
+Batches = CalibrationData | Iterable[Mapping[str, Tensor]]
+GivenAlignment = Alignment | Sequence[Alignment | None] | AlignmentConfig | ExpertOrder | None
+"""An alignment, one per other model; or the settings (or only the expert order) to align with first; None is "auto"."""
+
+Merged = Path | PreTrainedModel | list[PreTrainedModel]
+"""The folder of a merge that was written; else a model, or one for each of several t."""
+
+POINTS = 11
+
+
+class MergeOptions(LoadOptions, total=False):
+    """Keywords of every merge.
+
+    Args:
+        shares: one per model, in any unit, instead of t.
+        repairs: by name, one after the other; "auto" chooses them on calibration data; see
+            `hf_moe_lmc.merging.REPAIRS`.
+        calibration: batches for repairs that need data, the same as `evaluate` was given, never those evaluated on.
+        layout: of the written checkpoint: "kept", "original" or "fused".
+        dtype: of the result; by default that of the first model that has a share.
+        overwrite: whether an earlier output of this package may be replaced.
+        allow_other_weights: whether the models may hold other weights than the alignment was made for.
+        device: where layers are matched, such as "cuda:1".
+        memory: bytes that one layer of both models, and all that is computed from it, may take.
+    """
+
+    shares: Sequence[float] | None
+    repairs: Sequence[Repair] | Literal["auto"]
+    calibration: Batches
+    layout: Layout
+    overwrite: bool
+    allow_other_weights: bool
+    device: str | torch.device | None
+    memory: int | None
+
+
+class Keywords(MergeOptions, HubOptions, total=False):
+    """Keywords of a merge, and of where its models are: revision, subfolder, token, cache_dir, local_files_only."""
 
 
 @dataclass(frozen=True)
 class MoeAligner:
-    """Two Mixture-of-Experts models of one class, checked to fit; made by `from_pretrained`.
+    """Two Mixture-of-Experts models or more of one class, checked to fit; made by `from_pretrained`.
 
     Args:
-        reference: stays as it is; t = 0 of every path.
-        other: gets aligned; t = 1.
-        differences: of their configurations and vocabularies, all without harm, in words.
+        models: the reference, which stays as it is (t = 0), and those that get aligned to it.
     """
 
-    reference: OpenedModel
-    other: OpenedModel
-    differences: tuple[str, ...]
+    models: CheckedModels
 
     @classmethod
-    def from_pretrained(
-        cls,
-        reference: Model,
-        other: Model,
-        reference_options: HubOptions | None = None,
-        other_options: HubOptions | None = None,
-    ) -> "MoeAligner":
-        """Open and compare two models: folders, repositories on the Hub (`org/model@revision`), or live models.
+    def from_pretrained(cls, reference: Model, *others: Model, **hub: Unpack[HubOptions]) -> "MoeAligner":
+        """Open and compare models: folders, repositories on the Hub (`org/model@revision`), or live models.
 
         Of checkpoints only headers are read.
 
         Args:
-            reference, other: of any class of Transformers that holds known Mixture-of-Experts layers.
-            reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
+            reference, others: of any class of Transformers that holds known Mixture-of-Experts layers; a
+                `Pretrained("org/model", revision=...)` has keywords of its own.
+            hub: revision, subfolder, token, cache_dir, local_files_only of all models.
 
         Raises:
-            IncompatiblePairError: the two do not compute the same function of their weights; every difference is named.
+            IncompatiblePairError: they do not compute the same function of their weights; every difference is named.
             BadInputError, UnsupportedArchitectureError, HubError: one of them cannot be used.
         """
-        first, second = open_model(reference, reference_options), open_model(other, other_options)
-        return cls(first, second, tuple(check_pair(first, second)))
+        return cls(open_models([reference, *others], hub, quantised=True))
+
+    @property
+    def differences(self) -> tuple[str, ...]:
+        """Differences of the models' configurations and files, all harmless, in words."""
+        return self.models.differences
 
     def align(
-        self, config: AlignmentConfig | ExpertOrder | None = None, resources: Resources | None = None
-    ) -> Alignment:
-        """What brings `other` closest to `reference`; see `hf_moe_lmc.align`."""
-        return align_opened(self.reference, self.other, config, resources=resources)
+        self,
+        config: AlignmentConfig | ExpertOrder | None = None,
+        *,
+        output: str | Path | None = None,
+        overwrite: bool = False,
+        device: str | torch.device | None = None,
+        memory: int | None = None,
+    ) -> Alignment | MutualAlignment:
+        """Match experts and units by weight: the rewrite of every other model that brings it close to the reference.
+
+        Needs no data. Checkpoints are read layer by layer, so they may be larger than memory; under `accelerate launch`
+        or `torchrun` the processes divide the layers.
+
+        Args:
+            config: the settings, or only the expert order.
+            output: a new folder for the alignment of two models; killed and called again, it goes on where it was.
+            overwrite: whether an earlier output may be replaced.
+            device: where layers are matched; by default a GPU with room for the largest layer, else the CPU.
+            memory: bytes that one layer of both models, and all that is computed from it, may take.
+
+        Returns:
+            the `Alignment` of two models, the `MutualAlignment` of several.
+
+        Raises:
+            BadInputError: a weight is NaN or infinite, or memory does not suffice.
+            OutputError: the folder may not be written.
+        """
+        settings, resources = AlignmentConfig.of(config), Resources(device, memory)
+        if output is None:
+            return align_models(self.models, settings, resources)
+        if len(self.models.others) > 1:
+            raise BadInputError("one folder holds the alignment of two models; align each pair into its own")
+        return align_into(Path(output), self.models, settings, resources, overwrite)
+
+    def plan_align(
+        self,
+        config: AlignmentConfig | ExpertOrder | None = None,
+        *,
+        device: str | torch.device | None = None,
+        memory: int | None = None,
+    ) -> Plan:
+        """Return the needs of `align` with the same arguments."""
+        return plan_alignment(self.models, AlignmentConfig.of(config), Resources(device, memory))
 
     def merge(
         self,
-        alignment: Alignment | None = None,
-        t: float = 0.5,
+        alignment: GivenAlignment = None,
+        t: float | Sequence[float] | None = None,
+        *,
         output: str | Path | None = None,
-        options: OutputOptions | None = None,
-        load: LoadOptions | None = None,
-        keep_norms: bool = False,
-        repairs: Sequence[Repair] | Literal["auto"] = (),
-        calibration: Iterable[Mapping[str, Tensor]] = (),
-    ) -> PreTrainedModel:
-        """The model `(1 - t) reference + t (alignment . other)`.
+        **options: Unpack[MergeOptions],
+    ) -> Merged:
+        """Average the aligned models: `sum_i s_i (alignment_i . model_i)`; of two `(1 - t) reference + t other`.
+
+        The first model with a share gives the result its configuration, generation settings, dtype and tokenizer: at
+        t = 1 the result is the other model, rewritten.
 
         Args:
-            alignment: what `align` found; None aligns first.
-            t: in [0, 1].
-            output: a new folder, which gets a card too; checkpoints are then merged as a stream, whatever their size,
-                and only the result is loaded. None merges in memory.
-            options: how the folder is written.
-            load: dtype, device_map and the like of the model that is returned.
-            keep_norms: give units and router rows the norms back that averaging takes from them.
-            repairs: repairs on calibration data, one after the other, instead of `keep_norms`; "auto" chooses them. See
-                `hf_moe_lmc.connectivity.calibrate_repairs`. One model is loaded for them.
-            calibration: the batches for that, the same as `evaluate` was given, never those that it evaluated on.
+            alignment: of every other model; or how to align first.
+            t: of two models, in [0, 1]; several make several merges in one pass. By default 0.5.
+            output: a new folder, which gets a card too; checkpoints are then merged as a stream, whatever their size.
+                None merges in memory.
+            options: see `MergeOptions`.
+
+        Returns:
+            the folder `output` (of several t, with one folder `t-...` each); without it a model, or one for each t.
 
         Raises:
-            BadInputError: `t` is outside [0, 1], or there is too little calibration data.
+            BadInputError: t or shares are none of these models', or repairs need data that is not given.
             IncompatiblePairError: the alignment was made for other models.
             OutputError: the folder may not be written.
         """
-        found = alignment or self.align()
-
-        def calibrated(model: PreTrainedModel) -> CalibratedRepairs:
-            return calibrate_repairs(model, self.other.tensors, found, (t,), repairs, calibration)
-
+        points, write = self._points(t, options.get("shares")), _write_options(options)
+        self._check_computable()
+        if output is not None:
+            self.check_output(output, write.overwrite)
+        merge = self._merge(alignment, options)
+        repairs = self._repairs(merge, list(points.values()), options)
         if output is None:
-            first, second = load_model(self.reference, load), load_model(self.other, load)
-            return merge(first, second, found, t, keep_norms, calibrated(first) if repairs else None)
-        repaired = calibrated(load_model(self.reference, load)) if repairs else None
-        merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms, repaired=repaired)
-        if processes().is_main_process:
-            write_card(output, found)
-        processes().wait_for_everyone()
-        return load_model(open_model(output), load)
+            models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
+            return models[0] if "" in points else models
+        merge.write(Path(output), points, repairs, write, _card(merge.alignments, self.models.models))
+        return Path(output)
+
+    def plan_merge(
+        self,
+        alignment: GivenAlignment = None,
+        t: float | Sequence[float] | None = None,
+        *,
+        output: str | Path,
+        **options: Unpack[MergeOptions],
+    ) -> Plan:
+        """Return the needs of `merge` with the same arguments, alignment included where it is not given."""
+        points, write = self._points(t, options.get("shares")), _write_options(options)
+        self._check_computable()
+        self.check_output(output, write.overwrite)
+        merge = Merge(self.models, [None] * len(self.models.others))
+        writing = plan_writing(self.models, [merge.like(shares) for shares in points.values()], output, write)
+        if isinstance(alignment, Alignment) or (isinstance(alignment, Sequence) and not isinstance(alignment, str)):
+            return writing
+        config = AlignmentConfig.of(alignment)
+        if config.expert_order == "none":
+            return writing
+        return both(plan_alignment(self.models, config, _resources(options)), writing)
+
+    def check_output(self, output: str | Path, overwrite: bool = False) -> None:
+        """Raise `OutputError` unless a merge may be written to this folder; asked before the work."""
+        check_output(Path(output), [path for model in self.models.models for path in model.paths], overwrite)
+
+    def evaluate(
+        self,
+        alignment: Alignment | AlignmentConfig | ExpertOrder | None,
+        data: DataLoader[Any],
+        points: int = POINTS,
+        *,
+        t: Sequence[float] | None = None,
+        calibration: Batches = (),
+        variants: Sequence[Variant] = tuple(VARIANTS),
+        repairs: Sequence[Repair | Literal["auto"]] = PathSettings.repairs,
+        metrics: "Sequence[EvaluationModule]" = (),
+        memory: int = 0,
+        seed: int = 0,
+        accelerator: "Accelerator | None" = None,
+        **load: Unpack[LoadOptions],
+    ) -> PathReport:
+        """Measure loss, accuracy and routing along the path of two models, naive, aligned and in controls.
+
+        Of two checkpoints one is loaded, the other read tensor by tensor; live models are not changed. See
+        `hf_moe_lmc.connectivity.evaluate_path`.
+
+        Args:
+            alignment: of the pair; or how to align first.
+            data: batches of the model's arguments and `labels`, in a fixed order.
+            points: so many, equally spaced from 0 to 1.
+            t: the positions themselves, instead.
+            calibration: batches that are not among `data`, for repairs and temperatures.
+            variants, repairs, metrics, memory, seed: see `PathSettings`.
+            accelerator: the processes and their device; None makes one.
+            load: dtype, device_map and the like of the model that is evaluated.
+        """
+        places, pair = points_of(points, t), self.models
+        settings = PathSettings(variants, repairs, metrics, seed=seed, memory=memory)
+        data_for_repairs = CalibrationData.of(calibration)
+        self._check_computable()
+        if len(pair.others) != 1:
+            raise BadInputError(f"a path has two models, not {len(pair.models)}")
+        if isinstance(alignment, Alignment):
+            Merge(pair, [alignment])  # checks the layers
+        else:
+            asked = "aligned" in variants
+            alignment = cast(Alignment, self.align(alignment)) if asked else Alignment({})
+        model = load_model(pair.reference, load)
+        return evaluate_path(pair, model, alignment, data, places, data_for_repairs, settings, accelerator)
 
     def push_to_hub(
         self,
-        repository: str,
+        repo_id: str,
         output: str | Path,
-        alignment: Alignment | None = None,
-        t: float = 0.5,
-        options: OutputOptions | None = None,
-        keep_norms: bool = False,
-        report: PathReport | None = None,
-        verification: Verification | None = None,
-        dataset: str | None = None,
+        alignment: GivenAlignment = None,
+        t: float | None = None,
+        *,
         private: bool = False,
         create_pr: bool = False,
-        licence: str | None = None,
+        license: str | None = None,
         token: str | None = None,
+        **options: Unpack[MergeOptions],
     ) -> str:
-        """Merge two checkpoints into a folder, write its card, and send it to the Hub in one commit.
+        """Merge checkpoints into a folder with its card, and send it to the Hub in one commit.
 
         The token is checked before the work. Whatever fails afterwards, nothing is committed, the folder stays, and the
-        error says how to send it. In one process; after a merge by several, use `hf_moe_lmc.hub.push_folder`.
+        error says how to send it.
 
         Args:
-            repository: `name` or `organisation/name`.
-            output, alignment, t, options, keep_norms: as for `merge`.
-            report, verification, dataset: for the card; see `hf_moe_lmc.hub.write_card`.
-            private, create_pr, licence, token: see `hf_moe_lmc.hub.push_folder`.
+            repo_id: `name` or `organisation/name`.
+            output, alignment, t, options: as for `merge`.
+            private, create_pr, license, token: see `hf_moe_lmc.hub.push_folder`.
 
         Returns:
-            Address of the commit or of the pull request.
+            address of the commit or of the pull request.
 
         Raises:
             As `merge` and `hf_moe_lmc.hub.push_folder`.
         """
-        check_token(repository, token)
-        found = alignment or self.align()
-        merge_opened(self.reference, self.other, output, found, t, options, keep_norms=keep_norms)
-        write_card(output, found, report, verification, dataset, licence, token)
-        return push_folder(output, repository, private, create_pr, licence, token)
+        check_push(repo_id, license, token)
+        self.merge(alignment, t, output=output, **options)
+        return push_folder(output, repo_id, private, create_pr, license, token)
 
-    def evaluate(
-        self,
-        alignment: Alignment | None,
-        data: DataLoader[Any],
-        t: int | Sequence[float] = 25,
-        load: LoadOptions | None = None,
-        **keywords: Any,
-    ) -> PathReport:
-        """Loss, accuracy and routing along the path, naive, aligned and in controls; see `evaluate_path`.
+    def _points(self, t: float | Sequence[float] | None, shares: Sequence[float] | None) -> dict[str, Shares]:
+        """Folder in the output -> shares."""
+        number = len(self.models.models)
+        if shares is not None or number > 2:
+            if t is not None:
+                raise BadInputError("t is a point between two models; several models, and shares, take no t")
+            return {"": normalised_shares(shares, number)}
+        if t is None or isinstance(t, (int, float)):
+            return {"": shares_at(0.5 if t is None else t)}
+        points = {f"t-{point:.12g}": shares_at(point) for point in dict.fromkeys(t)}
+        if len(points) < len(dict.fromkeys(t)) or not points:
+            raise BadInputError(f"t is {list(t)}; give one value or several that differ by more than 1e-12")
+        return points
 
-        Of two checkpoints one is loaded, the other read tensor by tensor.
+    def _check_computable(self) -> None:
+        for model in self.models.models:
+            if model.checkpoint and (method := quantisation(model.checkpoint.model.config)):
+                raise BadInputError(
+                    f"{model.name}: the weights are quantised ({method}), which lets experts be reordered (align, "
+                    "apply), but nothing be computed; load the model with dequantize=True in its quantisation config, "
+                    "and save it with save_original_format=False first"
+                )
 
-        Args:
-            alignment: what `align` found; None aligns first.
-            data: batches of the model's arguments and `labels`.
-            t: number of points, or the points.
-            load: dtype, device_map and the like of the model that is evaluated.
-            keywords: further arguments of `hf_moe_lmc.connectivity.evaluate_path`.
-        """
-        model = load_model(self.reference, load)
-        return evaluate_path(model, self.other.tensors, alignment or self.align(), data, t, **keywords)
+    def _merge(self, alignment: GivenAlignment, options: MergeOptions) -> Merge:
+        if isinstance(alignment, Alignment):
+            alignment = [alignment]
+        if isinstance(alignment, Sequence) and not isinstance(alignment, str):
+            return Merge(self.models, list(alignment), not options.get("allow_other_weights", False))
+        config = AlignmentConfig.of(alignment)
+        if config.expert_order == "none":
+            return Merge(self.models, [None] * len(self.models.others))
+        aligned_now = align_models(self.models, config, _resources(options))
+        alignments = [aligned_now] if isinstance(aligned_now, Alignment) else list(aligned_now)
+        return Merge(self.models, alignments, check_weights=False)  # these weights were aligned a moment ago
+
+    def _repairs(self, merge: Merge, points: Sequence[Shares], options: MergeOptions) -> MergeRepairs:
+        repairs = options.get("repairs", ())
+        if repairs != "auto" and not needs_data(repairs):
+            return MergeRepairs.without_data(repairs)
+        data = CalibrationData.of(options.get("calibration", ()))
+        if not data.batches:
+            raise BadInputError("repairs need calibration data; give two batches or more")
+        model, accelerator = load_model(self.models.reference, _load_options(options)), accelerator_of_all()
+        if not hasattr(model, "hf_device_map"):
+            model.to(accelerator.device)
+        with temporarily_loaded(model) as saved:
+            others = [
+                OnDevice(aligned(other.tensors, other.layers, symmetries), saved)
+                for other, symmetries in zip(self.models.others, merge.symmetries, strict=True)
+            ]
+            specs, data = self.models.reference.layers, data.to(accelerator.device)
+            return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
+
+
+def align(
+    reference: Model,
+    other: Model | Sequence[Model],
+    config: AlignmentConfig | ExpertOrder | None = None,
+    *,
+    output: str | Path | None = None,
+    overwrite: bool = False,
+    device: str | torch.device | None = None,
+    memory: int | None = None,
+    **hub: Unpack[HubOptions],
+) -> Alignment | MutualAlignment:
+    """Align one model, or several, to `reference`: `MoeAligner.from_pretrained(...).align(config, ...)`."""
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
+    return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
+
+
+def merge(
+    reference: Model,
+    other: Model | Sequence[Model],
+    alignment: GivenAlignment = None,
+    t: float | Sequence[float] | None = None,
+    *,
+    output: str | Path | None = None,
+    **options: Unpack[Keywords],
+) -> Merged:
+    """Merge `reference` and one model, or several: `MoeAligner.from_pretrained(...).merge(alignment, t, ...)`."""
+    hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
+    aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
+    return aligner.merge(alignment, t, output=output, **cast(MergeOptions, options))
+
+
+def apply(
+    alignment: Alignment,
+    model: Model,
+    output: str | Path | None = None,
+    *,
+    layout: Layout = "kept",
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    allow_other_weights: bool = False,
+    **hub: Unpack[HubOptions],
+) -> Path | PreTrainedModel:
+    """Rewrite a model by an alignment; it computes what it computed before, and no weight is rounded.
+
+    Args:
+        alignment: of `model` to a reference.
+        model: a folder, a repository on the Hub, or a live model, which is not changed (`Alignment.apply` changes it).
+        output: a new folder, which gets a card too; None loads the result.
+        layout, dtype, overwrite, allow_other_weights: as for `MoeAligner.merge`.
+        hub: revision, subfolder, token, cache_dir, local_files_only.
+
+    Returns:
+        the folder `output`, or without it a model.
+
+    Raises:
+        IncompatiblePairError: the alignment was made for another model.
+        BadInputError, UnsupportedArchitectureError, HubError, OutputError: the model or the output is unusable.
+    """
+    opened = open_model(model, hub, quantised=output is not None)
+    if output is None:
+        return load_aligned(opened, alignment, LoadOptions(dtype=dtype) if dtype else None, not allow_other_weights)
+    write_aligned(
+        opened,
+        alignment,
+        Path(output),
+        WriteOptions(layout, dtype, overwrite),
+        not allow_other_weights,
+        _card([alignment], [opened]),
+    )
+    return Path(output)
+
+
+def plan_apply(
+    model: Model,
+    output: str | Path,
+    *,
+    layout: Layout = "kept",
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+    **hub: Unpack[HubOptions],
+) -> Plan:
+    """Return the needs of `apply` with the same arguments."""
+    opened = open_model(model, hub, quantised=True)
+    check_output(Path(output), opened.paths, overwrite)
+    return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite))
 
 
 def from_aligned_pretrained(
@@ -187,22 +469,70 @@ def from_aligned_pretrained(
     align_to: Model,
     t: float = 1.0,
     config: AlignmentConfig | ExpertOrder | None = None,
-    load: LoadOptions | None = None,
-    options: HubOptions | None = None,
-    align_to_options: HubOptions | None = None,
+    **options: Unpack[Keywords],
 ) -> PreTrainedModel:
     """`from_pretrained(name)`, aligned to another model; with `t` < 1 on the line between the two.
 
     Args:
         name: a folder, a repository on the Hub, or a live model, which is not changed.
         align_to: the reference, t = 0.
-        t: 1 is `name` itself, rewritten: it computes what it computed.
+        t: 1 is `name` itself, rewritten: it computes what it computed, with its own configuration and dtype.
         config: how to align.
-        load: dtype, device_map and the like.
-        options, align_to_options: revision, subfolder, token, cache_dir, local_files_only of either model.
+        options: see `MergeOptions`; and revision, subfolder, token, cache_dir, local_files_only.
 
     Raises:
         As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
     """
-    aligner = MoeAligner.from_pretrained(align_to, name, align_to_options, options)
-    return aligner.merge(aligner.align(config), t, load=load)
+    return cast(PreTrainedModel, merge(align_to, name, config, t, **options))
+
+
+def push_to_hub(
+    result: Alignment | str | Path,
+    repo_id: str,
+    *,
+    private: bool = False,
+    create_pr: bool = False,
+    license: str | None = None,
+    token: str | None = None,
+) -> str:
+    """Send an alignment, or the folder of a merge, of a rewritten checkpoint or of an alignment, with its card.
+
+    Args:
+        result: the alignment or the folder.
+        repo_id: `name` or `organisation/name`.
+        private, create_pr, license, token: see `hf_moe_lmc.hub.push_folder`.
+
+    Returns:
+        address of the commit or of the pull request.
+
+    Raises:
+        As `hf_moe_lmc.hub.push_folder`.
+    """
+    if isinstance(result, Alignment):
+        return push_alignment(result, repo_id, private, create_pr, license, token)
+    return push_folder(result, repo_id, private, create_pr, license, token)
+
+
+def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:
+    return other if isinstance(other, Sequence) and not isinstance(other, str) else [cast(Model, other)]
+
+
+def _card(alignments: Alignments, models: Sequence[OpenedModel]) -> Finish:
+    """Write the card of a checkpoint; the cards of its parents are read with the keywords that the models were."""
+    access = {model.name: model.source.options for model in models if model.source}
+    return lambda folder, name: write_card(folder, alignments, name=name, access=access)
+
+
+def _write_options(options: MergeOptions) -> WriteOptions:
+    dtype = options.get("dtype")
+    if isinstance(dtype, str):
+        dtype = None if dtype == "auto" else getattr(torch, dtype)
+    return WriteOptions(options.get("layout", "kept"), dtype, options.get("overwrite", False))
+
+
+def _load_options(options: MergeOptions) -> LoadOptions:
+    return cast(LoadOptions, {name: options[name] for name in LoadOptions.__annotations__ if name in options})  # type: ignore[literal-required]
+
+
+def _resources(options: MergeOptions) -> Resources:
+    return Resources(options.get("device"), options.get("memory"))

@@ -1,10 +1,15 @@
 """Errors that a user can act on: what was found, what was expected, what to do. One line each."""
 
+LONGEST_LINE = 4000
+
 
 class MoeLmcError(Exception):
-    """Base of all errors raised on purpose; the command line ends with `exit_code`."""
+    """Base of all errors raised on purpose; the command line ends with `exit_code`. The message is one line."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(one_line(message))
 
 
 class BadInputError(MoeLmcError):
@@ -33,3 +38,17 @@ class HubError(MoeLmcError):
     """The Hub or the network did not answer, or refused."""
 
     exit_code = 6
+
+
+def one_line(text: str) -> str:
+    """`text`, which others may have written, as a line that can be printed.
+
+    Every run of white space is one space, other characters that cannot be printed (such as those that steer a
+    terminal) are escaped, and the middle of a very long line is left out.
+    """
+    words = " ".join(text.split())
+    line = "".join(x if x.isprintable() else x.encode("unicode_escape").decode() for x in words)
+    if len(line) <= LONGEST_LINE:
+        return line
+    half = LONGEST_LINE // 2
+    return f"{line[:half]} ... {line[-half:]}"

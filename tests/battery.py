@@ -13,9 +13,9 @@ from torch import Tensor
 
 from hf_moe_lmc import align
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, unaligned_layers
-from hf_moe_lmc.alignment import apply_symmetries
+from hf_moe_lmc.alignment import aligned
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.matching import ExpertOrder
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.verification.block_comparison import BlockComparison
 from tests import families
 from tests.facts import FACTS, Move
@@ -120,7 +120,7 @@ def check(
 
 def _scrambled(specs: Iterable[MoeLayerSpec], tensors: Tensors) -> Tensors:
     symmetries = {spec.name: derangement(spec.read(tensors), seed) for seed, spec in enumerate(specs)}
-    return apply_symmetries(tensors, specs, symmetries)
+    return dict(aligned(tensors, specs, symmetries))
 
 
 def _router_tensors(specs: Iterable[MoeLayerSpec], tensors: Tensors, only: str | None = None) -> Tensors:
@@ -171,9 +171,9 @@ def _recovered(family: str, experts: int, expert_orders: tuple[ExpertOrder, ...]
     scrambled = other.state_dict()
     if any(spec.group.product_keys for spec in specs):  # refused, see tests/matching/test_product_keys.py
         expert_orders = tuple(order for order in expert_orders if order != "joint")
-    found = {order: align(reference, other, order).symmetries for order in expert_orders}
-    back = {order: apply_symmetries(scrambled, specs, symmetries) for order, symmetries in found.items()}
-    return {order: all(torch.equal(moved[name], tensors[name]) for name in tensors) for order, moved in back.items()}
+    found = {order: align(reference, other, config=order).symmetries for order in expert_orders}
+    back = {order: dict(aligned(scrambled, specs, symmetries)) for order, symmetries in found.items()}
+    return {order: all(torch.equal(own[name], tensors[name]) for name in tensors) for order, own in back.items()}
 
 
 def row(family: str) -> str:

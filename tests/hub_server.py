@@ -75,7 +75,9 @@ class Answer(BaseHTTPRequestHandler):
         if not file.is_file():
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
         content = file.read_bytes()
-        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{hash(content)}"', "Accept-Ranges": "bytes"}
+        entry = described(name, content)
+        digest = entry["lfs"]["sha256"] if "lfs" in entry else entry["blobId"]
+        headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{digest}"', "Accept-Ranges": "bytes"}
         if name == self.hub.faulty and self.command == "GET" and self.hub.due("file"):
             return self._fault(content, headers)
         return self._send(200, content, headers)

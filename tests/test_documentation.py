@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import hf_moe_lmc
-from hf_moe_lmc.cli.parser import parser
+from hf_moe_lmc.cli.parser import command_line
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")]
@@ -43,7 +43,7 @@ def test_it_says_that_it_is_typed():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_flags_of_commands_exist(page):
     """In blocks and in the middle of sentences."""
-    commands = next(action.choices for action in parser()._actions if action.metavar == "COMMAND")
+    commands = next(action.choices for action in command_line()._actions if action.metavar == "COMMAND")
     for name, words in re.findall(
         r"(?:hf-moe-lmc|hf_moe_lmc\.cli) ([a-z]+)\b([^`\n]*)", page.read_text(encoding="utf-8")
     ):

@@ -46,7 +46,7 @@ class Cell:
         seeds: one copy each; all pairs are compared.
         points: evaluated points of every path.
         all_orders: whether every expert order is evaluated too, where there is a barrier to lower.
-        further: whether temperature-calibrated losses and learned matching are measured too.
+        temperature: whether temperature-calibrated losses are measured too.
     """
 
     name: str
@@ -75,7 +75,7 @@ class Cell:
     seeds: tuple[int, ...]
     points: int
     all_orders: bool
-    further: bool
+    temperature: bool
 
     def __post_init__(self) -> None:
         if (self.start != "fresh" and self.model not in SWIGLU) or (self.variant != "sparse" and self.model in SWIGLU):
@@ -108,7 +108,7 @@ class Cell:
 
     def endpoint_key(self, endpoint: Endpoint) -> str:
         """The same for all cells that hold the same trained copy."""
-        ignored = {"name", "seeds", "points", "all_orders", "further", "place"}
+        ignored = {"name", "seeds", "points", "all_orders", "temperature", "place"}
         wanted = [field.name for field in fields(self) if field.name not in ignored]
         return _key(self, wanted, layers=self.layers, seed=endpoint.seed, source=endpoint.source)
 

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.connectivity import Curve
-from hf_moe_lmc.connectivity.predictions import IGNORED_LABEL, answer
+from hf_moe_lmc.connectivity.evaluation import logits_and_labels
+from hf_moe_lmc.connectivity.metrics import IGNORED_LABEL
 
 from .pair import Pair
 
@@ -50,7 +51,7 @@ def ensemble(
     """Loss and accuracy of the mean of both models' predicted probabilities."""
     loss, right, count = 0.0, 0, 0
     for batch in batches:
-        (logits, labels), (others, _) = answer(first, batch), answer(second, batch)
+        (logits, labels), (others, _) = logits_and_labels(first, batch), logits_and_labels(second, batch)
         both = torch.logaddexp(logits.log_softmax(-1), others.log_softmax(-1)).flatten(0, 1) - math.log(2)
         labels = labels.flatten()
         loss += float(F.nll_loss(both, labels, reduction="sum", ignore_index=IGNORED_LABEL))

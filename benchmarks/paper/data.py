@@ -10,8 +10,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 from transformers import PreTrainedTokenizerFast
 
-from hf_moe_lmc.connectivity.data import load_rows, packed_blocks
-from hf_moe_lmc.connectivity.data.classification import LabelledImages
+from hf_moe_lmc.connectivity.data import LabelledImages, load_rows, packed_blocks
 from hf_moe_lmc.demo.digits import CLASSES, IMAGE_SIZE, digits_file, load_digits
 
 from .texts import Texts, load_texts

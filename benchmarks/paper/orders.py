@@ -18,16 +18,16 @@ def rank_orders(pair: Pair, naive: float) -> dict[str, object]:
     is the best of n!.
     """
     (spec,), (source,) = pair.moe, pair.test
-    a, b = (spec.read(end) for end in pair.ends)
+    a, b = (spec.read(endpoint) for endpoint in pair.endpoints)
     barriers = {}
     for order in permutations(range(a.experts.num_experts)):
         symmetry = align_layers(a, b, Permutation(torch.tensor(order))).symmetry
-        path = linear_path(pair.ends[0], pair.moved(pair.found["units"].symmetries | {spec.name: symmetry}))
+        path = linear_path(pair.endpoints[0], pair.aligned(pair.alignments["units"].symmetries | {spec.name: symmetry}))
         barriers[order] = pair.curve(path, source).barrier.loss_barrier
     best = min(barriers.values())
     ranked = {}
     for method in METHODS:
-        own = barriers[tuple(pair.found[method].symmetries[spec.name].experts.index.tolist())]
+        own = barriers[tuple(pair.alignments[method].symmetries[spec.name].experts.index.tolist())]
         rank = 1 + sum(barrier < own for barrier in barriers.values())
         ranked[method] = {"rank": rank, "l_hat": 100 * (own - best) / (naive - best) if naive > best else None}
     return {"methods": ranked, "best": best, "worst": max(barriers.values()), "orders": len(barriers)}

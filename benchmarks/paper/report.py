@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from hf_moe_lmc.connectivity.repairs import AUTOMATIC
+from hf_moe_lmc.merging import AUTOMATIC
 
 from .grid import Table, load_grid
 from .plots import PICTURES
@@ -27,16 +27,16 @@ what large models do. `make paper-quick` and `make paper` renew the tables; a ro
 
 Seeds 21 to 25 are reported, and nothing was chosen on them. The ViT's settings are the demo's (chosen on seeds 1 to 4),
 the language models' those of `benchmarks/repair.py`; the study of single settings runs on seeds 1 to 3, and its figures
-are no claim. Choosing and reporting share their test examples. Pairs share endpoints, so the spread (± one standard
-deviation over pairs) understates the uncertainty. A cell with fewer pairs or points than the grid asks for says so.
+are no claim. Choosing and reporting share their test examples. Brackets
+hold 95 % intervals of a bootstrap over endpoints, which pairs share; ± is one standard deviation over pairs, which
+understates the uncertainty. A cell with fewer pairs or points than the grid asks for says so.
 
 Figures are loss barriers in per cent of the naive one, in nats where that is below 0.02. Of the controls, *naive +
 rescale* scales the experts' outputs on calibration data, *naive + norms* restores the norms of units and router rows,
 *random* applies a drawn element of the symmetry group: none of them aligns anything. *units* matches units and leaves
 the experts in their order; *gate*, *gram*, *joint* and *auto* match experts, then units; *auto + norms* and *auto +
 rescale* add one repair, *auto + repair* those that held-out calibration data asks for (half of the calibration data
-calibrates, half chooses). *learned + norms* starts from *auto* and lets the loss of the merge rearrange units. With two
-experts, top-2 routing is dense routing.
+calibrates, half chooses). With two experts, top-2 routing is dense routing.
 """
 
 

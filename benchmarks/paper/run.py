@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.utils import disable_progress_bars
 
-from hf_moe_lmc.connectivity.repairs import AUTOMATIC
+from hf_moe_lmc.merging import AUTOMATIC
 
 from .cells import Cell
 from .comparison import compare

@@ -3,6 +3,8 @@
 from collections.abc import Callable, Iterator, Sequence
 from statistics import fmean, stdev
 
+from benchmarks.intervals import ratio_interval
+
 from .pair import METHODS
 
 CONTROLS = ("naive + rescale", "naive + norms", "random")
@@ -20,7 +22,7 @@ def verification(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         naive = _values(row, "naive", "loss_barrier")
-        shares = [_share(_values(row, path, "loss_barrier"), naive) for path in (*CONTROLS, *METHODS, *REPAIRED)]
+        shares = [_share(row, path) for path in (*CONTROLS, *METHODS, *REPAIRED)]
         points = [_points(_values(row, path, "accuracy_barrier")) for path in ("naive", "auto", "auto + norms")]
         lines.append([*_start(row), f"{fmean(_ends(row, 'loss')):.3f}", _spread(naive, 3), *shares, *points])
     return markdown(head, lines)
@@ -32,14 +34,17 @@ def orders(rows: Sequence[Row]) -> str:
     head += ["best order", "worst order", *(f"{method}: rank, L^" for method in METHODS)]
     lines = []
     for row in rows:
-        naive = _values(row, "naive", "loss_barrier")
-        shares = [_share(_values(row, path, "loss_barrier"), naive) for path in ("naive + rescale", "random")]
-        ranked = [pair["orders"] for pair in row["pairs"] if "orders" in pair]
-        found = [_share([pair[end] for pair in ranked], naive) if ranked else "-" for end in ("best", "worst")]
-        for method in METHODS:
-            places = [pair["methods"][method] for pair in ranked]
-            found.append(f"{_spread([p['rank'] for p in places], 1)}, {_l_hat(places)}" if ranked else "-")
-        lines.append([*_start(row), _spread(naive, 3), *shares, str(len(ranked)), *found])
+        shares = [_share(row, path) for path in ("naive + rescale", "random")]
+        ranked = {**row, "pairs": [pair for pair in row["pairs"] if "orders" in pair]}
+        orders = [pair["orders"] for pair in ranked["pairs"]]
+        cells = ["-"] * (2 + len(METHODS))
+        if orders:
+            cells = [_percent(ranked, [pair[extreme] for pair in orders]) for extreme in ("best", "worst")]
+            for method in METHODS:
+                places = [pair["methods"][method] for pair in orders]
+                cells.append(f"{_spread([place['rank'] for place in places], 1)}, {_l_hat(places)}")
+        naive = _spread(_values(row, "naive", "loss_barrier"), 3)
+        lines.append([*_start(row), naive, *shares, str(len(orders)), *cells])
     return markdown(head, lines)
 
 
@@ -57,7 +62,7 @@ def depth(rows: Sequence[Row]) -> str:
     lines = []
     for row in rows:
         for path in (*CONTROLS, *METHODS, *REPAIRED):
-            ratios = [_share(_values(row, path, q), _values(row, "naive", q), 0.0) for q in quantities]
+            ratios = [_share(row, path, quantity, 0.0) for quantity in quantities]
             lines.append([*_start(row), _spread(_values(row, "naive", "loss_barrier"), 3), path, *ratios])
     return markdown(head, lines)
 
@@ -80,11 +85,10 @@ def domains(rows: Sequence[Row]) -> str:
 
 
 def study(rows: Sequence[Row]) -> str:
-    """As `verification`, with learned matching, and with the barriers of temperature-calibrated losses."""
-    further = [["learned + norms", "calibrated: naive, nats", "calibrated: auto, nats"], ["---:"] * 3]
+    """As `verification`, with the barriers of temperature-calibrated losses."""
+    further = [["calibrated: naive, nats", "calibrated: auto, nats"], ["---:"] * 2]
     for row in rows:
-        learned = _share(_values(row, "learned + norms", "loss_barrier"), _values(row, "naive", "loss_barrier"))
-        further.append([learned, *(_spread(_values(row, path, "calibrated_barrier"), 3) for path in ("naive", "auto"))])
+        further.append([_spread(_values(row, path, "calibrated_barrier"), 3) for path in ("naive", "auto")])
     table = verification(rows).splitlines()
     return "\n".join(f"{line} {' | '.join(more)} |" for line, more in zip(table, further, strict=True)) + "\n"
 
@@ -166,9 +170,20 @@ def _points(values: Sequence[float]) -> str:
     return f"{100 * fmean(values):.1f} pp"
 
 
-def _share(values: Sequence[float], naive: Sequence[float], smallest: float = SMALL) -> str:
-    """Mean and spread in per cent of the mean naive one; in nats where that is too small to divide by."""
-    whole = fmean(naive)
-    if whole <= smallest:
-        return f"{_spread(values, 4)} nats" if smallest else "-"
-    return _spread([100 * value / whole for value in values], 1)
+def _share(row: Row, path: str, quantity: str = "loss_barrier", smallest: float = SMALL) -> str:
+    """Mean of a path, and its interval over endpoints, in per cent of the naive mean, or in nats below `smallest`."""
+    return _percent(row, _values(row, path, quantity), quantity, smallest)
+
+
+def _percent(row: Row, values: Sequence[float], quantity: str = "loss_barrier", smallest: float = SMALL) -> str:
+    """`_share` of values that are given, one per pair."""
+    naive = _values(row, "naive", quantity)
+    if fmean(naive) <= smallest:
+        low, high = ratio_interval(_endpoints(row), values, [1.0] * len(values))
+        return f"{fmean(values):.4f} [{low:.4f}, {high:.4f}] nats" if smallest else "-"
+    low, high = ratio_interval(_endpoints(row), values, naive)
+    return f"{100 * sum(values) / sum(naive):.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+
+def _endpoints(row: Row) -> tuple[tuple[str, str], ...]:
+    return tuple((pair["pair"][0], pair["pair"][1]) for pair in row["pairs"])

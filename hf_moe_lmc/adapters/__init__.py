@@ -1,12 +1,10 @@
-"""Transformers module names <-> MoeLayer."""
+"""Mixture-of-Experts layers of Transformers models: facts of the families; tensors under module names <-> MoeLayer."""
 
-from .class_key import class_key
 from .discovery import alignable_layers, moe_layers, unaligned_layers
-from .inspection import Inspection, LayerInspection, inspect
-from .packed_layers import packed_layer
-from .register import register_adapter
+from .families import class_key, register_adapter
+from .inspection import Inspection, LayerInspection, experts_per_token, inspect, router_of
+from .quantised import packed_layer
 from .spec import MoeLayerSpec
-from .top_k import experts_per_token, router_of
 
 __all__ = [
     "Inspection",

@@ -1,61 +1,28 @@
-"""Finding the layers of a Mixture-of-Experts model whose experts or units can be aligned."""
+"""Discovery of the layers of a Mixture-of-Experts model whose experts or units can be aligned."""
 
-from torch import nn
+from collections.abc import Iterable
+
+from torch import Tensor, nn
 from transformers.utils import logging
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.moe import SymmetryGroup
 
-from .class_key import class_key
-from .gates import UnitFreedom, expert_units, mlp_units
-from .headed_mlp import HeadedMlp
-from .layouts import ExpertLayout, StackedExperts
-from .mlp_layouts import DenseMlp, ListedExperts
-from .mlps import SHARED, dense_mlps, shared_experts, unknown_mlps
-from .product_key_experts import ProductKeyExperts
-from .refusals import module_tensors, refuse_adapter, refuse_quantised, refuse_tied
-from .routed_experts import RoutedExperts, routed_experts
-from .routers import admits_scale, admits_selection_bias_constant, admits_translation, expert_groups
+from .detection import RoutedExperts, dense_mlps, routed_experts, shared_experts, unknown_mlps
+from .families import ROUTER_TENSORS, RouterFacts, class_key, facts_of
+from .layouts import ExpertLayout, HeadedMlp
+from .quantised import module_tensors, refuse_quantised
 from .spec import MoeLayerSpec, RouterSpec
+from .symmetries import dense_group, routed_group, router_facts
 
 logger = logging.get_logger(__name__)
 
 ROUTERS = ("gate", "router", "router_gate")
 
-# Names of a router's tensors below the router, or of a selection bias below the block -> field of `Router`.
-ROUTER_TENSORS = {
-    "weight": "weight",
-    "classifier.weight": "weight",
-    "gate.weight": "weight",
-    "layer.weight": "weight",
-    "proj.weight": "weight",
-    "router_mlp.out_proj.weight": "weight",
-    "wg.weight": "weight",
-    "bias": "bias",
-    "classifier.bias": "bias",
-    "balancing_biases": "selection_bias",
-    "e_score_correction_bias": "selection_bias",
-    "expert_bias": "selection_bias",
-    "moe_statics.e_score_correction_bias": "selection_bias",
-    "per_expert_scale": "per_expert_scale",
-    "tid2eid": "expert_table",
-}
-# Tensors of routers that do not belong to one expert or another.
-COMMON_ROUTER_TENSORS = frozenset({"scale", "global_scale", "router_states_scale"})
-COMMON_ROUTER_MODULES = ("down_proj.", "router_mlp.norm.", "router_mlp.fc1.", "router_mlp.fc2.")
-
-# Experts whose order is no symmetry: Transformers sends all tokens of NLLB-MoE to its experts 0 and 1.
-FIXED_EXPERTS = frozenset({"nllb_moe.NllbMoeExperts"})
-# Experts whose units are no symmetry: those of JetMoe's attention are dimensions of query heads.
-FIXED_UNITS = frozenset({"jetmoe.JetMoeMoA"})
-# Experts whose answers are normalised before they are weighted.
-NORMALISED = frozenset({"muse_spark.MuseSparkExperts"})
-
 
 def moe_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
     """Every layer of `model` with a router, in module order; reads no weights, so a meta-device skeleton will do.
 
-    Experts are found by how they are stored, and the router beside them by its name and class.
+    Experts are found by their layout, and the router beside them by its name and class.
 
     Raises:
         UnsupportedArchitectureError: a router, a gate or a layout is not known, an adapter is not merged, weights are
@@ -92,82 +59,109 @@ def unaligned_layers(model: nn.Module) -> tuple[str, ...]:
 
 def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ...]]:
     modules = dict(model.named_modules())
-    for name, module in modules.items():
-        refuse_adapter(name, module)
-    routed = [
-        found
-        for name, module in modules.items()
-        if name.rpartition(".")[2] not in SHARED and (found := routed_experts(name, module))
-    ]
+    _refuse_adapters(modules)
+    routed = [experts for name, module in modules.items() if (experts := routed_experts(name, module))]
+    # Before rows are compared with experts: a list shows one with two names once.
+    _refuse_tied((name for experts in routed for name in experts.layout.tensor_names), model)
     # Blocks of one layer may share their shared experts; the first one has them.
     specs, taken = [], set()
-    for found in routed:
-        shared = shared_experts(found.block, modules)
-        specs.append(_moe_spec(found, shared if shared and shared.name not in taken else None, modules))
+    for experts in routed:
+        shared = shared_experts(experts.block, modules)
+        specs.append(_moe_spec(experts, shared if shared and shared.name not in taken else None, modules))
         taken |= {shared.name} if shared else set()
-    taken |= {found.layout.name for found in routed}
+    taken |= {experts.layout.name for experts in routed}
     specs += [_dense_spec(layout, modules) for layout in dense_mlps(modules, taken)]
     if not any(spec.router or isinstance(spec.experts, HeadedMlp) for spec in specs):
         raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
-    refuse_tied((name for spec in specs for name in spec.tensor_names), model)
+    _refuse_tied((name for spec in specs for name in spec.tensor_names), model)
     place = {name: index for index, name in enumerate(modules)}
     specs.sort(key=lambda spec: place[spec.name])
-    blocks = {found.block for found in routed}
+    blocks = {experts.block for experts in routed}
     return tuple(specs), tuple(unknown_mlps(modules, blocks, {spec.name for spec in specs}))
 
 
-def _dense_spec(mlp: DenseMlp | HeadedMlp | StackedExperts, modules: dict[str, nn.Module]) -> MoeLayerSpec:
+def _dense_spec(mlp: ExpertLayout, modules: dict[str, nn.Module]) -> MoeLayerSpec:
     refuse_quantised(mlp.tensor_names, modules)
-    units = mlp_units(mlp.name, modules[mlp.name])
-    group = SymmetryGroup(fixed_experts=True, unit_signs=units.signs, unit_scale_degree=units.scale_degree)
-    return MoeLayerSpec(mlp.name, None, mlp, None, group)
+    return MoeLayerSpec(mlp.name, None, mlp, None, dense_group(mlp.name, modules[mlp.name]))
 
 
-def _moe_spec(
-    found: RoutedExperts, shared: DenseMlp | StackedExperts | None, modules: dict[str, nn.Module]
-) -> MoeLayerSpec:
-    block, layout = modules[found.block], found.layout
+def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[str, nn.Module]) -> MoeLayerSpec:
+    block, layout = modules[routed.block], routed.layout
     refuse_quantised((*layout.tensor_names, *(shared.tensor_names if shared else ())), modules)
-    router_name = next((child for child in ROUTERS if isinstance(getattr(block, child, None), nn.Module)), None)
-    if router_name is None:
+    child = next((child for child in ROUTERS if isinstance(getattr(block, child, None), nn.Module)), None)
+    if child is None:
         raise UnsupportedArchitectureError(f"experts {layout.name}: no router beside them in {class_key(block)}")
-    router, key = block.get_submodule(router_name), class_key(modules[layout.name])
-    # What a plain linear is used for, the block knows.
+    router, name = block.get_submodule(child), f"{routed.block}.{child}"
+    # Only the block knows what a plain linear is used for.
     router = block if type(router) is nn.Linear else router
-    units = _units(layout, modules)
-    shared_units = mlp_units(shared.name, modules[shared.name]) if shared else UnitFreedom(False, 0)
-    group = SymmetryGroup(
-        expert_groups=expert_groups(router),
-        fixed_experts=key in FIXED_EXPERTS,
-        fixed_units=key in FIXED_UNITS,
-        product_keys=isinstance(layout, ProductKeyExperts),
-        router_translation=admits_translation(f"{found.block}.{router_name}", router),
-        router_scale=admits_scale(router),
-        selection_bias_constant=admits_selection_bias_constant(router),
-        unit_signs=units.signs,
-        unit_scale_degree=units.scale_degree,
-        expert_output_scale=key in NORMALISED,
-        shared_unit_signs=shared_units.signs,
-        shared_unit_scale_degree=shared_units.scale_degree,
+    group = routed_group(name, router, layout, shared, modules)
+    facts, stated = router_facts(name, router), facts_of(modules[layout.name]).experts
+    tensors = _router_tensors(routed.block, block, child, facts)
+    names = tuple(sorted((field, tensor_name) for field, (tensor_name, _) in tensors.items()))
+    kept = routed.kept_rows | _kept_rows(tensors, routed.num_experts, group.product_keys, facts)
+    return MoeLayerSpec(
+        routed.block,
+        RouterSpec(names, routed.num_experts, group.product_keys),
+        layout,
+        shared,
+        group,
+        tuple(kept.items()),
+        used_in_parts=bool(stated and stated.used_in_parts),
     )
-    tensors = _router_tensors(found.block, block, router_name)
-    return MoeLayerSpec(found.block, RouterSpec(tensors, found.num_experts, group.product_keys), layout, shared, group)
 
 
-def _units(layout: ExpertLayout, modules: dict[str, nn.Module]) -> UnitFreedom:
-    if isinstance(layout, ListedExperts):
-        return mlp_units(layout.experts[0].name, modules[layout.experts[0].name])
-    return expert_units(layout.name, modules[layout.name])
-
-
-def _router_tensors(block_name: str, block: nn.Module, router_name: str) -> tuple[tuple[str, str], ...]:
-    found, router = {}, f"{block_name}.{router_name}"
-    for name, _ in module_tensors(block.get_submodule(router_name), recurse=True):
+def _router_tensors(block_name: str, block: nn.Module, child: str, facts: RouterFacts) -> dict[str, tuple[str, Tensor]]:
+    """Field of `Router` -> the tensor that it is, and its module name."""
+    tensors, router = {}, f"{block_name}.{child}"
+    for name, tensor in module_tensors(block.get_submodule(child), recurse=True):
         if name in ROUTER_TENSORS:
-            found[ROUTER_TENSORS[name]] = f"{router}.{name}"
-        elif name not in COMMON_ROUTER_TENSORS and not name.startswith(COMMON_ROUTER_MODULES):
-            raise UnsupportedArchitectureError(f"router {router}: tensor {name} is not known; its role is not guessed")
-    for name, _ in module_tensors(block, recurse=False):
+            tensors[ROUTER_TENSORS[name]] = f"{router}.{name}", tensor
+        elif not any(name == common or name.startswith(f"{common}.") for common in facts.common_tensors):
+            raise UnsupportedArchitectureError(
+                f"router {router}: tensor {name} is not known; see hf_moe_lmc.register_adapter"
+            )
+    for name, tensor in module_tensors(block, recurse=False):
         if ROUTER_TENSORS.get(name) == "selection_bias":
-            found["selection_bias"] = f"{block_name}.{name}"
-    return tuple(sorted(found.items()))
+            tensors["selection_bias"] = f"{block_name}.{name}", tensor
+    return tensors
+
+
+def _kept_rows(
+    tensors: dict[str, tuple[str, Tensor]], num_experts: int, product_keys: bool, facts: RouterFacts
+) -> dict[str, int]:
+    """Module name of a tensor of a router -> number of its rows after those of the experts, if there are any."""
+    kept = {}
+    for field, (name, tensor) in tensors.items():
+        if field == "expert_table":
+            continue
+        rows = len(tensor) if field == "weight" else tensor.numel()
+        own = 2 * num_experts if product_keys else num_experts
+        if rows < own or (rows > own and facts.further_rows is None):
+            raise UnsupportedArchitectureError(
+                f"tensor {name} has {rows} rows for {num_experts} experts; see hf_moe_lmc.register_adapter"
+            )
+        if rows > own:
+            kept[name] = rows - own
+    return kept
+
+
+def _refuse_adapters(modules: dict[str, nn.Module]) -> None:
+    for name, module in modules.items():
+        if type(module).__module__.startswith("peft.tuners."):
+            raise UnsupportedArchitectureError(
+                f"layer {name}: a PEFT {type(module).__name__}; merge the adapter first (merge_and_unload)"
+            )
+
+
+def _refuse_tied(names: Iterable[str], model: nn.Module) -> None:
+    """Refuse a tensor of `names` that has a second name: it would be permuted twice."""
+    aliases: dict[int, list[str]] = {}
+    for tensors in (model.named_parameters, model.named_buffers):
+        for name, tensor in tensors(remove_duplicate=False):
+            aliases.setdefault(id(tensor), []).append(name)
+    known = set(names)
+    for tied in aliases.values():
+        if len(tied) > 1 and known & set(tied):
+            raise UnsupportedArchitectureError(
+                f"tensor {tied[0]} is tied to {tied[1]}; what suits one layer breaks the other: untie them first"
+            )

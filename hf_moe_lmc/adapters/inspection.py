@@ -1,4 +1,4 @@
-"""What the layers of a Mixture-of-Experts model are; from a meta-device skeleton as from a model with weights."""
+"""Description of the layers of a Mixture-of-Experts model, for a meta-device skeleton as for one with weights."""
 
 import math
 from collections.abc import Mapping
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import SymmetryGroup
 
-from .class_key import class_key
 from .discovery import alignable_layers, unaligned_layers
+from .families import class_key, facts_of
 from .spec import MoeLayerSpec
-from .top_k import experts_per_token, router_of
 
 
 @dataclass(frozen=True)
@@ -22,16 +22,16 @@ class LayerInspection:
         name: module name of the block.
         num_experts: E.
         num_units: F, units of an expert.
-        hidden_size: H, what an expert reads and writes.
+        hidden_size: H, the size of an expert's input and output.
         experts_per_token: K; 1 without router.
         expert_groups: G of group-limited routing; 1 without.
         shared_experts: number of shared experts as they are stored (most families store all of them as one wide MLP).
         shared_units: units of each.
         router: class of the router; None without.
-        symmetries: what leaves the function unchanged, in words.
+        symmetries: names of the rewrites that leave the function unchanged.
         log10_symmetries: log10 of the number of expert orders, unit orders and unit signs.
         parameters: of router, experts and shared experts.
-        bytes: that they take.
+        bytes: size of those.
     """
 
     name: str
@@ -76,7 +76,7 @@ def inspect(model: nn.Module) -> Inspection:
     """Describe `model`, reading no weights.
 
     Raises:
-        UnsupportedArchitectureError: as `moe_layers`; or a router does not say how many experts answer a token.
+        UnsupportedArchitectureError: as `moe_layers`; or a router does not say how many experts a token is sent to.
     """
     parameters, tensors = list(model.parameters()), model.state_dict()
     return Inspection(
@@ -153,3 +153,32 @@ def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[in
 
 def _log10_factorial(n: int) -> float:
     return math.lgamma(n + 1) / math.log(10)
+
+
+def router_of(model: nn.Module, spec: MoeLayerSpec) -> nn.Module | None:
+    """The router module of a layer of `model`: the child of the block that holds the router's weight; None without."""
+    if spec.router is None:
+        return None
+    weight = dict(spec.router.tensors)["weight"]
+    child = weight.removeprefix(f"{spec.name}.").partition(".")[0]
+    return model.get_submodule(f"{spec.name}.{child}")
+
+
+def experts_per_token(model: nn.Module, spec: MoeLayerSpec) -> int:
+    """K, from the router, else from the block around it (DBRX); 1 of a layer without router.
+
+    Raises:
+        UnsupportedArchitectureError: neither says.
+    """
+    router = router_of(model, spec)
+    if router is None:
+        return 1
+    facts = facts_of(router).router
+    if facts and facts.top_k:
+        return getattr(router.config, facts.top_k) if isinstance(facts.top_k, str) else facts.top_k
+    for module in (router, model.get_submodule(spec.name)):
+        if isinstance(top_k := getattr(module, "top_k", None), int):
+            return top_k
+    raise UnsupportedArchitectureError(
+        f"layer {spec.name}: a {class_key(router)} does not say how many experts a token is sent to"
+    )

@@ -1,4 +1,4 @@
-"""Where one Mixture-of-Experts layer lives, and how to read and write it."""
+"""The place of one Mixture-of-Experts layer in a model, read as a `MoeLayer` and written back."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,8 +10,7 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup, act
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .layouts import ExpertLayout
-from .packed_experts import PackedExperts
+from .layouts import ExpertLayout, PackedExperts
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class RouterSpec:
 
     Args:
         tensors: (field of `Router`, module name of the tensor).
-        num_experts: E; further rows, of skipped tokens or shared experts, stay where they are.
+        num_experts: E.
         product_keys: whether `weight` holds E rows of each of two keys; both belong to one row of `Router.weight`.
     """
 
@@ -30,16 +29,16 @@ class RouterSpec:
 
     def read(self, tensors: Mapping[str, Tensor]) -> Router:
         """The router out of tensors under module names."""
-        found = {field: tensors[name] for field, name in self.tensors}
-        table = found.pop("expert_table", None)
+        fields = {field: tensors[name] for field, name in self.tensors}
+        table = fields.pop("expert_table", None)
         # Ernie stores its selection biases as [1, E].
-        rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in found.items()}
+        rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in fields.items()}
         if self.product_keys:
             rows["weight"] = torch.cat(rows["weight"].chunk(2), dim=1)
         return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()}, expert_table=table)
 
     def write(self, router: Router) -> dict[str, Tensor]:
-        """The inverse of `read`, but for further rows and axes of length 1."""
+        """The inverse of `read`, but for kept rows and axes of length 1."""
         written = {name: getattr(router, field) for field, name in self.tensors}
         if self.product_keys:
             written = {name: torch.cat(tensor.chunk(2, dim=1)) for name, tensor in written.items()}
@@ -48,13 +47,15 @@ class RouterSpec:
 
 @dataclass(frozen=True)
 class MoeLayerSpec:
-    """Where one layer lives in the module tree, how to read and write it, and what leaves its function unchanged.
+    """One layer: its place in the module tree, how to read and write it, and its symmetries.
 
     Args:
         name: module name of the block, such as `model.layers.3.mlp`.
         router: None for a dense MLP, which is one expert.
         experts, shared_experts: its experts.
-        group: the symmetries that it admits.
+        group: its symmetries.
+        kept_rows: (module name of a tensor, number of its last rows, which belong to no routed expert and are kept).
+        used_in_parts: whether the block is never called as a whole, but its parts by the module above it.
     """
 
     name: str
@@ -62,6 +63,8 @@ class MoeLayerSpec:
     experts: ExpertLayout
     shared_experts: ExpertLayout | None
     group: SymmetryGroup
+    kept_rows: tuple[tuple[str, int], ...] = ()
+    used_in_parts: bool = False
 
     @property
     def num_experts(self) -> int:
@@ -98,16 +101,26 @@ class MoeLayerSpec:
     def write(self, layer: MoeLayer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The layer's tensors under module names, in the shapes that they have in `tensors`; the inverse of `read`.
 
-        Rows beyond the routed experts are those of `tensors`.
+        Kept rows are those of `tensors`.
+
+        Raises:
+            BadInputError: `layer` lacks a part of this one, or has other sizes.
         """
+        for part in ("router", "shared_experts"):
+            if getattr(self, part) and not getattr(layer, part):
+                raise BadInputError(f"layer {self.name}: no {part} to be written")
+        if layer.experts.num_experts != self.num_experts:
+            raise BadInputError(
+                f"layer {self.name} has {self.num_experts} experts; {layer.experts.num_experts} cannot be written"
+            )
         written = self.experts.write(layer.experts)
         if self.shared_experts and layer.shared_experts:
             written |= self.shared_experts.write(layer.shared_experts)
-        written = {name: _completed(tensor, tensors[name]) for name, tensor in written.items()}
+        written = {name: self._completed(name, tensor, tensors[name]) for name, tensor in written.items()}
         return self.write_router(layer.router, tensors) | written
 
     def act(self, symmetry: MoeSymmetry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`write(act(symmetry, read(tensors)), tensors)`; packed experts move along."""
+        """`write(act(symmetry, read(tensors)), tensors)`; packed experts are permuted, too."""
         written = self.write(act(symmetry, self.read(tensors)), tensors)
         if isinstance(self.experts, PackedExperts):
             written |= self.experts.permute(symmetry.experts, tensors)
@@ -116,10 +129,14 @@ class MoeLayerSpec:
     def write_router(self, router: Router | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of `write` that belongs to the router; nothing without."""
         written = self.router.write(router) if self.router and router else {}
-        return {name: _completed(tensor, tensors[name]) for name, tensor in written.items()}
+        return {name: self._completed(name, tensor, tensors[name]) for name, tensor in written.items()}
 
-
-def _completed(tensor: Tensor, original: Tensor) -> Tensor:
-    if tensor.ndim == original.ndim and len(tensor) < len(original):
-        return torch.cat([tensor, original[len(tensor) :]])
-    return tensor.reshape(original.shape)
+    def _completed(self, name: str, tensor: Tensor, original: Tensor) -> Tensor:
+        kept = dict(self.kept_rows).get(name, 0)
+        own = original[:-kept] if kept else original
+        # Ernie stores its selection biases as [1, E].
+        if tensor.squeeze().shape != own.squeeze().shape:
+            raise BadInputError(
+                f"layer {self.name}: {name} has shape {tuple(own.shape)}; {tuple(tensor.shape)} cannot be written"
+            )
+        return torch.cat([tensor, original[-kept:]]) if kept else tensor.reshape(original.shape)

@@ -1,49 +1,64 @@
-"""Two whole models -> an Alignment: one symmetry per Mixture-of-Experts layer; saved, loaded, applied."""
+"""Whole models: opened and checked, aligned, their weights as mappings, written and merged."""
 
-from .align import align, align_opened
-from .align_into import align_into
-from .align_many import MutualAlignment, align_many
-from .alignment import Alignment, apply_symmetries
-from .apply import apply
+from .alignment import Alignment, MutualAlignment
+from .alignment_plot import plot_alignment
 from .config import AlignmentConfig
-from .loading import LoadOptions, load_model
-from .merge import merge, merge_checkpoints, merge_opened
-from .merge_many import merge_many, merge_many_checkpoints
-from .opened_model import OpenedModel, open_checkpoint, open_model, open_skeleton
-from .pair import check_pair
-from .picture import plot_alignment
+from .job import accelerator_of_all, keep_freed_memory, processes
+from .live_weights import LiveWeights, SavedWeights, load_into, temporarily_loaded
+from .merge import Alignments, Merge, MergeRepairs, Shares, load_aligned, normalised_shares, shares_at, write_aligned
+from .mutual import align_models
+from .opened_model import LoadOptions, Model, OpenedModel, Pretrained, load_model, open_model, open_skeleton
+from .pair import CheckedModels, check_models, open_models
+from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
+from .random_rewrite import scramble
 from .resources import Resources
-from .scramble import scramble
-from .stream import OutputOptions
+from .weights import ByLayer, Weights, aligned, mean, repaired
+from .write import Finish, WriteOptions
 
 __all__ = [
     "Alignment",
     "AlignmentConfig",
+    "Alignments",
+    "ByLayer",
+    "CheckedModels",
+    "Finish",
+    "LiveWeights",
     "LoadOptions",
+    "Merge",
+    "MergeRepairs",
+    "Model",
     "MutualAlignment",
     "OpenedModel",
-    "OutputOptions",
     "Plan",
+    "Pretrained",
     "Resources",
-    "align",
+    "SavedWeights",
+    "Shares",
+    "Weights",
+    "WriteOptions",
+    "accelerator_of_all",
     "align_into",
-    "align_many",
-    "align_opened",
-    "apply",
-    "apply_symmetries",
-    "check_pair",
+    "align_models",
+    "align_pair",
+    "aligned",
+    "check_models",
+    "keep_freed_memory",
+    "load_aligned",
+    "load_into",
     "load_model",
-    "merge",
-    "merge_checkpoints",
-    "merge_many",
-    "merge_many_checkpoints",
-    "merge_opened",
-    "open_checkpoint",
+    "mean",
+    "normalised_shares",
     "open_model",
+    "open_models",
     "open_skeleton",
     "plan_alignment",
     "plan_writing",
     "plot_alignment",
+    "processes",
+    "repaired",
     "scramble",
+    "shares_at",
+    "temporarily_loaded",
+    "write_aligned",
 ]

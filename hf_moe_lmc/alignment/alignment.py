@@ -1,35 +1,38 @@
-"""The alignment of two models: a small value that can be saved, loaded and applied."""
+"""The alignment of two models, or of several: a small value that can be saved, loaded and applied."""
 
 import hashlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment, Verdict
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .artefact import ARTEFACT, read_artefact, symmetry_tensors, write_artefact
 from .config import AlignmentConfig
+from .live_weights import LiveWeights, load_into
 from .model_record import ModelRecord
+from .saved_alignment import SAVED_FILES, read_alignment, symmetry_tensors, write_alignment
+from .weights import aligned
 
 LiveModel = TypeVar("LiveModel", bound=nn.Module)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Alignment:
-    """What brings one model close to another, layer by layer.
+    """The rewrite that brings one model close to another, layer by layer.
 
     Args:
         layers: module name of each Mixture-of-Experts layer -> its symmetry and distances.
-        config: how it was found; None if it was not found by matching.
+        config: the settings of the matching; None if it was not found by matching.
         reference, other: the models that it was made for; None if there is no such pair.
     """
 
@@ -37,6 +40,21 @@ class Alignment:
     config: AlignmentConfig | None = None
     reference: ModelRecord | None = None
     other: ModelRecord | None = None
+
+    def __repr__(self) -> str:
+        pair = f": {self.other.name} to {self.reference.name}" if self.other and self.reference else ""
+        verdict = self.verdict()
+        lines = [f"Alignment{pair}", self.summary(), *([verdict.text()] if verdict else [])]
+        return "\n  ".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The figures of all layers as an HTML table, for notebooks."""
+        rows = self.layer_table()
+        head = "".join(f"<th>{escape(name.replace('_', ' '))}</th>" for name in rows[0]) if rows else ""
+        body = "".join(
+            f"<tr>{''.join(f'<td>{escape(_shown(value))}</td>' for value in row.values())}</tr>" for row in rows
+        )
+        return f"<p>{escape(repr(self))}</p><table><tr>{head}</tr>{body}</table>"
 
     @property
     def symmetries(self) -> dict[str, MoeSymmetry]:
@@ -53,19 +71,54 @@ class Alignment:
         return digest.hexdigest()
 
     def summary(self) -> str:
-        """One line: how far the models were apart, and how far they are once aligned."""
+        """One line: the distance of the models before and after alignment, and how many layers changed."""
         before = math.hypot(*(layer.distance_before for layer in self.layers.values()))
         after = math.hypot(*(layer.distance_after for layer in self.layers.values()))
-        moved = sum(not layer.symmetry.is_identity for layer in self.layers.values())
-        return f"{moved} of {len(self.layers)} layers moved: distance {before:.4g} before, {after:.4g} after"
+        changed = sum(not layer.symmetry.is_identity for layer in self.layers.values())
+        return f"{changed} of {len(self.layers)} layers permuted: distance {before:.4g} before, {after:.4g} after"
 
     def verdict(self) -> Verdict | None:
-        """What the alignment is worth; None where it was not found by matching."""
+        """The verdict of the pair, layer by layer; None where it was not found by matching."""
         evidence = {name: layer.evidence for name, layer in self.layers.items() if layer.evidence}
         return Verdict(evidence) if evidence else None
 
+    def layer_table(self) -> list[dict[str, Any]]:
+        """One row per layer, for `pandas.DataFrame`.
+
+        `experts_permuted` and `units_permuted` are shares (units within their expert, shared experts included) that
+        are at another place than they were; `verdict` is None where the alignment was not found by matching.
+        """
+        rows = []
+        for name, layer in self.layers.items():
+            symmetry = layer.symmetry
+            units = [part.permutation.index for part in (symmetry.units, symmetry.shared_units) if part is not None]
+            rows.append(
+                {
+                    "name": name,
+                    "distance_before": layer.distance_before,
+                    "distance_after": layer.distance_after,
+                    "experts_permuted": _permuted([symmetry.experts.index]),
+                    "units_permuted": _permuted(units),
+                    "verdict": layer.evidence.label.replace("_", " ") if layer.evidence else None,
+                }
+            )
+        return rows
+
+    def expert_table(self) -> list[dict[str, Any]]:
+        """One row per expert, for `pandas.DataFrame`: its layer, its slot, the slot that it comes from, its units."""
+        return [
+            {
+                "layer": name,
+                "slot": slot,
+                "source": source,
+                "units_permuted": _permuted([layer.symmetry.units.permutation.index[slot]]),
+            }
+            for name, layer in self.layers.items()
+            for slot, source in enumerate(layer.symmetry.experts.index.tolist())
+        ]
+
     def inverse(self) -> "Alignment":
-        """What undoes this alignment."""
+        """The alignment that undoes this one."""
         return Alignment(
             {
                 name: LayerAlignment(layer.symmetry.inverse(), layer.distance_after, layer.distance_before)
@@ -99,34 +152,16 @@ class Alignment:
         Raises:
             IncompatiblePairError: `model` has other layers than the alignment was made for.
         """
-        state = model.state_dict()
-        rewritten = apply_symmetries(state, alignable_layers(model), self.symmetries)
-        with torch.no_grad():
-            for name, tensor in state.items():
-                if rewritten[name] is not tensor:
-                    tensor.copy_(rewritten[name])
+        load_into(model, aligned(LiveWeights(model), alignable_layers(model), self.symmetries))
         return model
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the permutations to `alignment.safetensors` and the figures to `alignment_config.json` in `folder`."""
-        write_artefact(Path(folder), self.layers, self.config, self.reference, self.other)
-
-    def push_to_hub(
-        self,
-        repository: str,
-        private: bool = False,
-        create_pr: bool = False,
-        licence: str | None = None,
-        token: str | None = None,
-    ) -> str:
-        """Send what `save_pretrained` writes, and a card, to a repository; see `hf_moe_lmc.hub.push_alignment`."""
-        from hf_moe_lmc.hub import push_alignment
-
-        return push_alignment(self, repository, private, create_pr, licence, token)
+        write_alignment(Path(folder), self.layers, self.config, self.reference, self.other)
 
     @classmethod
     def from_pretrained(cls, name: str | Path, options: HubOptions | None = None) -> "Alignment":
-        """Read what `save_pretrained` wrote, from a folder or from a repository on the Hub (`org/alignment@revision`).
+        """Read an alignment that `save_pretrained` wrote, from a folder or the Hub (`org/alignment@revision`).
 
         Args:
             name: folder or repository.
@@ -136,24 +171,40 @@ class Alignment:
             BadInputError: a file is missing or does not hold an alignment.
             HubError: the Hub does not give it.
         """
-        return cls(*read_artefact(find_source(name, options, ARTEFACT).folder))
+        return cls(*read_alignment(find_source(name, options, SAVED_FILES).folder))
 
 
-def apply_symmetries(
-    tensors: Mapping[str, Tensor], specs: Sequence[MoeLayerSpec], symmetries: Mapping[str, MoeSymmetry]
-) -> dict[str, Tensor]:
-    """All of `tensors`, those of the layers in `symmetries` (keyed by layer name) rewritten.
+@dataclass(frozen=True)
+class MutualAlignment(Sequence[Alignment]):
+    """Alignments of several models to one another; the first model stays as it is. A sequence of the alignments.
 
-    Raises:
-        IncompatiblePairError: a layer is unknown, or its sizes are not those of its symmetry.
+    Args:
+        alignments: one per model but the first. Evidence is kept of layers that stayed as they were matched to the
+            first model; where a layer was matched on, it no longer answers that question.
+        reference_distance: root of the total squared distance of all pairs of models, over all layers, with every model
+            aligned to the first.
+        distance: the same with these alignments; never more.
     """
-    known = {spec.name: spec for spec in specs}
-    result = dict(tensors)
-    for name, symmetry in symmetries.items():
-        if name not in known:
-            raise IncompatiblePairError(f"layer {name} of the alignment does not exist in the model")
-        try:
-            result |= known[name].act(symmetry, tensors)
-        except ValueError as error:
-            raise IncompatiblePairError(f"layer {name}: {error}") from None
-    return result
+
+    alignments: tuple[Alignment, ...] = field(repr=False)
+    reference_distance: float
+    distance: float
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.alignments[index]
+
+    def __len__(self) -> int:
+        return len(self.alignments)
+
+    def __iter__(self) -> Iterator[Alignment]:
+        return iter(self.alignments)
+
+
+def _permuted(orders: Sequence[Tensor]) -> float:
+    """Share of the entries, along the last axis of index tensors, that are not at their place."""
+    stays = [(order == torch.arange(order.shape[-1])).flatten() for order in orders]
+    return 1 - torch.cat(stays).double().mean().item()
+
+
+def _shown(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

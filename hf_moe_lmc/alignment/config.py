@@ -1,36 +1,37 @@
-"""How to align."""
+"""The settings of an alignment."""
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args
 
 from hf_moe_lmc.checkpoints import HubOptions, find_source, read_json
 from hf_moe_lmc.errors import BadInputError, OutputError
-from hf_moe_lmc.matching import ExpertOrder
-
-from .versions import versions
+from hf_moe_lmc.names import ExpertOrder
 
 CONFIG_NAME = "alignment_config.json"
 
 
+def versions() -> dict[str, str]:
+    """Package -> its version, of the packages that a result depends on."""
+    return {package: version(package) for package in ("hf_moe_lmc", "torch", "transformers")}
+
+
 @dataclass(frozen=True)
 class AlignmentConfig:
-    """How one model is aligned to another.
+    """Settings by which one model is aligned to another.
 
     Args:
-        expert_order: how experts are matched; see `hf_moe_lmc.matching.match_experts`.
-        balance_scales: whether free scales of units, routers and experts are made alike before matching. They are
-            never written, for that would round weights.
+        expert_order: the way to match experts; see `hf_moe_lmc.matching.match_experts`. "none" matches nothing.
     """
 
     expert_order: ExpertOrder = "auto"
-    balance_scales: bool = False
 
     @classmethod
     def of(cls, config: "AlignmentConfig | ExpertOrder | None") -> "AlignmentConfig":
-        """A configuration, or that of an expert order, or the default."""
+        """Return a configuration, that of an expert order, or the default."""
         if isinstance(config, str):
             return cls(config)
         return config or cls()
@@ -49,7 +50,7 @@ class AlignmentConfig:
 
     @classmethod
     def from_pretrained(cls, name: str | Path, options: HubOptions | None = None) -> "AlignmentConfig":
-        """Read what `save_pretrained` wrote, or how a saved alignment was found.
+        """Read the file that `save_pretrained` wrote, or the settings of a saved alignment.
 
         Args:
             name: folder, or repository on the Hub (`org/alignment@revision`).
@@ -65,26 +66,18 @@ class AlignmentConfig:
         except (KeyError, TypeError, ValueError) as error:
             raise BadInputError(f"{file} does not say how to align: {error}") from None
 
-    def push_to_hub(
-        self, repository: str, private: bool = False, create_pr: bool = False, token: str | None = None
-    ) -> str:
-        """Send what `save_pretrained` writes to a repository of its own; see `hf_moe_lmc.hub.push_config`."""
-        from hf_moe_lmc.hub import push_config
-
-        return push_config(self, repository, private, create_pr, token)
-
     def record(self) -> dict[str, Any]:
-        """What is saved."""
+        """Return the content of the saved file."""
         return {"versions": versions(), "config": asdict(self)}
 
     @classmethod
     def of_record(cls, entries: Mapping[str, Any]) -> "AlignmentConfig":
-        """The settings in `entries`.
+        """Return the settings in `entries`; those that this version does not know are left out.
 
         Raises:
-            TypeError, ValueError: a setting is not known, or has a value that it cannot have.
+            ValueError: a setting has a value that it cannot have.
         """
-        config = cls(**entries)
-        if config.expert_order not in get_args(ExpertOrder) or type(config.balance_scales) is not bool:
+        config = cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
+        if config.expert_order not in get_args(ExpertOrder):
             raise ValueError(f"{dict(entries)} are no settings")
         return config

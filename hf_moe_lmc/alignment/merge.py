@@ -1,177 +1,261 @@
-"""Merging two models along the straight line between their weights."""
+"""Aligned models at one or several points: composed as weights, then written as checkpoints or loaded into a model."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Mapping, Sequence
 from copy import deepcopy
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import nn
+from transformers import PreTrainedModel
 
-from hf_moe_lmc.checkpoints import HubOptions, ReusedMemory, check_output
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+from hf_moe_lmc.merging import LayerStatistics
+from hf_moe_lmc.names import Repair
+from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .align import align_opened
-from .aligned_interpolation import RepairedLine, interpolate_aligned_
-from .alignment import Alignment, LiveModel
-from .apply import check_layers, check_weights
-from .config import AlignmentConfig
-from .opened_model import OpenedModel, open_checkpoint, open_model
-from .pair import check_pair
-from .processes import processes
-from .resources import Resources
-from .steps import Step
-from .stream import OutputOptions, read_paths, write_checkpoints
+from .alignment import Alignment
+from .job import processes
+from .live_weights import load_into
+from .opened_model import LoadOptions, OpenedModel, load_model
+from .pair import CheckedModels
+from .weights import Weights, aligned, repaired, shared, verified
+from .write import Finish, Output, WriteOptions, write_checkpoints
 
+Alignments = Sequence[Alignment | None]
+"""One per model but the reference; None leaves the model as it is."""
 
-def merge(
-    reference: LiveModel,
-    other: LiveModel,
-    alignment: Alignment | None = None,
-    t: float = 0.5,
-    keep_norms: bool = False,
-    repaired: RepairedLine | None = None,
-) -> LiveModel:
-    """A new model with weights `(1 - t) reference + t (alignment . other)`; neither model is changed.
-
-    Args:
-        reference: t = 0; gives the merge its configuration and dtypes.
-        other: t = 1, once aligned.
-        alignment: what `align(reference, other)` found; None aligns on the way.
-        t: in [0, 1].
-        keep_norms: give units and router rows the norms back that averaging takes from them; needs no data, and
-            mostly lowers the loss of the merge (`hf_moe_lmc.merging.preserve_norms`).
-        repaired: the line under other repairs, from `hf_moe_lmc.connectivity.calibrate_repairs`.
-
-    Raises:
-        BadInputError: `t` is outside [0, 1], or a weight is NaN or infinite.
-        IncompatiblePairError: the models differ in class or size, or the alignment was not made for them.
-    """
-    _check_on_the_line(t)
-    first, second = open_model(reference), open_model(other)
-    check_pair(first, second)
-    alignment = alignment or align_opened(first, second)
-    layers = {spec.name: spec for spec in second.layers}
-    if strange := alignment.layers.keys() - layers.keys():
-        raise IncompatiblePairError(f"layer {min(strange)} of the alignment does not exist in the model")
-    merged = deepcopy(reference)
-    aligned = [layers[name] for name in alignment.layers]
-    # Tied weights have several names, and must move once.
-    own = {tensor.data_ptr(): (name, tensor) for name, tensor in reversed(merged.state_dict().items())}
-    tensors = dict(own.values())
-    others = {name: tensor for name, tensor in second.tensors.items() if name in tensors}
-    with torch.no_grad():
-        if repaired:
-            repaired.interpolate_(tensors, others, aligned, alignment.symmetries, t)
-        else:
-            interpolate_aligned_(tensors, others, aligned, alignment.symmetries, t, keep_norms)
-    return merged
+Shares = tuple[float, ...]
+"""One per model, of sum 1; of two models the point t of the line between them is (1 - t, t)."""
 
 
-def merge_checkpoints(
-    reference: str | Path,
-    other: str | Path,
-    output: str | Path,
-    alignment: Alignment | AlignmentConfig | None = None,
-    t: float | Sequence[float] = 0.5,
-    options: OutputOptions | None = None,
-    reference_options: HubOptions | None = None,
-    other_options: HubOptions | None = None,
-    allow_other_weights: bool = False,
-    keep_norms: bool = False,
-    resources: Resources | None = None,
-) -> Alignment:
-    """As `merge`, from folder or Hub to folder, layer by layer; the models may be larger than memory.
-
-    Under `accelerate launch` or `torchrun` the processes divide the layers for alignment, and one of them writes.
+@dataclass(frozen=True)
+class MergeRepairs:
+    """Repairs of a merge and all that they need.
 
     Args:
-        reference: t = 0; gives the merge its configuration, layout, dtypes and tokenizer.
-        other: t = 1, once aligned.
-        output: a new folder; with several `t`, a folder of one folder `t-...` each, all written in one pass.
-        alignment: what `align(reference, other)` found, or how to align first.
-        t: in [0, 1].
-        options: layout, dtype, overwrite.
-        reference_options, other_options: revision, subfolder, token, cache_dir, local_files_only.
-        allow_other_weights: whether the models may hold other weights than the alignment was made for.
-        keep_norms: as for `merge`.
-        resources: where layers are aligned, and within how much memory.
+        repairs: in their order.
+        statistics: shares -> layer name -> its statistics on calibration data; empty for repairs that need none.
+        record: the repairs and the data that they were calibrated on, in JSON values; part of the manifest.
+    """
 
-    Returns:
-        the alignment.
+    repairs: tuple[Repair, ...] = ()
+    statistics: Mapping[Shares, Mapping[str, LayerStatistics]] = field(default_factory=dict, repr=False)
+    record: Mapping[str, Any] = field(default_factory=lambda: {"repairs": []})
+
+    @classmethod
+    def without_data(cls, repairs: Sequence[Repair]) -> "MergeRepairs":
+        """Repairs that need no data."""
+        return cls(tuple(repairs), record={"repairs": list(repairs)})
+
+
+def shares_at(t: float) -> Shares:
+    """The shares of two models at t.
 
     Raises:
-        IncompatiblePairError: the models differ in what they compute, or the alignment was made for others.
-        BadInputError, UnsupportedArchitectureError, HubError, OutputError: a checkpoint or the output is unusable.
+        BadInputError: `t` is outside [0, 1].
     """
-    first, second = open_checkpoint(reference, reference_options), open_checkpoint(other, other_options)
-    return merge_opened(first, second, output, alignment, t, options, allow_other_weights, keep_norms, None, resources)
-
-
-def merge_opened(
-    reference: OpenedModel,
-    other: OpenedModel,
-    output: str | Path,
-    alignment: Alignment | AlignmentConfig | None = None,
-    t: float | Sequence[float] = 0.5,
-    options: OutputOptions | None = None,
-    allow_other_weights: bool = False,
-    keep_norms: bool = False,
-    repaired: RepairedLine | None = None,
-    resources: Resources | None = None,
-) -> Alignment:
-    """As `merge_checkpoints`, for checkpoints that are open already; `repaired` as for `merge`."""
-    several = not isinstance(t, (int, float))
-    points = list(dict.fromkeys(t)) if several else [t]
-    for point in points:
-        _check_on_the_line(point)
-    options = options or OutputOptions()
-    check_pair(reference, other)
-    if isinstance(alignment, Alignment):
-        found = alignment
-    else:
-        # Before time is spent on aligning.
-        check_output(Path(output), read_paths(reference, other), options.overwrite)
-        found = align_opened(reference, other, alignment, resources=resources)
-    check_layers(found, other)
-    # What was aligned a moment ago was aligned for these weights.
-    trusted = allow_other_weights or found is not alignment
-    memory = ReusedMemory(), ReusedMemory()
-
-    def compute(step: Step) -> Iterator[dict[str, Tensor]]:
-        fixed = reference.read(step.names, memory[0])
-        check_weights(None if trusted else found.reference, reference, step, fixed)
-        fixed = {name: widened(tensor, options.dtype) for name, tensor in fixed.items()}
-        tensors = other.read(step.names, memory[1])
-        check_weights(None if trusted else found.other, other, step, tensors)
-        for left, point in enumerate(points, start=1 - len(points)):
-            merged = {name: tensor.clone() for name, tensor in fixed.items()} if left else fixed
-            if repaired:
-                repaired.interpolate_(merged, tensors, step.layers, found.symmetries, point)
-            else:
-                interpolate_aligned_(merged, tensors, step.layers, found.symmetries, point, keep_norms)
-            yield merged
-
-    recipe = {
-        "command": "merge",
-        "alignment": found.digest,
-        "repairs": ["norms"] if keep_norms else [],
-        "reference": reference.origin,
-        "other": other.origin,
-    } | (dict(repaired.record) if repaired else {})
-    recipes = {f"t-{point:.12g}" if several else "": recipe | {"t": point} for point in points}
-    if processes().is_main_process:
-        write_checkpoints(reference, Path(output), recipes, compute, [other], options)
-    processes().wait_for_everyone()
-    return found
-
-
-def _check_on_the_line(t: float) -> None:
     if not 0 <= t <= 1:
         raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other)")
+    return (1 - t, t)
 
 
-def widened(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """`tensor` in `dtype` if that holds more; what is written wider is computed wider."""
-    if dtype is None or not tensor.is_floating_point():
-        return tensor
-    return tensor.to(torch.promote_types(tensor.dtype, dtype))
+def normalised_shares(shares: Sequence[float] | None, models: int) -> Shares:
+    """Shares of any unit with sum 1; all the same for None.
+
+    Raises:
+        BadInputError: they are not one per model, one is negative, or all are 0.
+    """
+    given = [1.0] * models if shares is None else [float(share) for share in shares]
+    total = math.fsum(given)
+    if len(given) != models or min(given) < 0 or not 0 < total < math.inf:
+        raise BadInputError(f"shares {given} for {models} models; give one per model, none negative, not all 0")
+    return tuple(share / total for share in given)
+
+
+def check_layers(alignment: Alignment, model: OpenedModel) -> None:
+    """Raise `IncompatiblePairError` unless the layers of the alignment are those of the model."""
+    known = {spec.name for spec in model.layers}
+    for name in alignment.layers:
+        if name not in known:
+            raise IncompatiblePairError(f"layer {name} of the alignment does not exist in {model.name}")
+    for name in known - alignment.layers.keys():
+        raise IncompatiblePairError(f"layer {name} of {model.name} is not part of the alignment")
+
+
+@dataclass(frozen=True)
+class Merge:
+    """Checked models and their alignments, ready to be merged at any shares.
+
+    Args:
+        models: the reference and the others.
+        alignments: one per other model.
+        check_weights: whether each layer must be the one that its alignment was made for.
+
+    Raises:
+        BadInputError: there are not as many alignments as other models.
+        IncompatiblePairError: an alignment is of other layers.
+    """
+
+    models: CheckedModels
+    alignments: Alignments
+    check_weights: bool = True
+
+    def __post_init__(self) -> None:
+        if len(self.alignments) != len(self.models.others):
+            raise BadInputError(
+                f"{len(self.alignments)} alignments for {len(self.models.others)} other models; give one for each"
+            )
+        for alignment, other in zip(self.alignments, self.models.others, strict=True):
+            if alignment:
+                check_layers(alignment, other)
+
+    @property
+    def symmetries(self) -> list[Mapping[str, MoeSymmetry]]:
+        """Layer name -> symmetry, of every other model."""
+        return [alignment.symmetries if alignment else {} for alignment in self.alignments]
+
+    def write(
+        self,
+        folder: Path,
+        points: Mapping[str, Shares],
+        repairs: MergeRepairs,
+        options: WriteOptions,
+        finish: Finish = lambda folder, name: None,
+    ) -> None:
+        """Write the merge at every point into a folder; several are written in one pass over the models.
+
+        Under `accelerate launch` or `torchrun` one process writes, and all wait for it.
+
+        Args:
+            folder: new; see `write_checkpoints`.
+            points: folder in `folder` ("" is `folder` itself) -> shares.
+            repairs: of all points.
+            options: the form of the checkpoints.
+            finish: see `write_checkpoints`.
+        """
+        if processes().is_main_process:
+            outputs = self._outputs(points, repairs, options.dtype)
+            write_checkpoints(folder, outputs, self.models.models, options, finish)
+        processes().wait_for_everyone()
+
+    def load(self, shares: Shares, repairs: MergeRepairs, options: LoadOptions | None = None) -> PreTrainedModel:
+        """The merge at one point as a model of its own; live models are not changed.
+
+        Args:
+            shares: one per model.
+            repairs: of the merge.
+            options: dtype of the model; and how a checkpoint is held in memory.
+        """
+        like = self.like(shares)
+        model = _load_copy(like, options)
+        load_into(model, self.weights(shares, repairs, model.dtype))
+        return model
+
+    def weights(self, shares: Shares, repairs: MergeRepairs, dtype: torch.dtype | None = None) -> Weights:
+        """The weights of the merge at one point, computed when asked for.
+
+        Args:
+            shares: one per model.
+            repairs: of the merge.
+            dtype: of the weights where it holds more than that of the first model with a share.
+        """
+        return self._at(self._inputs(consumers=[1] * len(self.models.models)), shares, repairs, dtype)
+
+    def _outputs(
+        self, points: Mapping[str, Shares], repairs: MergeRepairs, dtype: torch.dtype | None
+    ) -> dict[str, Output]:
+        consumers = [sum(bool(shares[i]) for shares in points.values()) for i in range(len(self.models.models))]
+        inputs = self._inputs(consumers)
+        record = {
+            "command": "merge",
+            "models": [model.origin for model in self.models.models],
+            "alignments": [alignment.digest if alignment else None for alignment in self.alignments],
+            **repairs.record,
+        }
+        return {
+            name: Output(self._at(inputs, shares, repairs, dtype), self.like(shares), record | {"shares": list(shares)})
+            for name, shares in points.items()
+        }
+
+    def _inputs(self, consumers: Sequence[int]) -> list[Weights]:
+        """The weights of all models, aligned, each for a number of consumers."""
+        first, *others = self.models.models
+        record = next((alignment.reference for alignment in self.alignments if alignment), None)
+        weights = [self._checked(first, record)]
+        for other, alignment in zip(others, self.alignments, strict=True):
+            own = self._checked(other, alignment.other if alignment else None)
+            weights.append(aligned(own, other.layers, alignment.symmetries) if alignment else own)
+        return [shared(own, number) for own, number in zip(weights, consumers, strict=True)]
+
+    def _checked(self, model: OpenedModel, record: Any) -> Weights:
+        if not self.check_weights or record is None:
+            return model.tensors
+        return verified(model.tensors, model.layers, record, model.name)
+
+    def _at(
+        self, inputs: Sequence[Weights], shares: Shares, repairs: MergeRepairs, dtype: torch.dtype | None
+    ) -> Weights:
+        specs, statistics = self.models.reference.layers, repairs.statistics.get(shares)
+        return repaired(inputs, shares, specs, repairs.repairs, statistics, dtype)
+
+    def like(self, shares: Shares) -> OpenedModel:
+        """The model that the merge is like: the first with a share, so that at t = 1 it is the other model."""
+        return next(model for model, share in zip(self.models.models, shares, strict=True) if share)
+
+
+def load_aligned(
+    model: OpenedModel, alignment: Alignment, options: LoadOptions | None = None, check_weights: bool = True
+) -> PreTrainedModel:
+    """A model of its own, rewritten by an alignment; arguments as for `write_aligned` and `load_model`."""
+    loaded = _load_copy(model, options)
+    load_into(loaded, _aligned(model, alignment, check_weights))
+    return loaded
+
+
+def write_aligned(
+    model: OpenedModel,
+    alignment: Alignment,
+    folder: Path,
+    options: WriteOptions,
+    check_weights: bool = True,
+    finish: Finish = lambda folder, name: None,
+) -> None:
+    """Write a checkpoint, rewritten by an alignment, to a new folder; it computes what it computed before.
+
+    Args:
+        model: of the class that the alignment was made for; quantised checkpoints too.
+        alignment: of the model to a reference.
+        folder, options, finish: see `write_checkpoints`.
+        check_weights: whether each layer must be the one that the alignment was made for.
+
+    Raises:
+        IncompatiblePairError: the alignment was made for another model.
+        OutputError: the folder may not be written.
+    """
+    record = {"command": "apply", "models": [model.origin], "alignments": [alignment.digest]}
+    output = Output(_aligned(model, alignment, check_weights), model, record)
+    if processes().is_main_process:
+        write_checkpoints(folder, {"": output}, [model], options, finish)
+    processes().wait_for_everyone()
+
+
+def _aligned(model: OpenedModel, alignment: Alignment, check_weights: bool) -> Weights:
+    check_layers(alignment, model)
+    weights = model.tensors
+    if check_weights and alignment.other:
+        weights = verified(weights, model.layers, alignment.other, model.name)
+    return aligned(weights, model.layers, alignment.symmetries)
+
+
+def _load_copy(model: OpenedModel, options: LoadOptions | None) -> PreTrainedModel:
+    """The model of a checkpoint, or a copy of a live model, in the dtype of `options`."""
+    if model.source is not None:
+        return load_model(model, options)
+    copy, dtype = deepcopy(load_model(model)), (options or {}).get("dtype") or "auto"
+    if dtype == "auto":
+        return copy
+    copy.config.dtype = wanted = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return cast(PreTrainedModel, nn.Module.to(copy, wanted))

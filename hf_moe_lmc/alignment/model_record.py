@@ -1,7 +1,8 @@
-"""Which model an alignment was made for."""
+"""The model that an alignment was made for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import xxhash
 from torch import Tensor
@@ -25,6 +26,11 @@ class ModelRecord:
     commit: str | None
     digests: dict[str, str]
 
+    @classmethod
+    def of_record(cls, entries: Mapping[str, Any]) -> "ModelRecord":
+        """Return the record in `entries`; entries that this version does not know are left out."""
+        return cls(entries["name"], entries["commit"], entries["digests"])
+
     def check(self, spec: MoeLayerSpec, tensors: Mapping[str, Tensor], name: str) -> None:
         """Raise `IncompatiblePairError` unless the layer in `tensors`, of the model `name`, is the recorded one."""
         if layer_digest(spec, tensors) != self.digests.get(spec.name):
@@ -35,7 +41,7 @@ class ModelRecord:
 
 
 def layer_digest(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> str:
-    """What tells the weights of one layer from others, whatever the layout of the checkpoint that they were read from.
+    """Digest of the weights of one layer, whatever the layout of the checkpoint that they were read from.
 
     XXH3 of 128 bits over names, dtypes, shapes and values: seven times as fast as sha-256, and made against accidents,
     not against people who want two models to look the same.

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import astuple, dataclass, field
 from functools import cached_property
 from pathlib import Path
+from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
@@ -16,14 +18,40 @@ from hf_moe_lmc.checkpoints import (
     COMPANIONS,
     Checkpoint,
     HubOptions,
-    ReusedMemory,
     Source,
     find_source,
     meta_model,
     quantisation,
     read_config,
+    saved_tensors,
 )
 from hf_moe_lmc.errors import BadInputError
+
+from .live_weights import LiveWeights
+
+
+class LoadOptions(TypedDict, total=False):
+    """Keywords of `from_pretrained` that say how a model is held in memory."""
+
+    dtype: torch.dtype | str
+    device_map: str | dict[str, Any]
+    attn_implementation: str
+    experts_implementation: str
+
+
+class Pretrained:
+    """A checkpoint with keywords of its own; stands wherever a model is asked for.
+
+    Args:
+        name: a folder, or a repository on the Hub (`org/model@revision`).
+        options: revision, subfolder, token, cache_dir, local_files_only.
+    """
+
+    def __init__(self, name: str | Path, **options: Unpack[HubOptions]):
+        self.name, self.options = name, options
+
+
+Model = nn.Module | str | Path | Pretrained
 
 
 @dataclass(frozen=True)
@@ -33,7 +61,7 @@ class OpenedModel:
     Args:
         name: class of a live model; folder or repository of a checkpoint.
         model: the live model, or the checkpoint's skeleton on the meta device.
-        tensors: its state dict, or its checkpoint.
+        tensors: its weights: live, or its checkpoint.
         layers: its Mixture-of-Experts layers.
         source: where the checkpoint came from; None for a live model.
     """
@@ -50,21 +78,17 @@ class OpenedModel:
         return {"name": self.name, "commit": self.source.commit if self.source else None}
 
     @property
-    def checkpoint(self) -> Checkpoint:
-        """Its checkpoint.
+    def checkpoint(self) -> Checkpoint | None:
+        """Its checkpoint; None for a live model."""
+        return self.tensors if isinstance(self.tensors, Checkpoint) else None
 
-        Raises:
-            TypeError: the model is live.
-        """
-        if not isinstance(self.tensors, Checkpoint):
-            raise TypeError(f"{self.name} is in memory; this works on checkpoints")
-        return self.tensors
-
-    @property
+    @cached_property
     def on_meta(self) -> dict[str, Tensor]:
-        """All its tensors without their values."""
-        if isinstance(self.tensors, Checkpoint):
-            return self.tensors.on_meta()
+        """All its tensors without their values; of tied ones one."""
+        if self.checkpoint:
+            return self.checkpoint.on_meta()
+        if isinstance(self.model, PreTrainedModel):
+            return saved_tensors(self.model)
         return {name: tensor.to("meta") for name, tensor in self.model.state_dict().items()}
 
     @cached_property
@@ -72,29 +96,41 @@ class OpenedModel:
         """Module name of each tensor -> bytes."""
         return {name: tensor.nbytes for name, tensor in self.on_meta.items()}
 
-    def read(
-        self, names: Iterable[str], memory: ReusedMemory | None = None, device: torch.device | str | None = None
-    ) -> dict[str, Tensor]:
-        """Some of its tensors; those of a checkpoint are read from disk, into `memory` if there is any.
+    @cached_property
+    def dtypes(self) -> dict[str, torch.dtype]:
+        """Module name of each tensor -> dtype."""
+        return {name: tensor.dtype for name, tensor in self.on_meta.items()}
+
+    @property
+    def paths(self) -> list[Path]:
+        """Folder and files of a checkpoint; where files are links, as in a cache of the Hub, they may lie elsewhere."""
+        return [self.checkpoint.folder, *self.checkpoint.fingerprints] if self.checkpoint else []
+
+    @property
+    def fingerprint(self) -> list[list[Any]]:
+        """Values that change when a file of a checkpoint does; of a live model they never come again."""
+        if self.checkpoint:
+            return [[str(file), *astuple(own)] for file, own in self.checkpoint.fingerprints.items()]
+        return [[self.name, id(self.model)]]
+
+    def read(self, names: Iterable[str], device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """Some of its tensors; those of a checkpoint are read from disk.
 
         On a device; with None, those of a live model stay where they are.
         """
-        if isinstance(self.tensors, Checkpoint):
-            return self.tensors.read(names, memory, device)
+        if self.checkpoint:
+            return self.checkpoint.read(names, device=device)
         return {name: self.tensors[name].to(device) for name in names}
 
     def check_finite(self, names: Iterable[str]) -> None:
         """Raise `BadInputError`, naming file and tensor, if a value in some tensors of a checkpoint is not finite."""
-        if isinstance(self.tensors, Checkpoint):
-            self.tensors.check_finite(names)
+        if self.checkpoint:
+            self.checkpoint.check_finite(names)
 
     def check_unchanged(self) -> None:
         """Raise `BadInputError` if a file of a checkpoint has changed since it was opened."""
-        if isinstance(self.tensors, Checkpoint):
-            self.tensors.check_unchanged()
-
-
-Model = nn.Module | str | Path
+        if self.checkpoint:
+            self.checkpoint.check_unchanged()
 
 
 def open_model(model: Model, options: HubOptions | None = None, quantised: bool = False) -> OpenedModel:
@@ -102,7 +138,7 @@ def open_model(model: Model, options: HubOptions | None = None, quantised: bool 
 
     Args:
         model: what to open.
-        options: revision, subfolder, token, cache_dir, local_files_only.
+        options: revision, subfolder, token, cache_dir, local_files_only; those of a `Pretrained` win.
         quantised: whether the weights of a checkpoint may be quantised; its layers then are those with a router, whose
             experts can be reordered and nothing else.
 
@@ -112,7 +148,9 @@ def open_model(model: Model, options: HubOptions | None = None, quantised: bool 
         HubError: the Hub does not give it.
     """
     if isinstance(model, nn.Module):
-        return OpenedModel(type(model).__name__, model, model.state_dict(), alignable_layers(model))
+        return OpenedModel(type(model).__name__, model, LiveWeights(model), alignable_layers(model))
+    if isinstance(model, Pretrained):
+        return open_checkpoint(model.name, cast(HubOptions, {**(options or {}), **model.options}), quantised)
     return open_checkpoint(model, options, quantised)
 
 
@@ -139,6 +177,34 @@ def open_checkpoint(name: str | Path, options: HubOptions | None = None, quantis
         with _naming(source):
             layers = tuple(packed_layer(spec, tensors) for spec in layers if spec.router)
     return OpenedModel(source.name, model, checkpoint, layers, source)
+
+
+def load_model(opened: OpenedModel, options: LoadOptions | None = None) -> PreTrainedModel:
+    """The model of a checkpoint, or a live model itself, ready for evaluation.
+
+    The checkpoint was checked when it was opened: nothing that it lacks is filled in with random weights.
+
+    Args:
+        opened: of `open_model`.
+        options: as for `from_pretrained`; the dtype is that of the checkpoint unless said otherwise.
+
+    Raises:
+        BadInputError: a live model is no model of Transformers.
+    """
+    if opened.source is None:
+        if not isinstance(opened.model, PreTrainedModel):
+            raise BadInputError(f"a {opened.name} is no model of Transformers")
+        return opened.model
+    model_class = cast("type[PreTrainedModel]", type(opened.model))
+    keywords: dict[str, Any] = {
+        "dtype": "auto",
+        # Named here, for config.json may ask for a kernel of a repository; that of the skeleton does not.
+        "config": deepcopy(opened.model.config),
+        "attn_implementation": "sdpa" if model_class._supports_sdpa else "eager",
+    }
+    keywords.update({name: value for name, value in (options or {}).items() if value is not None})
+    loaded = model_class.from_pretrained(opened.source.folder, local_files_only=True, use_safetensors=True, **keywords)
+    return loaded.eval()
 
 
 def _skeleton(source: Source) -> PreTrainedModel:

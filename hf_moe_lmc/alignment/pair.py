@@ -1,18 +1,63 @@
-"""Whether two models can be merged at all, decided before a weight is read."""
+"""Whether models can be merged at all, decided before a weight is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from transformers.utils import logging
 
-from hf_moe_lmc.checkpoints import Checkpoint, tied_names
-from hf_moe_lmc.errors import IncompatiblePairError
+from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, tied_names
+from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 
 from .config_differences import config_differences
 from .file_differences import file_differences
-from .opened_model import OpenedModel
+from .opened_model import Model, OpenedModel, open_model
 
 MOST_NAMED = 6  # differences in one message
 
 logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class CheckedModels:
+    """Two models or more that compute the same function of their weights; made by `check_models`.
+
+    Args:
+        models: the reference, and those that get aligned to it.
+        differences: of their configurations and files, all harmless, in words.
+    """
+
+    models: tuple[OpenedModel, ...]
+    differences: tuple[str, ...] = ()
+
+    @property
+    def reference(self) -> OpenedModel:
+        """The first model."""
+        return self.models[0]
+
+    @property
+    def others(self) -> tuple[OpenedModel, ...]:
+        """All models but the first."""
+        return self.models[1:]
+
+
+def open_models(models: Sequence[Model], options: HubOptions | None = None, quantised: bool = False) -> CheckedModels:
+    """Open two models or more (see `open_model`), and check them.
+
+    Raises:
+        BadInputError: fewer than two are given, or one cannot be used.
+        IncompatiblePairError: as `check_models`.
+    """
+    if len(models) < 2:
+        raise BadInputError(f"{len(models)} model given; give two or more")
+    return check_models([open_model(model, options, quantised) for model in models])
+
+
+def check_models(models: Sequence[OpenedModel]) -> CheckedModels:
+    """Check every model against the first; see `check_pair`."""
+    reference, *others = models
+    differences = [difference for other in others for difference in check_pair(reference, other)]
+    return CheckedModels(tuple(models), tuple(dict.fromkeys(differences)))
 
 
 def check_pair(reference: OpenedModel, other: OpenedModel) -> list[str]:
@@ -55,14 +100,17 @@ def _layers(reference: OpenedModel, other: OpenedModel) -> list[str]:
 
 
 def _tensors(reference: OpenedModel, other: OpenedModel) -> list[str]:
-    a, b = _on_meta(reference), _on_meta(other)
+    a, b = reference.on_meta, other.on_meta
     for name in sorted(a.keys() | b.keys()):
         if name not in a or name not in b:
             owner = reference if name in a else other
-            if (twin := _twin(name, a.keys() & b.keys(), owner)) is None:
+            if (counterpart := _counterpart(name, a.keys() & b.keys(), owner)) is None:
                 return [f"tensor {name} exists in the {'reference' if name in a else 'other'} model only"]
-            if not torch.equal(owner.tensors[name], owner.tensors[twin]):
-                return [f"{name} and {twin} are tied, but not equal in {owner.name}; set tie_word_embeddings to false"]
+            if not torch.equal(owner.tensors[name], owner.tensors[counterpart]):
+                return [
+                    f"{name} and {counterpart} are tied, but not equal in {owner.name}; "
+                    "set tie_word_embeddings to false"
+                ]
         elif a[name].shape != b[name].shape:
             return [
                 f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the other"
@@ -70,14 +118,14 @@ def _tensors(reference: OpenedModel, other: OpenedModel) -> list[str]:
     return []
 
 
-def _twin(name: str, known: set[str], side: OpenedModel) -> str | None:
+def _counterpart(name: str, known: set[str], side: OpenedModel) -> str | None:
     """A tensor of `known` that is tied to `name`."""
     tied = tied_names(side.tensors.model) if isinstance(side.tensors, Checkpoint) else {}
     return min(tied.get(name, set()) & known, default=None)
 
 
 def _dtypes(reference: OpenedModel, other: OpenedModel) -> list[str]:
-    a, b = _on_meta(reference), _on_meta(other)
+    a, b = reference.on_meta, other.on_meta
     if not (names := [name for name in a.keys() & b.keys() if a[name].dtype != b[name].dtype]):
         return []
     first = min(names)
@@ -85,7 +133,3 @@ def _dtypes(reference: OpenedModel, other: OpenedModel) -> list[str]:
         f"{len(names)} tensors have another dtype, such as {first}: {a[first].dtype} in the reference, "
         f"{b[first].dtype} in the other; the reference's is kept"
     ]
-
-
-def _on_meta(side: OpenedModel) -> dict[str, torch.Tensor]:
-    return side.tensors.on_meta() if isinstance(side.tensors, Checkpoint) else dict(side.tensors)

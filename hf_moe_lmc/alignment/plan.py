@@ -1,30 +1,29 @@
-"""What a long run will read, write and need, before it starts."""
+"""Bytes that a long run will read, write and need, before it starts."""
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .config import AlignmentConfig
 from .opened_model import OpenedModel
-from .pair import check_pair
+from .pair import CheckedModels
 from .resources import Resources, matching_bytes
-from .steps import cut_steps
-from .stream import OutputOptions, written_bytes
+from .write import WriteOptions, cut_steps, written_bytes
 
 BASE_BYTES = 500 * 10**6  # Python, torch and Transformers themselves
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run needs; sizes in bytes.
+    """Needs of a run; sizes in bytes.
 
     Args:
         layers: number of Mixture-of-Experts layers.
         read, written: from and to disk.
         memory: an upper estimate of the peak.
         free: on the disk of the output; None if nothing large is written.
-        harmless: differences of the pair that do no harm.
+        differences: of the models, all harmless.
         device: where layers are matched; None if none is.
     """
 
@@ -33,7 +32,7 @@ class Plan:
     written: int
     memory: int
     free: int | None
-    harmless: list[str]
+    differences: tuple[str, ...]
     device: str | None = None
 
     @property
@@ -41,54 +40,79 @@ class Plan:
         """One fact a line."""
         lines = [
             f"Mixture-of-Experts layers  {self.layers}",
-            f"to read                    {_gigabytes(self.read)}",
-            f"to write                   {_gigabytes(self.written)}",
-            f"memory at most about       {_gigabytes(self.memory)}",
+            f"to read                    {_size(self.read)}",
+            f"to write                   {_size(self.written)}",
+            f"memory at most about       {_size(self.memory)}",
         ]
-        lines += [] if self.free is None else [f"free on the output's disk  {_gigabytes(self.free)}"]
+        lines += [] if self.free is None else [f"free on the output's disk  {_size(self.free)}"]
         lines += [] if self.device is None else [f"layers are matched on      {self.device}"]
-        lines += [f"allowed difference: {difference}" for difference in self.harmless]
+        lines += [f"allowed difference: {difference}" for difference in self.differences]
         return "\n".join(lines) + "\n"
 
 
-def plan_alignment(
-    reference: OpenedModel, other: OpenedModel, config: AlignmentConfig, resources: Resources | None = None
-) -> Plan:
-    """What `align` needs.
+def plan_alignment(models: CheckedModels, config: AlignmentConfig, resources: Resources) -> Plan:
+    """Needs of aligning models.
 
     Raises:
-        IncompatiblePairError: the models cannot be aligned.
-        BadInputError: not with these resources.
+        BadInputError: it cannot be done with these resources.
     """
-    harmless = check_pair(reference, other)
-    read = sum(side.sizes[name] for side in (reference, other) for spec in side.layers for name in spec.tensor_names)
-    needed = matching_bytes(reference, other, config)
-    device = (resources or Resources()).device_for(needed)
-    return Plan(len(reference.layers), read, 0, BASE_BYTES + max(needed.values()), None, harmless, str(device))
+    reference, needed = models.reference, {}
+    for other in models.others:
+        for name, size in matching_bytes(reference, other).items():
+            needed[name] = max(size, needed.get(name, 0))
+    device, count = resources.device_for(needed), len(models.models)
+    read = sum(_moe_bytes(model) for model in models.models)
+    # Of several models, a layer of each is held and averaged.
+    memory = max(needed.values()) + max(count - 2, 0) * max(needed.values()) // 2
+    return Plan(len(reference.layers), read, 0, BASE_BYTES + memory, None, models.differences, str(device))
 
 
 def plan_writing(
-    reference: OpenedModel, others: Sequence[OpenedModel], outputs: int, folder: str | Path, options: OutputOptions
+    models: CheckedModels, likes: Sequence[OpenedModel], folder: str | Path, options: WriteOptions
 ) -> Plan:
-    """What `apply`, or with `others` `merge`, needs for a number of `outputs`, alignment not included.
+    """Needs of writing checkpoints made of `models`, alignment not included.
 
-    Raises:
-        IncompatiblePairError: the models cannot be merged.
+    Args:
+        models: that are read; one for a checkpoint that is only rewritten.
+        likes: for every checkpoint the model that it is written like.
+        folder: where.
+        options: the form of the checkpoints.
     """
-    sides = [reference, *others]
-    harmless = list(dict.fromkeys(difference for other in others for difference in check_pair(reference, other)))
-    checkpoint = reference.checkpoint
-    steps = cut_steps(reference.sizes, reference.layers, [group.names for group in checkpoint.groups])
-    largest = max(step.nbytes for step in steps)
+    largest = max(
+        step.nbytes
+        for model in models.models
+        for step in cut_steps(
+            model.sizes, model.layers, [g.names for g in model.checkpoint.groups] if model.checkpoint else []
+        )
+    )
+    widening = max([1.0, *(written_bytes(like, options) / sum(like.sizes.values()) for like in likes)])
+    held = len(models.models) + 1 + widening
     return Plan(
-        len(reference.layers),
-        sum(sum(side.sizes.values()) for side in sides),
-        outputs * written_bytes(reference, options),
-        BASE_BYTES + (len(sides) + 2) * largest,
+        len(models.reference.layers),
+        sum(sum(model.sizes.values()) for model in models.models),
+        sum(written_bytes(like, options) for like in likes),
+        BASE_BYTES + int(held * largest),
         shutil.disk_usage(Path(folder).absolute().parent).free,
-        harmless,
+        models.differences,
     )
 
 
-def _gigabytes(size: int) -> str:
-    return f"{size / 1e9:.3g} GB"
+def both(alignment: Plan, writing: Plan) -> Plan:
+    """Needs of aligning first and writing then."""
+    return replace(
+        writing,
+        read=alignment.read + writing.read,
+        memory=max(alignment.memory, writing.memory),
+        device=alignment.device,
+    )
+
+
+def _moe_bytes(model: OpenedModel) -> int:
+    return sum(model.sizes[name] for spec in model.layers for name in spec.tensor_names)
+
+
+def _size(count: int) -> str:
+    for unit, size in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count} B"

@@ -10,7 +10,6 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.moe import ExpertBank
 
-from .config import AlignmentConfig
 from .opened_model import OpenedModel
 
 TILE_BYTES = 2**28  # tiles of Gram matrices, blocks of rows, and what the solvers need beside their matrix
@@ -50,23 +49,22 @@ class Resources:
         return torch.device("cpu")
 
 
-def matching_bytes(reference: OpenedModel, other: OpenedModel, config: AlignmentConfig) -> dict[str, int]:
+def matching_bytes(reference: OpenedModel, other: OpenedModel) -> dict[str, int]:
     """Layer name -> an upper estimate of the bytes that matching it needs; nothing is read.
 
     Both layers as they are stored, the units of three experts, and four matrices of their similarities, in float32 or
-    better; with balanced scales, both layers in that three times over.
+    better.
     """
-    sides = [(side, side.on_meta) for side in (reference, other)]
-    found = {}
+    sides = [side.on_meta for side in (reference, other)]
+    needed = {}
     for specs in zip(reference.layers, other.layers, strict=True):
-        parts = [_layer_bytes(spec, tensors) for spec, (_, tensors) in zip(specs, sides, strict=True)]
-        layer = specs[0].read(sides[0][1])
+        parts = [_layer_bytes(spec, tensors) for spec, tensors in zip(specs, sides, strict=True)]
+        layer = specs[0].read(sides[0])
         width = 8 if torch.float64 in (tensor.dtype for tensor in layer.tensors().values()) else 4
         banks = [bank for bank in (layer.experts, layer.shared_experts) if bank]
-        whole = 6 * width * sum(map(_numel, banks)) if config.balance_scales else 0
         pair = max(3 * _numel(bank) // bank.num_experts + 4 * bank.num_units**2 for bank in banks) * width
-        found[specs[0].name] = sum(parts) + whole + pair + TILE_BYTES
-    return found
+        needed[specs[0].name] = sum(parts) + pair + TILE_BYTES
+    return needed
 
 
 def _layer_bytes(spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> int:

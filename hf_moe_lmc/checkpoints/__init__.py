@@ -1,18 +1,18 @@
 """Files or Hub <-> tensors under module names, read lazily and written as a stream."""
 
 from .checkpoint import Checkpoint
-from .config_file import read_config
-from .conversion import tied_names
-from .json_file import read_json
-from .layout import Layout, place
-from .magnitude import largest_magnitude
-from .output_folder import MANIFEST_NAME, StagedFolder, check_output, output_folder
-from .quantisation import quantisation
-from .reused_memory import ReusedMemory
-from .skeleton import meta_model
-from .source import COMPANIONS, HubOptions, Source, find_source
-from .stored_tensor import read_header, tensor_bytes
-from .sync import sync
+from .companions import COMPANIONS, Companions, find_companions
+from .conversion import saved_tensors, tied_names
+from .download import HubOptions
+from .durable import sync
+from .fingerprint import Fingerprint
+from .layout import place
+from .output_place import MANIFEST_NAME, check_output
+from .skeleton import meta_model, quantisation, read_config
+from .small_files import read_json, read_small_file
+from .source import Source, find_source
+from .staging import StagedFolder, output_folder
+from .stored_tensor import max_abs, read_header, tensor_bytes
 from .writer import CheckpointWriter
 
 __all__ = [
@@ -20,14 +20,15 @@ __all__ = [
     "MANIFEST_NAME",
     "Checkpoint",
     "CheckpointWriter",
+    "Companions",
+    "Fingerprint",
     "HubOptions",
-    "Layout",
-    "ReusedMemory",
     "Source",
     "StagedFolder",
     "check_output",
+    "find_companions",
     "find_source",
-    "largest_magnitude",
+    "max_abs",
     "meta_model",
     "output_folder",
     "place",
@@ -35,6 +36,8 @@ __all__ = [
     "read_config",
     "read_header",
     "read_json",
+    "read_small_file",
+    "saved_tensors",
     "sync",
     "tensor_bytes",
     "tied_names",

@@ -11,12 +11,17 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
 
-from .config_file import CONFIG_NAME
-from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
-from .quantisation import quantisation
-from .reused_memory import ReusedMemory
+from .conversion import MisfitError, TensorGroup, are_plain, tensor_groups, tied_names
+from .fingerprint import Fingerprint
 from .shards import stored_tensors
+from .skeleton import CONFIG_NAME, drop_quantisation, quantisation
 from .stored_tensor import StoredTensor
+
+# Quantisation method -> how its weights become plain ones.
+DEQUANTISING = dict.fromkeys(
+    ("fp8", "mxfp4"),
+    "load the model with dequantize=True in its quantization_config, and save it with save_original_format=False",
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,16 +33,17 @@ class Checkpoint(Mapping[str, Tensor]):
         model: its skeleton, on the meta device.
         stored: checkpoint key -> where the tensor lies.
         groups: how stored tensors make up the model's.
-        ignored: keys that are no part of the model and that Transformers leaves out as well.
-        states: file -> its size and the time of its last change, when it was opened.
+        ignored: those that are no part of the model and that Transformers ignores, such as layers that predict further
+            tokens; their names are their keys.
+        fingerprints: of its files, when it was opened.
     """
 
     folder: Path
     model: PreTrainedModel = field(repr=False)
     stored: dict[str, StoredTensor] = field(repr=False)
     groups: list[TensorGroup] = field(repr=False)
-    ignored: list[str]
-    states: dict[Path, tuple[int, int]] = field(repr=False)
+    ignored: dict[str, StoredTensor] = field(repr=False)
+    fingerprints: dict[Path, Fingerprint] = field(repr=False)
 
     @classmethod
     def open(cls, folder: Path, model: PreTrainedModel, quantised: bool = False) -> "Checkpoint":
@@ -48,16 +54,22 @@ class Checkpoint(Mapping[str, Tensor]):
             model: its skeleton.
             quantised: whether its weights may be quantised: then its tensors are those that are stored.
 
+        Where its weights are plain, what config.json says of their quantisation is left over, and dropped from the
+        configuration of `model`.
+
         Raises:
             BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.
         """
-        if (method := quantisation(model.config)) and not quantised:
-            raise BadInputError(
-                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
-                "nothing be computed; load the model with dequantize=True in its quantisation config and save it first"
-            )
         stored = stored_tensors(folder)
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
+        method = quantisation(model.config)
+        if method and are_plain(model, on_meta):
+            drop_quantisation(model.config)
+        elif method and not quantised:
+            raise BadInputError(
+                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
+                f"nothing be computed; {DEQUANTISING.get(method, 'give the weights that were quantised')}"
+            )
         try:
             groups, ignored = tensor_groups(model, on_meta)
         except MisfitError as error:
@@ -65,16 +77,23 @@ class Checkpoint(Mapping[str, Tensor]):
         except BadInputError as error:
             raise BadInputError(f"{folder}: {error}") from None
         files = sorted({entry.file for entry in stored.values()} | {folder / CONFIG_NAME})
-        return cls(folder, model, stored, groups, ignored, {file: _state(file) for file in files})
+        return cls(
+            folder,
+            model,
+            stored,
+            groups,
+            {key: stored[key] for key in ignored},
+            {file: Fingerprint.of(file) for file in files},
+        )
 
     @cached_property
     def _group_of(self) -> dict[str, TensorGroup]:
-        found = {name: group for group in self.groups for name in group.names}
+        groups = {name: group for group in self.groups for name in group.names}
         # Of tied tensors, most checkpoints hold one.
         for name, names in tied_names(self.model).items():
-            if name not in found and (twins := names & found.keys()):
-                found[name] = replace(found[min(twins)], names=(name,))
-        return found
+            if name not in groups and (counterparts := names & groups.keys()):
+                groups[name] = replace(groups[min(counterparts)], names=(name,))
+        return groups
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
@@ -89,29 +108,23 @@ class Checkpoint(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return sum(1 for _ in self)
 
-    def read(
-        self, names: Iterable[str], memory: ReusedMemory | None = None, device: torch.device | str | None = None
-    ) -> dict[str, Tensor]:
+    def read(self, names: Iterable[str], device: torch.device | str | None = None) -> dict[str, Tensor]:
         """The tensors of `names`, and those that are stored in one with them.
 
         Args:
             names: module names.
-            memory: where to put them, until the next read into it; None takes fresh memory.
-            device: where they go without `memory`, None is the CPU; on the way to another device, the CPU holds one
-                stored tensor at a time.
+            device: where they go, None is the CPU; on the way to another, the CPU holds one stored tensor at a time.
         """
         groups = {id(group): group for group in (self._group_of[name] for name in names)}.values()
-        place = "meta" if memory else device
-        tensors = {name: tensor for group in groups for name, tensor in self._empty(group, place).items()}
-        if memory:
-            tensors = memory.place(tensors)
-        for group in groups:
-            tensors |= self._read_group(group, {name: tensors[name] for name in group.names})
-        return tensors
+        return {name: tensor for group in groups for name, tensor in self._read_group(group, device).items()}
 
     def on_meta(self) -> dict[str, Tensor]:
         """All tensors without their values."""
         return {name: tensor for group in self.groups for name, tensor in self._empty(group, "meta").items()}
+
+    def dtype_of(self, group: TensorGroup) -> torch.dtype:
+        """The smallest dtype that holds all values of a group."""
+        return reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
 
     def check_finite(self, names: Iterable[str]) -> None:
         """Raise `BadInputError`, naming file and tensor, if a value that `names` are made of is NaN or infinite."""
@@ -124,20 +137,18 @@ class Checkpoint(Mapping[str, Tensor]):
 
     def check_unchanged(self) -> None:
         """Raise `BadInputError` if one of its files is not what it was when it was opened."""
-        for file, state in self.states.items():
-            if _state(file) != state:
+        for file, fingerprint in self.fingerprints.items():
+            if not fingerprint.is_unchanged(file):
                 raise BadInputError(f"{file} changed while it was read; start again when nothing writes to it")
 
     def _empty(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
-        entries = [self.stored[key] for key in group.keys]
-        dtype = reduce(torch.promote_types, (entry.dtype for entry in entries))
-        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, entries[0].shape)
+        shapes = self._shapes if group.conversion else dict.fromkeys(group.names, self.stored[group.keys[0]].shape)
+        dtype = self.dtype_of(group)
         return {name: torch.empty(shapes[name], dtype=dtype, device=device) for name in group.names}
 
-    def _read_group(self, group: TensorGroup, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        entries = [self.stored[key] for key in group.keys]
+    def _read_group(self, group: TensorGroup, device: torch.device | str | None) -> dict[str, Tensor]:
+        entries, tensors = [self.stored[key] for key in group.keys], self._empty(group, device)
         parts = group.to_stored(tensors)
-        device = next(iter(tensors.values())).device
         owned = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
         if any(part.untyped_storage().data_ptr() not in owned for part in parts.values()):
             return group.to_module({entry.key: entry.read(device) for entry in entries})
@@ -145,11 +156,3 @@ class Checkpoint(Mapping[str, Tensor]):
         for entry in entries:
             entry.read_into(parts[entry.key])
         return tensors
-
-
-def _state(file: Path) -> tuple[int, int]:
-    try:
-        status = file.stat()
-    except OSError as error:
-        raise BadInputError(f"cannot read {file}: {error.strerror}") from None
-    return status.st_size, status.st_mtime_ns

@@ -23,12 +23,28 @@ from transformers.core_model_loading import (
     rename_source_key,
     revert_weight_conversion,
 )
+from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_moe_lmc.errors import BadInputError
 
-from .quantisation import quantisation
+from .skeleton import quantisation
 
 Tensors = Mapping[str, Tensor]
+
+# The projection that joins embedding and hidden state tells a layer that predicts further tokens from a decoder layer.
+FURTHER_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)\.eh_proj\.")
+
+# Parts of keys that a training run wraps around those of the model -> where they come from, and what to do.
+WRAPPERS = {
+    "_orig_mod.": "torch.compile; save the model that was compiled (model._orig_mod.save_pretrained)",
+    "_fsdp_wrapped_module.": "FSDP; save its full state dict (accelerator.save_model, or merge-weights)",
+    "_checkpoint_wrapped_module.": "activation checkpointing; save the model without its wrapper",
+    "base_model.model.": "PEFT; save the model with its adapter merged (model.merge_and_unload().save_pretrained)",
+    "pretrained_model.": "TRL; save the model inside (model.pretrained_model.save_pretrained)",
+    "module.": "DistributedDataParallel or DeepSpeed; save the model inside (model.module.save_pretrained)",
+    "v_head.": "a value head of TRL; save the model without it (model.pretrained_model.save_pretrained)",
+    "_extra_state": "Transformer Engine, and no weight; save the checkpoint without it",
+}
 
 
 class MisfitError(BadInputError):
@@ -96,15 +112,15 @@ class Conversion:
             first, pattern = rename_source_key(name, [], [converter])
             converter.add_tensor(first, name, pattern, tensor)
         with _WithoutCopies():
-            found = self._run(converter, first)
+            stored = self._run(converter, first)
         # A checkpoint of the bare model lacks the prefix of one with a head, or the other way round.
         prefix = f"{self.model.base_model_prefix}."
-        names = {alias: name for name in found for alias in (prefix + name, name.removeprefix(prefix), name)}
-        return {key: found[names[seen]] for key, seen in self.seen.items()}
+        names = {alias: name for name in stored for alias in (prefix + name, name.removeprefix(prefix), name)}
+        return {key: stored[names[seen]] for key, seen in self.seen.items()}
 
     def _run(self, converter: Any, name: str) -> dict[str, Tensor]:
-        found = converter.convert(name, model=self.model, config=self.model.config)
-        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in found.items()}
+        tensors = converter.convert(name, model=self.model, config=self.model.config)
+        return {name: tensor[0] if isinstance(tensor, list) else tensor for name, tensor in tensors.items()}
 
 
 class _WithoutCopies(TorchFunctionMode):
@@ -124,8 +140,23 @@ def tied_names(model: PreTrainedModel) -> dict[str, set[str]]:
     }
 
 
+def are_plain(model: PreTrainedModel, stored: Tensors) -> bool:
+    """Whether the tensors of a checkpoint are those of `model` as they are, whatever its configuration says.
+
+    Arguments as for `tensor_groups`.
+    """
+    # Quick where it is obvious: codes are of 8 bits, or packed in integers.
+    if any(t.ndim > 1 and (t.itemsize < 2 or not t.dtype.is_floating_point) for t in stored.values()):
+        return False
+    try:
+        _plan(model, stored, quantised=False)
+    except BadInputError:
+        return False
+    return True
+
+
 def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorGroup], list[str]]:
-    """How the tensors of a checkpoint make up those of a model, planned without data.
+    """Plan, without data, how the tensors of a checkpoint make up those of a model.
 
     Those of a quantised checkpoint are only renamed, for they are no tensors of the model.
 
@@ -134,11 +165,16 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
         stored: checkpoint key -> tensor on the meta device.
 
     Returns:
-        the groups, in natural order of their keys; and the keys that Transformers leaves out when it loads.
+        the groups, in natural order of their keys; and those keys that are no part of the model and that Transformers
+        ignores, such as layers that predict further tokens: groups of their own, under their keys.
 
     Raises:
         BadInputError: a tensor is missing, is not part of the model, or has another shape than the model's.
     """
+    return _plan(model, stored, bool(quantisation(model.config)))
+
+
+def _plan(model: PreTrainedModel, stored: Tensors, quantised: bool) -> tuple[list[TensorGroup], list[str]]:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -146,34 +182,39 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     expected, prefix = model.state_dict(), model.base_model_prefix
     groups: dict[str, TensorGroup] = {}
     conversions: dict[str, Conversion] = {}
-    strangers, quantised = [], quantisation(model.config)
+    unexpected = []
     # Transformers sorts likewise, and some of its renamings depend on the order.
     for key in sorted(stored, key=dot_natural_key):
         name, pattern = rename_source_key(key, renamings, [] if quantised else converters, prefix, expected)
         if name not in expected and key in expected:
             name, pattern = rename_source_key(key, [], [], prefix, expected)
         if name not in expected and not quantised:
-            strangers.append(key)
+            unexpected.append(key)
         elif pattern is None:
             if name in groups:
                 raise MisfitError(key, f" and {groups[name].keys[0]} are both the model's {name}; remove one")
             groups[name] = TensorGroup((key,), (name,))
         else:
-            found = conversions.setdefault(name, Conversion(by_pattern[pattern], name, {}, {}, model))
-            found.seen[key], found.patterns[key] = rename_source_key(key, renamings, [])[0], pattern
+            conversion = conversions.setdefault(name, Conversion(by_pattern[pattern], name, {}, {}, model))
+            conversion.seen[key], conversion.patterns[key] = rename_source_key(key, renamings, [])[0], pattern
     for name, conversion in conversions.items():
         group = _converted(conversion, stored, expected)
         if twice := [known for known in group.names if known in groups]:
             raise MisfitError(twice[0], f" is in the checkpoint, and {group.keys[0]} is a part of it; remove one")
         groups[name] = group
     if quantised:
+        # Blocks and scales lie in the module of the tensor that they stand for.
+        modules = {name[:end] for name in groups for end in range(len(name)) if name[end] == "."}
+        _check_complete(model, {name for name in expected if name in groups or name.rpartition(".")[0] in modules})
         return list(groups.values()), []
+    _check_wrapped(unexpected)
     _check_shapes(groups.values(), stored, expected)
     _check_dtypes(groups.values(), stored, expected)
     _check_complete(model, {name for group in groups.values() for name in group.names})
-    _check_strangers(model, strangers)
+    _check_unexpected(model, unexpected)
+    groups |= {key: TensorGroup((key,), (key,)) for key in unexpected}
     order = {key: position for position, key in enumerate(sorted(stored, key=dot_natural_key))}
-    return sorted(groups.values(), key=lambda group: order[group.keys[0]]), strangers
+    return sorted(groups.values(), key=lambda group: order[group.keys[0]]), unexpected
 
 
 def _converted(conversion: Conversion, stored: Tensors, expected: Tensors) -> TensorGroup:
@@ -184,14 +225,16 @@ def _converted(conversion: Conversion, stored: Tensors, expected: Tensors) -> Te
         reason = " ".join(str(error).split())
         odd = _odd_one_out(conversion, stored)
         raise MisfitError(
-            odd, f" of shape {tuple(stored[odd].shape)} and its kin do not make up the model's {name}: {reason}"
+            odd,
+            f" of shape {tuple(stored[odd].shape)} and what goes with it do not make up the model's {name}: {reason}",
         ) from None
     names = tuple(tensors)
     for name, tensor in tensors.items():
         if name not in expected or tensor.shape != expected[name].shape:
             wanted = tuple(expected[name].shape) if name in expected else "no such tensor"
             raise MisfitError(
-                keys[0], f" and its kin give {name} the shape {tuple(tensor.shape)}; config.json makes it {wanted}"
+                keys[0],
+                f" and what goes with it give {name} the shape {tuple(tensor.shape)}; config.json makes it {wanted}",
             )
     back = conversion.to_stored(tensors)
     if any(back[key].shape != stored[key].shape for key in keys):
@@ -209,8 +252,8 @@ def _odd_one_out(conversion: Conversion, stored: Tensors) -> str:
 def _check_shapes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tensors) -> None:
     for group in groups:
         if group.conversion is None and stored[group.keys[0]].shape != expected[group.names[0]].shape:
-            found, wanted = stored[group.keys[0]].shape, expected[group.names[0]].shape
-            raise MisfitError(group.keys[0], f" has shape {tuple(found)}; config.json makes it {tuple(wanted)}")
+            shape, wanted = stored[group.keys[0]].shape, expected[group.names[0]].shape
+            raise MisfitError(group.keys[0], f" has shape {tuple(shape)}; config.json makes it {tuple(wanted)}")
 
 
 def _check_dtypes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tensors) -> None:
@@ -224,26 +267,54 @@ def _check_dtypes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tens
                 )
 
 
-def _check_complete(model: PreTrainedModel, found: set[str]) -> None:
+def _check_complete(model: PreTrainedModel, present: set[str]) -> None:
     tied = tied_names(model)
     optional = _any_of(model._keys_to_ignore_on_load_missing)
     for name in model.state_dict():
-        absent = found.isdisjoint({name} | tied.get(name, set()))
+        absent = present.isdisjoint({name} | tied.get(name, set()))
         if absent and not (optional and optional.search(name)):
             raise BadInputError(f"{name} is missing; download or save the model again")
 
 
-def _check_strangers(model: PreTrainedModel, strangers: list[str]) -> None:
+def _check_wrapped(unexpected: list[str]) -> None:
+    for key in unexpected:
+        for part, cure in WRAPPERS.items():
+            if f".{part}" in f".{key}":
+                raise MisfitError(key, f": {part} is of {cure}")
+
+
+def _check_unexpected(model: PreTrainedModel, unexpected: list[str]) -> None:
     # Old checkpoints hold buffers that models compute by now.
     patterns = {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", *(model._keys_to_ignore_on_load_unexpected or ())}
-    ignored = _any_of(patterns)
-    for key in strangers:
+    ignored = _any_of({*patterns, *_further_prediction(model, unexpected)})
+    for key in unexpected:
         if ignored is None or not ignored.search(key):
             raise MisfitError(key, f" is not part of a {type(model).__name__}; give its own config.json")
 
 
+def _further_prediction(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
+    """Patterns of the keys of layers that predict further tokens, which no class of Transformers has.
+
+    They stand beside the decoder layers, or are numbered on from them: there, Transformers knows the number that a
+    published model has.
+    """
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    numbers = {int(match[1]) for key in unexpected if (match := FURTHER_LAYER.search(key))}
+    return {r"(^|\.)mtp(_\w+)?\."} | {rf"(^|\.)layers\.{number}\." for number in numbers if number >= layers}
+
+
 def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
     return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None
+
+
+def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:
+    """The tensors of `model` that `save_pretrained` writes, under module names, on the meta device.
+
+    Of tied tensors they hold one.
+    """
+    ignored = set(model._keys_to_ignore_on_save or ())
+    tensors = {name: tensor for name, tensor in model.state_dict().items() if name not in ignored}
+    return {name: t.to("meta") for name, t in remove_tied_weights_from_state_dict(tensors, model).items()}
 
 
 def original_tensors(model: PreTrainedModel, tensors: Tensors) -> dict[str, Tensor]:

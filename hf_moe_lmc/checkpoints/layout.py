@@ -1,58 +1,54 @@
-"""Where every tensor of a new checkpoint will lie, decided before the first is written."""
+"""The place of every tensor of a new checkpoint, decided before the first is written."""
 
 import json
 import math
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
 
 import torch
+from huggingface_hub import split_state_dict_into_shards_factory
+from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.names import Layout
 
 from .checkpoint import Checkpoint
-from .conversion import original_tensors
-from .quantisation import quantisation
+from .conversion import original_tensors, saved_tensors
 from .shards import SINGLE_NAME
+from .skeleton import quantisation
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
-Layout = Literal["kept", "original", "fused"]
-SHARD_BYTES = 5 * 10**9  # as Transformers
+SHARD_NAME = "model{suffix}.safetensors"
+SHARD_BYTES = 50 * 10**9  # as `save_pretrained`
 
 # Key -> where the tensor will lie.
 Placement = dict[str, StoredTensor]
 
 
-def place(checkpoint: Checkpoint, folder: Path, layout: Layout = "kept", dtype: torch.dtype | None = None) -> Placement:
-    """Where the tensors of a checkpoint made like `checkpoint` go in `folder`.
+def place(
+    source: Checkpoint | PreTrainedModel, folder: Path, layout: Layout = "kept", dtype: torch.dtype | None = None
+) -> Placement:
+    """The places of the tensors of a checkpoint made like `source`, in `folder`.
 
     Args:
-        checkpoint: the model.
+        source: a checkpoint, or a model, live or on the meta device.
         folder: of the new files.
-        layout: "kept", the keys and shards of `checkpoint`; "original", the keys that Transformers saves by default;
-            "fused", module names.
-        dtype: of all floating-point tensors; None keeps every tensor's own.
+        layout: "kept", the keys and shards of the checkpoint; "original", the keys that `save_pretrained` writes by
+            default; "fused", module names. The keys of a model are kept as `save_pretrained` writes them.
+        dtype: of all floating-point tensors of 16 bits and more; None keeps every tensor's own.
 
     Raises:
         BadInputError: what is quantised would have to be computed.
     """
-    if quantisation(checkpoint.model.config) and (layout != "kept" or dtype):
-        raise BadInputError(f"{checkpoint.folder} is quantised; only its own layout and dtypes can be written")
-    if layout == "kept":
-        shards: dict[str, list[StoredTensor]] = {}
-        for tensor in sorted(checkpoint.stored.values(), key=lambda tensor: (tensor.file.name, tensor.offset)):
-            if tensor.key not in checkpoint.ignored:
-                shards.setdefault(tensor.file.name, []).append(tensor)
-        contents = {name: {t.key: (_cast(t.dtype, dtype), t.shape) for t in shards[name]} for name in shards}
-    else:
-        tensors = checkpoint.on_meta()
-        if layout == "original":
-            tensors = original_tensors(checkpoint.model, tensors)
-        contents = _sharded({key: (_cast(t.dtype, dtype), tuple(t.shape)) for key, t in tensors.items()})
+    if isinstance(source, Checkpoint) and quantisation(source.model.config) and (layout != "kept" or dtype):
+        raise BadInputError(f"{source.folder} is quantised; only its own layout and dtypes can be written")
+    shards = _kept(source) if isinstance(source, Checkpoint) and layout == "kept" else _sharded(_saved(source, layout))
     return {
         key: StoredTensor(key, folder / name, kind, shape, offset)
-        for name, entries in contents.items()
-        for key, kind, shape, offset in _with_offsets(entries)
+        for name, entries in shards.items()
+        for key, kind, shape, offset in _with_offsets(
+            {key: (_cast(own, dtype), shape) for key, (own, shape) in entries.items()}
+        )
     }
 
 
@@ -74,8 +70,29 @@ def index(placement: Placement) -> bytes | None:
 Entries = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 
 
+def _kept(checkpoint: Checkpoint) -> dict[str, Entries]:
+    shards: dict[str, dict[str, tuple[torch.dtype, tuple[int, ...]]]] = {}
+    # Experts of one tensor may change places: each place has room for all of them.
+    dtypes = {key: checkpoint.dtype_of(group) for group in checkpoint.groups for key in group.keys}
+    for tensor in sorted(checkpoint.stored.values(), key=lambda tensor: (tensor.file.name, tensor.offset)):
+        shards.setdefault(tensor.file.name, {})[tensor.key] = dtypes[tensor.key], tensor.shape
+    return dict(shards)
+
+
+def _saved(source: Checkpoint | PreTrainedModel, layout: Layout) -> Entries:
+    if isinstance(source, Checkpoint):
+        model, tensors, ignored = source.model, source.on_meta(), source.ignored
+    else:
+        model, tensors, ignored = source, saved_tensors(source), ()
+    own = {name: tensor for name, tensor in tensors.items() if name not in ignored}
+    if layout != "fused":
+        own = original_tensors(model, own)
+    return {key: (t.dtype, tuple(t.shape)) for key, t in (own | {key: tensors[key] for key in ignored}).items()}
+
+
 def _cast(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    return wanted if wanted and dtype.is_floating_point else dtype
+    # Of 8 bits are codes, which mean nothing without their scales.
+    return wanted if wanted and dtype.is_floating_point and dtype.itemsize > 1 else dtype
 
 
 def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
@@ -83,17 +100,13 @@ def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:
 
 
 def _sharded(entries: Entries) -> dict[str, Entries]:
-    shards: list[dict[str, tuple[torch.dtype, tuple[int, ...]]]] = [{}]
-    filled = 0
-    for key, entry in entries.items():
-        if shards[-1] and filled + _nbytes(*entry) > SHARD_BYTES:
-            shards.append({})
-            filled = 0
-        shards[-1][key] = entry
-        filled += _nbytes(*entry)
-    if len(shards) == 1:
-        return {SINGLE_NAME: shards[0]}
-    return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": shard for i, shard in enumerate(shards, start=1)}
+    split = split_state_dict_into_shards_factory(
+        dict(entries),
+        get_storage_size=lambda entry: _nbytes(*entry),
+        filename_pattern=SHARD_NAME,
+        max_shard_size=SHARD_BYTES,
+    )
+    return {name: {key: entries[key] for key in keys} for name, keys in split.filename_to_tensors.items()}
 
 
 def _header(entries: Entries) -> bytes:

@@ -1,18 +1,83 @@
-"""A model without weights, out of its configuration alone."""
+"""config.json, checked before Transformers sees it, and the model without weights that it describes."""
 
+import re
+from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+import transformers
+from transformers import (
+    CONFIG_MAPPING,
+    AutoModelForCausalLM,
+    AutoModelForImageClassification,
+    AutoModelForImageTextToText,
+    AutoModelForSeq2SeqLM,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
+
+from .shards import advice
+from .small_files import read_json
+
+CONFIG_NAME = "config.json"
+
+# The first that has a class for a configuration; one of several modalities has the text model's class too.
+AUTO_CLASSES = (
+    AutoModelForImageTextToText,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoModelForImageClassification,
+)
+
+# Fields that name code or kernels to load: a checkpoint does not decide what runs here.
+DROPPED = re.compile(r"_.*_internal|_?attn_implementation|_?experts_implementation|auto_map|custom_pipelines")
+
+SIZE = re.compile(r"(.*_)?(size|dim|rank|layers|heads|experts|depth|blocks)|(n|num)_.*")
+LARGEST_SIZE = 100_000_000
+COUNTS = ("layers", "experts", "n_layer", "depth", "blocks")  # ends of the names of fields that count modules
+MOST_MODULES = 10_000  # more would take for ever to build
+
+EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
+CHOSEN = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_top_k", "moe_k", "top_k_experts")
+
+
+def read_config(folder: Path) -> PreTrainedConfig:
+    """The configuration of the checkpoint in `folder`; code that it names is never run.
+
+    Raises:
+        BadInputError: it is missing, is no configuration of a model, or has impossible sizes.
+        UnsupportedArchitectureError: Transformers does not know its model type.
+    """
+    path = folder / CONFIG_NAME
+    if not path.exists():
+        raise BadInputError(f"{path} is missing; {advice(folder)}")
+    values = without_code(_with_floats(read_json(path)))
+    _check_sizes(values, path)
+    names = values.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise BadInputError(f"{path}: architectures is {names!r}; expected a list with the name of one class")
+    model_type = values.pop("model_type", None)
+    if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(
+            f"{path}: the installed Transformers does not know model_type {model_type!r}"
+        )
+    try:
+        config = CONFIG_MAPPING[model_type].from_dict(values)
+    except Exception as error:  # every family checks its own fields, each with another kind of error
+        raise BadInputError(f"{path} is no configuration of a {model_type}: {' '.join(str(error).split())}") from None
+    _check_chosen(config.to_dict(), path)
+    return config
 
 
 def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
     """The model of `config` on the meta device: every module, shape and dtype, and no memory.
 
-    Its class is the one that `config.architectures` names, looked up beside the configuration's own class: no code
-    comes from a repository.
+    Its class is the one that `config.architectures` names, looked up beside the configuration's own class, or else that
+    of Transformers for the model type: no code comes from a repository.
 
     Raises:
         UnsupportedArchitectureError: the class is not known.
@@ -28,14 +93,94 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         raise BadInputError(f"a {cls.__name__} cannot be built from config.json: {reason}") from None
 
 
+def quantisation(config: PreTrainedConfig) -> str | None:
+    """The method by which the weights of the model of `config`, or of its text model, are quantised; None without."""
+    for part in (config, config.get_text_config()):
+        if settings := getattr(part, "quantization_config", None):
+            return str(settings.get("quant_method") if isinstance(settings, dict) else settings)
+    return None
+
+
+def drop_quantisation(config: PreTrainedConfig) -> None:
+    """Take from a configuration what it says of the quantisation of weights."""
+    for part in (config, config.get_text_config()):
+        if getattr(part, "quantization_config", None):
+            del part.quantization_config
+
+
+def _with_floats(value: Any) -> Any:
+    """`value` with infinities, which Transformers writes as `{"__float__": "Infinity"}`."""
+    if isinstance(value, list):
+        return [_with_floats(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return (
+        float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
+    )
+
+
+def without_code(value: Any) -> Any:
+    """Settings without the fields that name code or kernels, here and in nested settings."""
+    if isinstance(value, list):
+        return [without_code(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: without_code(item) for key, item in value.items() if not DROPPED.fullmatch(key)}
+
+
+def _check_sizes(values: dict[str, Any], path: Path) -> None:
+    """Sizes are within reason, here and in nested configurations."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            _check_sizes(value, path)
+        elif isinstance(value, int) and not isinstance(value, bool) and SIZE.fullmatch(key):
+            limit = MOST_MODULES if key.endswith(COUNTS) else LARGEST_SIZE
+            if not 0 <= value <= limit:
+                raise BadInputError(f"{path}: {key} is {value}; expected 0 to {limit}")
+
+
+def _check_chosen(values: Mapping[Any, Any], path: Path) -> None:
+    """Each token goes to at least one expert and to no more than there are, in nested configurations too."""
+    experts = max((value for key in EXPERTS if isinstance(value := values.get(key), int)), default=0)
+    for key in CHOSEN:
+        chosen = values.get(key)
+        if experts > 1 and isinstance(chosen, int) and not 1 <= chosen <= experts:
+            raise BadInputError(f"{path}: {key} is {chosen}; expected 1 to {experts}, the number of experts")
+    for value in values.values():
+        if isinstance(value, dict):
+            _check_chosen(value, path)
+
+
 def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    name = next(iter(config.architectures or ()), None)
-    if name is None:
-        raise BadInputError("config.json names no model class under architectures; add the one that was saved")
-    found = getattr(import_module(type(config).__module__.rpartition(".")[0]), name, None)
-    if not (isinstance(found, type) and issubclass(found, PreTrainedModel) and found.config_class is type(config)):
+    names = config.architectures or []
+    if not names:
+        if cls := _class_by_type(config, ""):
+            return cls
         raise UnsupportedArchitectureError(
-            f"config.json names the model class {name}, which the installed Transformers does not have for model type "
-            f"{config.model_type}; remote code is never run"
+            f"config.json names no model class under architectures, and Transformers has none for {config.model_type}; "
+            "add the one that was saved"
         )
-    return found
+    # Of a model that is wrapped for training, Transformers saves the name of the wrapped class.
+    name = names[0].removeprefix("FSDP")
+    cls = getattr(import_module(type(config).__module__.rpartition(".")[0]), name, None)
+    if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is type(config):
+        return cls
+    head = "".join(name.rpartition("For")[1:])
+    # A name that nobody here has, such as that of the authors' own code; that of another model contradicts model_type.
+    known = _class_by_type(config, head) if head != name and not hasattr(transformers, name) else None
+    if known:
+        return known
+    raise UnsupportedArchitectureError(
+        f"config.json names the model class {name}, which the installed Transformers does not have for model type "
+        f"{config.model_type}; remote code is never run"
+    )
+
+
+def _class_by_type(config: PreTrainedConfig, head: str) -> type[PreTrainedModel] | None:
+    """The class that Transformers has for a model type, whose name ends in `head`."""
+    for auto in AUTO_CLASSES:
+        cls = auto._model_mapping.get(type(config), None)
+        cls = cls[0] if isinstance(cls, tuple) else cls
+        if cls and cls.__name__.endswith(head) and cls.config_class is type(config):
+            return cls
+    return None

@@ -1,54 +1,20 @@
 """A local folder or a Hub repository -> a folder of files."""
 
-import time
-from dataclasses import dataclass
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypedDict
 
-from huggingface_hub import HfApi, constants, snapshot_download, try_to_load_from_cache
-from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError, OfflineModeIsEnabled
-from huggingface_hub.hf_api import ModelInfo, RepoSibling
+from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from hf_moe_lmc.errors import BadInputError, HubError
 
-from .received import drop_damaged
-from .refusal import BusyError, refusal
+from .companions import COMPANIONS
+from .download import HubOptions, Snapshot
+from .shards import ADAPTER_NAME, INDEX_NAME, SINGLE_NAME, advice, shard_names
 
-# Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
-# each wait ten seconds.
-PAUSES = (1, 2)
-
-# All that belongs to a model but its weights; copied as bytes into what is made of it.
-COMPANIONS = (
-    "config.json",
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "additional_chat_templates/*",
-    "preprocessor_config.json",
-    "processor_config.json",
-    "video_preprocessor_config.json",
-    "image_processor_config.json",
-)
-ABOUT = ("README.md",)  # read for the cards of what is made of it
-WEIGHTS = ("model*.safetensors", "model.safetensors.index.json", "adapter_config.json")
-
-
-class HubOptions(TypedDict, total=False):
-    """Keywords of `from_pretrained` that say where a checkpoint is."""
-
-    revision: str | None
-    subfolder: str
-    token: str | bool | None
-    cache_dir: str | Path | None
-    local_files_only: bool
+ABOUT = ("README.md", ADAPTER_NAME, INDEX_NAME)  # read, and not copied
 
 
 @dataclass(frozen=True)
@@ -59,19 +25,24 @@ class Source:
         name: folder or repository, as given.
         folder: its files.
         commit: of the repository; None for a local folder.
+        listed: paths of the files that the Hub lists, downloaded or not; none for a local folder.
+        options: that it was found with.
     """
 
     name: str
     folder: Path
     commit: str | None = None
+    listed: tuple[str, ...] = field(default=(), repr=False)
+    options: HubOptions = field(default_factory=HubOptions, repr=False)  # may hold a token
 
 
-def find_source(
-    name: str | Path, options: HubOptions | None = None, files: tuple[str, ...] = COMPANIONS + ABOUT + WEIGHTS
-) -> Source:
+def find_source(name: str | Path, options: HubOptions | None = None, files: Sequence[str] | None = None) -> Source:
     """The files of `name`: a folder, or `org/repository[@revision]` on the Hub, all files of one commit.
 
-    From the Hub, those that match a pattern of `files` are downloaded, unless they are cached.
+    Args:
+        name: of the folder or the repository.
+        options: revision, subfolder, token, cache_dir, local_files_only.
+        files: patterns of those that are downloaded, unless they are cached; None: all of a checkpoint.
 
     Raises:
         BadInputError: there is no such folder, and it cannot be the name of a repository.
@@ -79,16 +50,33 @@ def find_source(
     """
     options = HubOptions() if options is None else options
     subfolder = options.get("subfolder", "")
-    if str(name) and Path(name).is_dir():
+    if os.path.isdir(name):
         return Source(str(name), _within(Path(name), subfolder))
-    repository, _, revision = str(name).partition("@")
+    if os.path.lexists(name):
+        raise BadInputError(f"{name} is not a folder; {advice(Path(name))}")
+    try:
+        return _on_the_hub(str(name), options, files)
+    except HubError as error:
+        if os.path.isdir(os.path.dirname(name) or "."):  # a mistyped path, perhaps
+            raise type(error)(f"no folder {str(name)!r} here, and {error}") from None
+        raise
+
+
+def _on_the_hub(name: str, options: HubOptions, files: Sequence[str] | None) -> Source:
+    subfolder = options.get("subfolder", "")
+    repository, _, revision = name.partition("@")
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise BadInputError(f"{str(name)!r} is neither a folder nor the name of a repository on the Hub") from None
-    revision = revision or options.get("revision") or "main"
-    folder, commit = _download_patiently(repository, revision, options, files)
-    return Source(str(name), _within(folder, subfolder), commit)
+        raise BadInputError(f"{name!r} is neither a folder nor the name of a repository on the Hub") from None
+    prefix = f"{subfolder}/" if subfolder else ""
+    snapshot = Snapshot(repository, revision or options.get("revision") or "main", options)
+    snapshot = snapshot.fetch([prefix + pattern for pattern in files or (*COMPANIONS, *ABOUT)])
+    folder = _within(snapshot.folder, subfolder)
+    if files is None:
+        snapshot.fetch([prefix + shard for shard in (*shard_names(folder), SINGLE_NAME)])
+    listed = [path.removeprefix(prefix) for path in snapshot.digests if path.startswith(prefix)]
+    return Source(name, folder, snapshot.commit, tuple(path for path in listed if "/" not in path), options)
 
 
 def _within(folder: Path, subfolder: str) -> Path:
@@ -96,65 +84,3 @@ def _within(folder: Path, subfolder: str) -> Path:
     if not inside.is_dir():
         raise BadInputError(f"{folder} has no folder {subfolder}")
     return inside
-
-
-def _download_patiently(
-    repository: str, revision: str, options: HubOptions, patterns: tuple[str, ...]
-) -> tuple[Path, str | None]:
-    for pause in PAUSES:
-        try:
-            return _download(repository, revision, options, patterns)
-        except BusyError:
-            time.sleep(pause)
-    return _download(repository, revision, options, patterns)
-
-
-def _download(
-    repository: str, revision: str, options: HubOptions, patterns: tuple[str, ...]
-) -> tuple[Path, str | None]:
-    token, subfolder = options.get("token"), options.get("subfolder", "")
-    local = bool(options.get("local_files_only")) or constants.HF_HUB_OFFLINE
-    wanted = [f"{subfolder}/{pattern}" if subfolder else pattern for pattern in patterns]
-    try:
-        # Asked first, for snapshot_download would hide a refusal behind what is cached.
-        listed = None if local else _listing(repository, revision, token)
-        new = _not_cached(repository, listed, options.get("cache_dir")) if listed else []
-        # One commit for all files, even if the branch moves meanwhile.
-        folder = snapshot_download(
-            repository,
-            revision=revision,
-            token=token,
-            cache_dir=options.get("cache_dir"),
-            local_files_only=local,
-            allow_patterns=wanted,
-        )
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled):
-        if not local:
-            raise BusyError(f"the connection to the Hub failed for {repository}@{revision}; try again later") from None
-        raise HubError(f"{repository}@{revision} is not in the cache, and the network may not be used") from None
-    except Exception as error:
-        raise refusal(error, repository, revision) from None
-    # A snapshot's folder is called like its commit.
-    found = Path(folder).name
-    if listed and listed.sha != found:
-        raise BusyError(f"{repository}@{revision} changed while it was opened; try again")
-    if damaged := drop_damaged(Path(folder), new):
-        raise BusyError(
-            f"what the Hub sent as {damaged[0]} of {repository}@{revision} is not what it lists; it was thrown away, "
-            "try again later"
-        )
-    return Path(folder), found
-
-
-def _listing(repository: str, revision: str, token: str | bool | None) -> ModelInfo:
-    timeout = constants.HF_HUB_ETAG_TIMEOUT
-    return HfApi(token=token).model_info(repository, revision=revision, timeout=timeout, files_metadata=True)
-
-
-def _not_cached(repository: str, listed: ModelInfo, cache: str | Path | None) -> list[RepoSibling]:
-    """The files of a commit that a download would fetch."""
-    return [
-        file
-        for file in listed.siblings or []
-        if not isinstance(try_to_load_from_cache(repository, file.rfilename, cache, listed.sha), str)
-    ]

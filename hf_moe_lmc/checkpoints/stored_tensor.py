@@ -1,6 +1,6 @@
-"""Where a tensor lies in a safetensors file, and how it is read.
+"""A tensor in a safetensors file: its place there, and reading it.
 
-The header is checked here and bytes are read with plain reads: a file that shrinks meanwhile is a short read, not a
+The header is checked and bytes are read with plain reads: a file that shrinks meanwhile is a short read, not a
 crash, and no mapped pages stay behind.
 """
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
 
-from .json_file import MAX_BYTES, parse_json
+from .small_files import MAX_BYTES, parse_json
 
 CHUNK_BYTES = 2**20
 
@@ -45,8 +45,8 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
-# What people find in the place of a safetensors file: how it begins, and what it is.
-IMPOSTORS = {
+# First bytes of what people have in the place of a safetensors file -> what it is.
+WRONG_FORMATS = {
     b"version https://git-lfs": "a git-lfs pointer; fetch the file itself (git lfs pull)",
     b"<": "an HTML page; download the file again",
     b"PK": "a pickle, not safetensors; convert it first (model.save_pretrained)",
@@ -102,14 +102,14 @@ class StoredTensor:
 
     def digests(self) -> tuple[str, str]:
         """XXH3 of 128 bits, and sha-256, of its bytes."""
-        found, left = (xxhash.xxh3_128(), hashlib.sha256()), self.nbytes
+        xxh3, sha256, left = xxhash.xxh3_128(), hashlib.sha256(), self.nbytes
         with self._opened() as file:
             while left and (chunk := file.read(min(left, CHUNK_BYTES))):
-                for digest in found:
-                    digest.update(chunk)
+                xxh3.update(chunk)
+                sha256.update(chunk)
                 left -= len(chunk)
         self._check_complete(left)
-        return found[0].hexdigest(), found[1].hexdigest()
+        return xxh3.hexdigest(), sha256.hexdigest()
 
     @contextmanager
     def _opened(self) -> Iterator[FileIO]:
@@ -130,6 +130,14 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return tensor.detach().reshape(-1).view(torch.uint8).numpy().data
 
 
+def max_abs(tensor: Tensor) -> float:
+    """`max |x|`; NaN if any value is; 0 for what is never computed with: integers, and codes of 8 bits."""
+    if not tensor.is_floating_point() or tensor.itemsize == 1 or not tensor.numel():
+        return 0.0
+    # The extremes carry any NaN, and finding them is an order faster than isfinite.
+    return max(abs(extreme.item()) for extreme in tensor.aminmax())
+
+
 def read_header(file: Path) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, by its key.
 
@@ -144,27 +152,25 @@ def read_header(file: Path) -> dict[str, StoredTensor]:
             start = opened.read(32)
             length = int.from_bytes(start[:8], "little")
             if len(start) < 8 or length > min(size - 8, MAX_BYTES):
-                raise BadInputError(f"{file} is {_impostor(start, size)}")
+                raise BadInputError(f"{file} is {_wrong_format(start, size)}")
             opened.seek(8)
             header = parse_json(opened.read(length), file)
     except OSError as error:
         raise BadInputError(f"cannot read {file}: {error.strerror}") from None
     header.pop("__metadata__", None)
-    data, found = 8 + length, {}
-    for key, entry in header.items():
-        found[key] = _stored_tensor(key, entry, file, data)
-    position = data
-    for tensor in sorted(found.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
+    position = 8 + length
+    tensors = {key: _stored_tensor(key, entry, file, position) for key, entry in header.items()}
+    for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.offset, tensor.nbytes)):
         if tensor.offset != position:
             raise BadInputError(f"{file}: {tensor.key} overlaps another tensor or leaves a hole; download it again")
         position += tensor.nbytes
     if position != size:
         raise BadInputError(f"{file} has {size} bytes, but its header describes {position}; download it again")
-    return found
+    return tensors
 
 
-def _impostor(start: bytes, size: int) -> str:
-    for signature, name in IMPOSTORS.items():
+def _wrong_format(start: bytes, size: int) -> str:
+    for signature, name in WRONG_FORMATS.items():
         if start.startswith(signature):
             return name
     return f"no safetensors file, or cut off at {size} bytes; download it again"

@@ -1,7 +1,7 @@
 """A checkpoint written as a stream: any part of the model in any order, every tensor straight to its place."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -12,13 +12,12 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError, OutputError
 
 from .conversion import tensor_groups
+from .durable import sync
 from .layout import Placement, header, index
-from .magnitude import largest_magnitude
 from .shards import INDEX_NAME
-from .stored_tensor import StoredTensor, read_header, tensor_bytes
-from .sync import sync
+from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
 
-# Key -> what tells the bytes of a tensor from others: XXH3 against accidents, sha-256 where others rely on it.
+# Key -> digest of the tensor's bytes: XXH3 against accidents, sha-256 where others rely on it.
 Digests = dict[str, str]
 
 
@@ -42,8 +41,10 @@ class CheckpointWriter:
             _prepare(file, tensors)
         sync(folder)
 
-    def write(self, tensors: Mapping[str, Tensor]) -> Digests:
-        """Write `tensors`, whole groups of them; they are on the disk when this returns.
+    def write(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> Digests:
+        """Write the tensors of `names`, whole groups of them; they are on the disk when this returns.
+
+        Each tensor is asked for once, and forgotten when its group is written.
 
         Returns:
             their XXH3 digests.
@@ -52,7 +53,8 @@ class CheckpointWriter:
             BadInputError: a value does not fit the dtype that it is written in.
         """
         digests, files = {}, set()
-        for group in {id(group): group for group in map(self._group_of.__getitem__, tensors)}.values():
+        for group in {id(group): group for group in map(self._group_of.__getitem__, names)}.values():
+            tensors = {name: weights[name] for name in group.names}
             for key, tensor in group.to_stored(tensors).items():
                 place = self._placement[key]
                 digests[key] = _write(place, _cast(key, tensor, place.dtype))
@@ -80,8 +82,8 @@ class CheckpointWriter:
                 raise OutputError(f"{file} does not hold what was written; check the disk")
         lasting = {}
         for key, tensor in self._placement.items():
-            found, lasting[key] = tensor.digests()
-            if found != digests.get(key):
+            xxh3, lasting[key] = tensor.digests()
+            if xxh3 != digests.get(key):
                 raise OutputError(f"{tensor.file}: {key} is not what was written; check the disk")
         return lasting
 
@@ -104,7 +106,7 @@ def _prepare(file: Path, tensors: list[StoredTensor]) -> None:
 def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     if tensor.dtype != dtype:
         tensor = tensor.to(dtype)
-    if not math.isfinite(largest_magnitude(tensor)):
+    if not math.isfinite(max_abs(tensor)):
         raise BadInputError(f"{key} holds NaN, infinite values, or values too large for {dtype}; try another --dtype")
     return tensor.contiguous()
 

@@ -1,21 +1,13 @@
 """`hf-moe-lmc align`."""
 
 import argparse
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from .answer import Answer
-from .arguments import (
-    add_command,
-    add_matching,
-    add_output,
-    add_pair,
-    add_resources,
-    alignment_config,
-    describe_alignment,
-    describe_plan,
-)
-from .kept_memory import keep_freed_memory
+from .arguments import add_command, add_hub, add_matching, add_output, add_pair, alignment_config, hub_options
+from .results import CommandResult, describe_alignment, describe_plan
+
+if TYPE_CHECKING:
+    from hf_moe_lmc.alignment import Alignment
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -31,25 +23,25 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_pair(align)
     add_output(align, "folder of the alignment")
     add_matching(align)
-    add_resources(align)
     align.add_argument(
-        "--plot", metavar="FILE", help="a picture: distances of all layers, and how the experts of the first one fit"
+        "--plot", metavar="FILE", help="plot the distances of all layers, and the similarity of the first one's experts"
     )
+    add_hub(align)
 
 
-def run(options: argparse.Namespace) -> Answer | None:
-    """Align and save; say what was achieved."""
-    from hf_moe_lmc.alignment import Resources, align_into, open_checkpoint, plan_alignment, plot_alignment
-    from hf_moe_lmc.alignment.processes import processes
+def run(options: argparse.Namespace) -> CommandResult | None:
+    """Align, save, and report the distances."""
+    from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.alignment import keep_freed_memory, plot_alignment, processes
 
     keep_freed_memory()
-    reference, other = (open_checkpoint(name, quantised=True) for name in (options.reference, options.other))
-    config, resources = alignment_config(options), Resources(options.device, options.memory)
+    aligner = MoeAligner.from_pretrained(options.reference, options.other, **hub_options(options))
+    config, where = alignment_config(options), {"device": options.device, "memory": options.memory}
     if options.dry_run:
-        return describe_plan(plan_alignment(reference, other, config, resources))
-    alignment = align_into(Path(options.output), reference, other, config, options.overwrite, resources)
+        return describe_plan(aligner.plan_align(config, **where))
+    alignment = aligner.align(config, output=options.output, overwrite=options.overwrite, **where)
     if not processes().is_main_process:
         return None
     if options.plot:
-        plot_alignment(alignment, options.plot)
-    return describe_alignment(alignment, options.output)
+        plot_alignment(cast("Alignment", alignment), options.plot)
+    return describe_alignment(alignment, [options.other], options.output)

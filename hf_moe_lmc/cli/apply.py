@@ -3,9 +3,8 @@
 import argparse
 from typing import Any
 
-from .answer import Answer
-from .arguments import MODEL, add_command, add_output, add_writing, describe_plan, output_options
-from .kept_memory import keep_freed_memory
+from .arguments import MODEL, add_command, add_hub, add_output, add_writing, hub_options, load_alignment, torch_dtype
+from .results import CommandResult, describe_plan
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -21,19 +20,20 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     apply.add_argument("other", metavar="OTHER", help=MODEL)
     add_output(apply, "folder of the rewritten checkpoint")
     add_writing(apply)
+    add_hub(apply)
 
 
-def run(options: argparse.Namespace) -> Answer:
+def run(options: argparse.Namespace) -> CommandResult | None:
     """Apply and write."""
-    from hf_moe_lmc.alignment import Alignment, apply, open_checkpoint, plan_writing
-    from hf_moe_lmc.hub import write_card
+    from hf_moe_lmc.aligner import apply, plan_apply
+    from hf_moe_lmc.alignment import keep_freed_memory, processes
 
     keep_freed_memory()
-    alignment = Alignment.from_pretrained(options.alignment)
-    how = output_options(options)
+    alignment, hub = load_alignment(options.alignment, options), hub_options(options)
+    how = {"layout": options.layout, "dtype": torch_dtype(options.dtype), "overwrite": options.overwrite}
     if options.dry_run:
-        opened = open_checkpoint(options.other, quantised=True)
-        return describe_plan(plan_writing(opened, (), 1, options.output, how))
-    apply(alignment, options.other, options.output, how, allow_other_weights=options.allow_other_weights)
-    write_card(options.output, alignment)
-    return Answer(f"Written to {options.output}\n", {"output": options.output})
+        return describe_plan(plan_apply(options.other, options.output, **how, **hub))
+    apply(alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub)
+    if not processes().is_main_process:
+        return None
+    return CommandResult(f"Written to {options.output}\n", {"output": options.output})

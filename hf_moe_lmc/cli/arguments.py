@@ -1,22 +1,22 @@
-"""Arguments that several commands take."""
+"""Arguments that several commands take, and the values that are made of them."""
 
 import argparse
-from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from .answer import Answer
+from hf_moe_lmc.names import Dtype, ExpertOrder, Layout
+
+from .results import CommandResult
 
 if TYPE_CHECKING:
-    from hf_moe_lmc.alignment import Alignment, AlignmentConfig, MutualAlignment, OutputOptions, Plan
+    from hf_moe_lmc.alignment import Alignment, AlignmentConfig
+    from hf_moe_lmc.checkpoints import HubOptions
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 
-
-Run = Callable[[argparse.Namespace], Answer | None]
-"""Runs a command; None of a process that leaves the talking to another."""
+Run = Callable[[argparse.Namespace], CommandResult | None]
+"""Runs a command; None where another process reports."""
 
 
 def add_command(
@@ -30,7 +30,7 @@ def add_command(
         metavar="FILE",
         type=Path,
         default=argparse.SUPPRESS,
-        help="YAML file of arguments, such as `expert-order: joint`; what the command line says wins",
+        help="YAML file of arguments, such as `expert-order: joint`; the command line wins",
     )
     return command
 
@@ -41,23 +41,33 @@ def add_pair(command: argparse.ArgumentParser) -> None:
     command.add_argument("other", metavar="OTHER", help=MODEL)
 
 
-def add_output(command: argparse.ArgumentParser, what: str) -> None:
-    """Where the result goes, and what to say before it is computed."""
-    command.add_argument("-o", "--output", metavar="FOLDER", required=True, help=f"{what}; must be new or empty")
+def add_hub(command: argparse.ArgumentParser) -> None:
+    """Access to the Hub, of all models of a command."""
+    hub = command.add_argument_group("Hub")
+    hub.add_argument("--token", help="of the Hub (default: that of `hf auth login` or HF_TOKEN)")
+    hub.add_argument("--cache-dir", metavar="FOLDER", help="of downloads (default: that of the Hub's client)")
+    hub.add_argument("--local-files-only", action="store_true", help="use the cache only, never the network")
+
+
+def add_output(command: argparse.ArgumentParser, result: str) -> None:
+    """The folder of the result, and the needs of the work before it starts."""
+    command.add_argument("-o", "--output", metavar="FOLDER", required=True, help=f"{result}; must be new or empty")
     command.add_argument("--overwrite", action="store_true", help="replace an earlier output of this package")
-    command.add_argument("--dry-run", action="store_true", help="only say what would be read and written")
+    command.add_argument("--dry-run", action="store_true", help="only print what would be read, written and needed")
 
 
 def add_writing(command: argparse.ArgumentParser) -> None:
-    """How a checkpoint is written."""
+    """The form of a written checkpoint."""
     command.add_argument(
         "--layout",
-        choices=("kept", "original", "fused"),
+        choices=get_args(Layout),
         default="kept",
         help="keys and shards as the input has them, as Transformers saves by default, or under module names "
         "(default: kept)",
     )
-    command.add_argument("--dtype", choices=DTYPES, help="of all floating-point tensors (default: as the input)")
+    command.add_argument(
+        "--dtype", choices=get_args(Dtype), help="of all floating-point tensors (default: as the input)"
+    )
     command.add_argument(
         "--allow-other-weights",
         action="store_true",
@@ -66,21 +76,14 @@ def add_writing(command: argparse.ArgumentParser) -> None:
 
 
 def add_matching(command: argparse.ArgumentParser) -> None:
-    """How experts and units are matched."""
+    """The way to match experts and units, the device, and the memory."""
     command.add_argument(
         "--expert-order",
-        choices=("auto", "units", "gate", "gram", "sketch", "joint"),
+        choices=get_args(ExpertOrder),
         default="auto",
-        help="match experts not at all (units), by router rows, by Gram matrices or a random sketch of them, exactly "
-        "(joint); auto takes router rows where they decide clearly, and else joint within a budget (default: auto)",
+        help="match experts by router rows (gate), by Gram matrices (gram), exactly (joint), only units (units), or "
+        "nothing (none); auto takes the closest of these within a budget (default: auto)",
     )
-    command.add_argument(
-        "--balance-scales", action="store_true", help="match as if units, routers and experts that may be rescaled were"
-    )
-
-
-def add_resources(command: argparse.ArgumentParser) -> None:
-    """Where layers are matched, and within how much memory."""
     command.add_argument(
         "--device",
         help="where layers are matched, such as cpu or cuda:1 (default: the GPU, where there is one with room for the "
@@ -90,8 +93,8 @@ def add_resources(command: argparse.ArgumentParser) -> None:
         "--memory",
         metavar="SIZE",
         type=size,
-        help="of one layer of both models and what is computed from it, such as 4GB or 512MiB; refuses a layer that "
-        "needs more (default: no limit)",
+        help="for one layer of both models and all that is computed from it, such as 4GB or 512MiB; refuses a layer "
+        "that needs more (default: no limit)",
     )
 
 
@@ -102,56 +105,28 @@ def size(text: str) -> int:
     return convert_file_size_to_int(text)
 
 
-def describe_plan(plan: "Plan") -> Answer:
-    """What `--dry-run` says."""
-    return Answer(plan.text, asdict(plan))
-
-
-def describe_alignment(alignment: "Alignment", output: str) -> Answer:
-    """What was achieved, and where it is."""
-    text, figures = _achieved(alignment)
-    return Answer(f"{text}Written to {output}\n", {"output": output} | figures)
-
-
-def describe_alignments(found: "MutualAlignment", names: Sequence[str], output: str) -> Answer:
-    """The same of several models, called by their `names`."""
-    achieved = [_achieved(alignment) for alignment in found.alignments]
-    return Answer(
-        "".join(f"{name}: {text}" for name, (text, _) in zip(names, achieved, strict=True))
-        + f"distance of all pairs of models: {found.reference_distance:.4g} with all aligned to the first, "
-        f"{found.distance:.4g} with all aligned to one another\nWritten to {output}\n",
-        {
-            "output": output,
-            "reference_distance": found.reference_distance,
-            "distance": found.distance,
-            "others": [{"model": name} | figures for name, (_, figures) in zip(names, achieved, strict=True)],
-        },
-    )
-
-
-def _achieved(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
-    """Lines and JSON values."""
-    from hf_moe_lmc.hub import layer_figures
-
-    verdict = alignment.verdict()
-    said = f"{verdict.text()}\n" if verdict else ""
-    return f"{alignment.summary()}\n{said}", {
-        "verdict": verdict.to_json() if verdict else None,
-        "layers": [asdict(layer) for layer in layer_figures(alignment)],
-    }
+def hub_options(options: argparse.Namespace) -> "HubOptions":
+    """Access to the Hub, out of the parsed arguments."""
+    given = {"token": options.token, "cache_dir": options.cache_dir, "local_files_only": options.local_files_only}
+    return {name: value for name, value in given.items() if value}  # type: ignore[return-value]
 
 
 def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":
-    """How to match, out of the parsed arguments."""
+    """The settings of matching, out of the parsed arguments."""
     from hf_moe_lmc.alignment import AlignmentConfig
 
-    return AlignmentConfig(options.expert_order, options.balance_scales)
+    return AlignmentConfig(options.expert_order)
 
 
-def output_options(options: argparse.Namespace) -> "OutputOptions":
-    """How a checkpoint is to be written, out of the parsed arguments."""
+def load_alignment(name: str, options: argparse.Namespace) -> "Alignment":
+    """The alignment in a folder or on the Hub."""
+    from hf_moe_lmc.alignment import Alignment
+
+    return Alignment.from_pretrained(name, hub_options(options))
+
+
+def torch_dtype(name: str | None) -> Any:
+    """The dtype of this name; None for None."""
     import torch
 
-    from hf_moe_lmc.alignment import OutputOptions
-
-    return OutputOptions(options.layout, getattr(torch, options.dtype) if options.dtype else None, options.overwrite)
+    return getattr(torch, name) if name else None

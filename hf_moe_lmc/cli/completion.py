@@ -3,8 +3,8 @@
 import argparse
 from typing import Any
 
-from .answer import Answer
 from .arguments import add_command
+from .results import CommandResult
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 PATHS = ("FILE", "FOLDER", "MODEL", "REFERENCE", "OTHER", "BEFORE", "AFTER", "ALIGNMENT")
@@ -16,22 +16,20 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         commands,
         "completion",
         run,
-        "print what makes a shell complete commands and options",
+        "print a script that makes a shell complete commands and options",
         "Print a script for your shell. For bash: hf-moe-lmc completion bash > "
         "~/.local/share/bash-completion/completions/hf-moe-lmc; for zsh: into a folder of $fpath, as _hf-moe-lmc.",
     )
     completion.add_argument("shell", metavar="SHELL", choices=SHELLS, help=", ".join(SHELLS))
 
 
-def run(options: argparse.Namespace) -> Answer:
+def run(options: argparse.Namespace) -> CommandResult:
     """The script."""
     import shtab
 
-    from .parser import parser
-
-    root = parser()
+    root = options.root
     for action in root.arguments:
         if action.metavar in PATHS:
             action.complete = shtab.FILE  # type: ignore[attr-defined]  (how shtab wants it)
     script = shtab.complete(root, options.shell)
-    return Answer(script, {"shell": options.shell, "script": script})
+    return CommandResult(script, {"shell": options.shell, "script": script})

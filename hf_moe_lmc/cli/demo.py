@@ -2,12 +2,12 @@
 
 import argparse
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from .answer import Answer
+from hf_moe_lmc.names import MoeVariant
+
 from .arguments import add_command
-
-VARIANTS = ("dense", "sparse", "shared")  # those of hf_moe_lmc.modeling, which imports Transformers
+from .results import CommandResult
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -23,11 +23,11 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     demo.add_argument("-o", "--output", metavar="FOLDER", type=Path, help="output folder (default: demo-VARIANT)")
     demo.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)")
     demo.add_argument(
-        "--variant", choices=VARIANTS, default="sparse", help="how experts are combined (default: sparse)"
+        "--variant", choices=get_args(MoeVariant), default="sparse", help="how experts are combined (default: sparse)"
     )
 
 
-def run(options: argparse.Namespace) -> Answer:
+def run(options: argparse.Namespace) -> CommandResult:
     """Run the demo, and print its table."""
     from hf_moe_lmc.demo import Recipe, run_demo
 
@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> Answer:
     report = run_demo(out, options.seeds, Recipe(variant=options.variant))
     scramble = report.scramble
     recovered = "recovered" if scramble.recovered_bit_for_bit else "NOT recovered"
-    return Answer(
+    return CommandResult(
         f"\n{report.table()}\n\n"
         f"Scrambled endpoint: loss barrier {scramble.naive_loss_barrier:.3f}, aligned "
         f"{scramble.aligned_loss_barrier:.3f}, weights {recovered} bit for bit.\n"

@@ -1,19 +1,20 @@
 """`hf-moe-lmc evaluate`."""
 
 import argparse
-from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
-from .answer import Answer
-from .arguments import add_command, add_pair, size
-from .data_arguments import add_data, add_loading, calibration_of, examples_of, loaded
+from hf_moe_lmc.names import Repair, Variant
+
+from .arguments import add_command, add_hub, add_pair, hub_options, load_alignment, size, torch_dtype
+from .data import add_data, add_loading, calibration_data, examples_of, load_options
+from .results import CommandResult
 
 if TYPE_CHECKING:
-    from evaluate import EvaluationModule
-    from torch import Tensor
     from torch.utils.data import DataLoader
-    from transformers import PreTrainedModel
+
+    from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.connectivity import CalibrationData
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -33,22 +34,22 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     data = add_data(
         evaluate,
         "test",
-        "examples that are set apart, ahead of those evaluated, to calibrate temperatures and repairs and to choose "
+        "examples that are set apart, and not evaluated on, to calibrate temperatures and repairs and to choose "
         "repairs; 0 leaves all that out",
     )
-    data.add_argument("--max-examples", type=int, help="evaluate on the first so many examples (default: all)")
+    data.add_argument("--max-examples", type=int, help="evaluate on so many examples (default: all)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
     evaluate.add_argument(
-        "--arrangements",
+        "--variants",
         nargs="+",
-        choices=("naive", "random", "units", "aligned"),
-        default=("naive", "random", "units", "aligned"),
-        help="which paths; naive is always there (default: all)",
+        choices=get_args(Variant),
+        default=get_args(Variant),
+        help="of the other model; naive is always there (default: all)",
     )
     evaluate.add_argument(
         "--repair",
         nargs="+",
-        choices=("norms", "gram", "moments", "rescale", "preactivations", "router", "refit", "random refit", "auto"),
+        choices=(*get_args(Repair), "auto"),
         default=("norms", "rescale", "auto"),
         help="which repairs, each on every path; auto: those of norms, gram and moments that together give "
         "the aligned midpoint its lowest loss on calibration examples that no repair was calibrated on "
@@ -58,7 +59,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--metrics",
         nargs="+",
         default=(),
-        help="further figures at every point: accuracy, perplexity, expected_calibration_error, or a metric on the Hub",
+        help="further figures at every point: expected_calibration_error, or a metric on the Hub",
     )
     evaluate.add_argument("--dtype", choices=("float32", "bfloat16", "float16"), help="default: that of REFERENCE")
     add_loading(evaluate)
@@ -71,39 +72,39 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "disk at every point (default: 0, from disk)",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
+    add_hub(evaluate)
 
 
-def run(options: argparse.Namespace) -> Answer | None:
+def run(options: argparse.Namespace) -> CommandResult | None:
     """Evaluate, print the table, write the report."""
-    from hf_moe_lmc.alignment import Alignment, check_pair, open_checkpoint
-    from hf_moe_lmc.alignment.processes import accelerator_of_all
-    from hf_moe_lmc.connectivity import evaluate_path
+    from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.alignment import accelerator_of_all
+    from hf_moe_lmc.connectivity import points_of
 
+    points_of(options.points)
     _check_output(options.output, options.overwrite)
-    reference, other = open_checkpoint(options.reference), open_checkpoint(options.other)
-    check_pair(reference, other)
-    alignment = Alignment.from_pretrained(options.alignment) if options.alignment else None
-    accelerator, model = accelerator_of_all(), loaded(reference, options, dtype=options.dtype)
-    calibration, data = _data(model, options)
-    metrics = _metrics(options.metrics)
-    report = evaluate_path(
-        model,
-        other.tensors,
+    aligner = MoeAligner.from_pretrained(options.reference, options.other, **hub_options(options))
+    alignment = load_alignment(options.alignment, options) if options.alignment else None
+    accelerator = accelerator_of_all()
+    calibration, data = _data(aligner, options)
+    report = aligner.evaluate(
         alignment,
         data,
         options.points,
         calibration=calibration,
-        arrangements=options.arrangements,
+        variants=options.variants,
         repairs=options.repair,
-        seed=options.seed,
-        metrics=metrics,
-        accelerator=accelerator,
+        metrics=_metrics(options.metrics),
         memory=options.memory,
+        seed=options.seed,
+        accelerator=accelerator,
+        **({"dtype": torch_dtype(options.dtype)} if options.dtype else {}),
+        **load_options(options),
     )
     if not accelerator.is_main_process:
         return None
     report.save(options.output)
-    return Answer(f"{report.markdown()}\nWritten to {options.output}\n", report.to_json())
+    return CommandResult(f"{report.markdown()}\nWritten to {options.output}\n", report.to_json())
 
 
 def _check_output(folder: Path, overwrite: bool) -> None:
@@ -119,7 +120,7 @@ def _check_output(folder: Path, overwrite: bool) -> None:
             raise OutputError(f"{folder} holds an earlier report; replace it with --overwrite or give another output")
 
 
-def _metrics(names: "Sequence[str]") -> "list[EvaluationModule]":
+def _metrics(names: Any) -> list[Any]:
     if not names:
         return []  # `evaluate` is slow to import
     from hf_moe_lmc.connectivity.metrics import load_metric
@@ -127,18 +128,20 @@ def _metrics(names: "Sequence[str]") -> "list[EvaluationModule]":
     return [load_metric(name) for name in names]
 
 
-def _data(model: "PreTrainedModel", options: argparse.Namespace) -> "tuple[Iterable[Mapping[str, Tensor]], DataLoader]":
-    """Batches for calibration, and batches of the examples after them."""
+def _data(aligner: "MoeAligner", options: argparse.Namespace) -> "tuple[CalibrationData, DataLoader[Any]]":
+    """Data for calibration, and batches of the other examples."""
     from torch.utils.data import DataLoader, Subset
 
+    from hf_moe_lmc.connectivity import CalibrationData
     from hf_moe_lmc.errors import BadInputError
 
     apart = options.calibration_examples
-    examples = examples_of(model, options, None if options.max_examples is None else apart + options.max_examples)
+    number = None if options.max_examples is None else apart + options.max_examples
+    examples = examples_of(aligner, options, number)
     if len(examples) < apart + 2:
         raise BadInputError(
             f"{options.dataset} gives {len(examples)} examples, of which {apart} are set apart for calibration; "
             "give more data, a smaller --length or fewer --calibration-examples"
         )
     data = DataLoader(Subset(examples, range(apart, len(examples))), batch_size=options.batch_size)
-    return calibration_of(examples, options) if apart else (), data
+    return calibration_data(aligner, options, examples) if apart else CalibrationData(), data

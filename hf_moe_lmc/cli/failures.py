@@ -2,7 +2,7 @@
 
 import errno
 
-from hf_moe_lmc.errors import HubError, MoeLmcError, OutputError
+from hf_moe_lmc.errors import HubError, MoeLmcError, OutputError, one_line
 
 UNEXPECTED = 1
 USAGE = 2
@@ -21,12 +21,12 @@ class UsageError(MoeLmcError):
 def describe_failure(error: Exception) -> tuple[str, int]:
     """(one line, exit code)."""
     if isinstance(error, MoeLmcError):
-        return _one_line(error), error.exit_code
+        return str(error), error.exit_code
     if isinstance(error, OSError) and error.errno in DISK:
         return f"{error.filename or 'the output'}: {error.strerror}; make room and try again", OutputError.exit_code
     if _is_of_the_network(error):
-        return f"the Hub or the network failed: {_one_line(error)}; try again later", HubError.exit_code
-    return f"{type(error).__name__}: {_one_line(error)}; this was not foreseen, see it with --debug", UNEXPECTED
+        return f"the Hub or the network failed: {one_line(str(error))}; try again later", HubError.exit_code
+    return f"{type(error).__name__}: {one_line(str(error))}; this was not foreseen, see it with --debug", UNEXPECTED
 
 
 def _is_of_the_network(error: Exception) -> bool:
@@ -34,7 +34,3 @@ def _is_of_the_network(error: Exception) -> bool:
 
     known = (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, ConnectionError, TimeoutError)
     return isinstance(error, known) or type(error).__module__.partition(".")[0].startswith("httpx")
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -7,9 +7,8 @@ from dataclasses import asdict, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from .answer import Answer
-from .arguments import MODEL, add_command
-from .table import text_table
+from .arguments import MODEL, add_command, add_hub, hub_options
+from .results import CommandResult, text_table
 
 if TYPE_CHECKING:
     from hf_moe_lmc.adapters import Inspection, LayerInspection
@@ -29,21 +28,22 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "unchanged. Reads no weights.",
     )
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
+    add_hub(inspect)
 
 
-def run(options: argparse.Namespace) -> Answer:
-    """Print what is found."""
+def run(options: argparse.Namespace) -> CommandResult:
+    """Print the layers."""
     from hf_moe_lmc.adapters import inspect
     from hf_moe_lmc.alignment import open_skeleton
     from hf_moe_lmc.checkpoints import quantisation
 
-    model = open_skeleton(options.model)
-    found, method = inspect(model), quantisation(model.config)
-    document = asdict(found) | {"log10_symmetries": found.log10_symmetries, "quantisation": method}
-    return Answer(render(found, method), document)
+    model = open_skeleton(options.model, hub_options(options))
+    inspection, method = inspect(model), quantisation(model.config)
+    document = asdict(inspection) | {"log10_symmetries": inspection.log10_symmetries, "quantisation": method}
+    return CommandResult(render(inspection, method), document)
 
 
-def render(found: "Inspection", quantisation: str | None = None) -> str:
+def render(inspection: "Inspection", quantisation: str | None = None) -> str:
     """The table, layers that differ in their number only in one row, and lines about the whole model."""
     rows = [
         (
@@ -59,18 +59,19 @@ def render(found: "Inspection", quantisation: str | None = None) -> str:
             f"{_short(layer.bytes)}B",
             ", ".join(layer.symmetries),
         )
-        for name, layer in fold(found.layers)
+        for name, layer in fold(inspection.layers)
     ]
-    routed = sum(layer.router is not None for layer in found.layers)
-    dense = f" and {len(found.layers) - routed} dense" if routed < len(found.layers) else ""
+    routed = sum(layer.router is not None for layer in inspection.layers)
+    dense = f" and {len(inspection.layers) - routed} dense" if routed < len(inspection.layers) else ""
     lines = [
         text_table(HEAD, rows),
         "",
-        f"{found.model_class}: {routed} Mixture-of-Experts{dense} layers, {_short(found.parameters)} parameters, "
-        f"{_short(found.bytes)}B, 10^{found.log10_symmetries:.0f} expert orders, unit orders and signs",
+        f"{inspection.model_class}: {routed} Mixture-of-Experts{dense} layers, {_short(inspection.parameters)} "
+        f"parameters, {_short(inspection.bytes)}B, 10^{inspection.log10_symmetries:.0f} expert orders, unit orders and "
+        "signs",
     ]
-    if found.unaligned:
-        lines.append(f"dense, class not known: merged as they are: {', '.join(found.unaligned)}")
+    if inspection.unaligned:
+        lines.append(f"dense, class not known: merged as they are: {', '.join(inspection.unaligned)}")
     if quantisation:
         lines.append(
             f"the weights are quantised ({quantisation}): only experts can be reordered; dequantise for all else; "

@@ -4,12 +4,12 @@ import argparse
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from . import align, apply, card, completion, demo, evaluate, inspect, learn, merge, push, verify
+from . import align, apply, card, compare, completion, demo, evaluate, inspect, merge, push, verify
+from .config_file import settings_file, take_settings
 from .failures import USAGE
-from .settings_file import settings_file, take_settings
 
-COMMANDS = (inspect, align, learn, apply, merge, evaluate, verify, card, push, demo, completion)
-"""Modules with `add_parser(commands)`, which sets the default `run`: a function from the options to an `Answer`."""
+COMMANDS = (inspect, compare, align, apply, merge, evaluate, verify, card, push, demo, completion)
+"""Modules with `add_parser(commands)`, which sets the default `run`: a function from options to a `CommandResult`."""
 
 COMMON = {
     "--json": "print one JSON document",
@@ -20,12 +20,13 @@ COMMON = {
 """Flags that stand before or after the command."""
 
 EPILOG = """a first run:
-  hf-moe-lmc inspect org/a                                what the experts of a model look like
+  hf-moe-lmc inspect org/a                                the experts of a model
+  hf-moe-lmc compare org/a org/b                          what became of every expert
   hf-moe-lmc align org/a org/b -o alignment               permutations, a few MB
   hf-moe-lmc merge org/a org/b --alignment alignment -o merged
-  hf-moe-lmc merge org/a org/b org/c --weights 2 1 1 -o mean
+  hf-moe-lmc merge org/a org/b org/c --shares 2 1 1 -o mean
   hf-moe-lmc evaluate org/a org/b --alignment alignment --dataset book.txt -o report
-  hf-moe-lmc push merged me/a-and-b --dry-run             what would be published
+  hf-moe-lmc push merged me/a-and-b --dry-run             the files that would be sent
 
 exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,
 5 output or disk, 6 network or Hub, 130 interrupted"""
@@ -64,7 +65,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message}; see '{self.prog} --help'\n")
 
 
-def parser() -> Parser:
+def command_line() -> Parser:
     """The parser of the whole command line."""
     root = Parser(
         prog="hf-moe-lmc",
@@ -73,7 +74,7 @@ def parser() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="show the version of this package and exit")
-    root.set_defaults(**{flag.removeprefix("--"): False for flag in COMMON})
+    root.set_defaults(root=root, **{flag.removeprefix("--"): False for flag in COMMON})
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

@@ -6,10 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .answer import Answer
 from .arguments import MODEL, add_command
-from .colour import GREEN, RED, coloured
-from .table import text_table
+from .results import GREEN, RED, CommandResult, coloured, text_table
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,22 +25,22 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         commands,
         "verify",
         run,
-        "show that a rewritten model computes what it computed before",
+        "show that a rewritten model computes the same function",
         "Compare the logits of two models on random inputs and on text, every Mixture-of-Experts or dense "
         "block on the same inputs, and all other weights bit for bit. Exit code 0: equal up to rounding; 1: not equal.",
     )
     verify.add_argument("before", metavar="BEFORE", help=MODEL)
     verify.add_argument("after", metavar="AFTER", help="the same model rewritten")
     verify.add_argument(
-        "--dtype", choices=("float32", "float64"), default="float32", help="what to compute in (default: float32)"
+        "--dtype", choices=("float32", "float64"), default="float32", help="of the computation (default: float32)"
     )
     verify.add_argument(
         "--text", type=Path, metavar="FILE", help="text to compare on (default: a short one of our own)"
     )
 
 
-def run(options: argparse.Namespace) -> Answer:
-    """Print how far the models differ."""
+def run(options: argparse.Namespace) -> CommandResult:
+    """Compare, and print the differences."""
     import torch
 
     from hf_moe_lmc.verification import load_plainly, random_batches, verify
@@ -53,7 +51,7 @@ def run(options: argparse.Namespace) -> Answer:
     batches = {"random": random_batches(before)} | _text_batches(before, text)
     found = verify(before, after, batches)
     document = asdict(found) | {"equal": found.equal}
-    return Answer(render(found, options.dtype), document, EQUAL if found.equal else NOT_EQUAL)
+    return CommandResult(render(found, options.dtype), document, EQUAL if found.equal else NOT_EQUAL)
 
 
 def render(found: "Verification", dtype: str) -> str:

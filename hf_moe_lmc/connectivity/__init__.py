@@ -1,38 +1,33 @@
-"""The loss along the straight line between two models."""
+"""Loss and accuracy along the straight line between two models."""
 
 from .barrier import Barrier
-from .calibrate import calibrate
+from .calibration import CalibrationData, gather_statistics
 from .curve import Curve, measure
 from .evaluation import Evaluation, evaluate
-from .learned_matching import LearnedMatching, learn_from_shuffled, learn_matching, shuffled_layers
-from .live_weights import BorrowedWeights, LiveWeights, borrow
-from .path import Path, linear_path
-from .path_evaluation import evaluate_path
+from .path_evaluation import PathSettings, evaluate_path
 from .plot import plot_barriers
-from .repaired_merge import CalibratedRepairs, calibrate_repairs
-from .repairs import repaired_path
+from .repair_choice import Calibrated, calibrate_repairs, choose_repairs
 from .report import PathReport
+from .variants import VARIANTS, WeightPath, linear_path, points_of, variant_weights
 
 __all__ = [
+    "VARIANTS",
     "Barrier",
-    "BorrowedWeights",
-    "CalibratedRepairs",
+    "Calibrated",
+    "CalibrationData",
     "Curve",
     "Evaluation",
-    "LearnedMatching",
-    "LiveWeights",
-    "Path",
     "PathReport",
-    "borrow",
-    "calibrate",
+    "PathSettings",
+    "WeightPath",
     "calibrate_repairs",
+    "choose_repairs",
     "evaluate",
     "evaluate_path",
-    "learn_from_shuffled",
-    "learn_matching",
+    "gather_statistics",
     "linear_path",
     "measure",
     "plot_barriers",
-    "repaired_path",
-    "shuffled_layers",
+    "points_of",
+    "variant_weights",
 ]

@@ -11,10 +11,11 @@ from huggingface_hub.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_moe_lmc.alignment import SavedWeights
+
 from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
-from .live_weights import BorrowedWeights
-from .path import Path
+from .variants import WeightPath
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -24,11 +25,11 @@ NO_PREDICTIONS = torch.zeros(0)
 
 @dataclass(frozen=True)
 class Curve:
-    """What was found at every point of a path.
+    """Loss, accuracy and metrics at every point of a path.
 
     Args:
         t: the points, ascending from 0 to 1.
-        evaluations: one per point, on the same examples; single predictions are kept at the ends only.
+        evaluations: one per point, on the same examples; single predictions are kept at the endpoints only.
     """
 
     t: tuple[float, ...]
@@ -54,19 +55,19 @@ class Curve:
 
     @property
     def examples(self) -> Float[Tensor, "N T 4"]:
-        """Per example and point: what `Evaluation.examples` holds."""
+        """`Evaluation.examples` of every point."""
         return torch.stack([point.examples for point in self.evaluations], dim=1)
 
     @property
     def ensemble_loss(self) -> float:
-        """Mean cross-entropy of the average of both ends' predicted probabilities: `-log((p_0(y) + p_1(y)) / 2)`."""
-        ends = torch.stack([self.evaluations[0].predictions, self.evaluations[-1].predictions]).double()
-        return float((-(-ends).logsumexp(dim=0) + torch.tensor(2.0).double().log()).mean())
+        """Mean of `-log((p_0(y) + p_1(y)) / 2)`: cross-entropy of both endpoints' average probabilities."""
+        losses = torch.stack([self.evaluations[0].predictions, self.evaluations[-1].predictions]).double()
+        return float((-(-losses).logsumexp(dim=0) + torch.tensor(2.0).double().log()).mean())
 
 
 def measure(
-    weights: BorrowedWeights,
-    path: Path,
+    saved: SavedWeights,
+    path: WeightPath,
     points: Sequence[float],
     batches: Iterable[Mapping[str, Tensor]],
     accelerator: Accelerator,
@@ -74,12 +75,12 @@ def measure(
     temperature: Callable[[], float] | None = None,
     observe: Callable[[], AbstractContextManager[object]] = nullcontext,
     metrics: "Sequence[EvaluationModule]" = (),
-    same_ends: Curve | None = None,
+    same_endpoints: Curve | None = None,
 ) -> Curve:
     """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
 
     Args:
-        weights: of the model that the points are loaded into.
+        saved: the weights of the model that the points are loaded into.
         path: the weights at t.
         points: ascending from 0 to 1.
         batches, accelerator: as for `evaluate`.
@@ -87,17 +88,19 @@ def measure(
         temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
         observe: gives the context of every evaluation, in the order of the points.
         metrics: as for `evaluate`.
-        same_ends: a path with the same ends, on the same batches: they are not evaluated again.
+        same_endpoints: a path with the same endpoints, on the same batches: they are not evaluated again.
     """
-    ends = (same_ends.evaluations[0], same_ends.evaluations[-1]) if same_ends else ()
-    known, evaluations = dict(zip((0.0, 1.0), ends, strict=False)), []
+    known: dict[float, Evaluation] = {}
+    if same_endpoints is not None:
+        known = {0.0: same_endpoints.evaluations[0], 1.0: same_endpoints.evaluations[-1]}
+    evaluations = []
     for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
         if t in known:
             evaluations.append(known[t])
             continue
-        weights.load(path(t))
+        saved.load(path(t))
         calibrated = temperature() if temperature else None
         with observe():
-            found = evaluate(weights.model, batches, accelerator, calibrated, metrics)
-        evaluations.append(found if t in (0, 1) else replace(found, predictions=NO_PREDICTIONS))
+            evaluation = evaluate(saved.model, batches, accelerator, calibrated, metrics)
+        evaluations.append(evaluation if t in (0, 1) else replace(evaluation, predictions=NO_PREDICTIONS))
     return Curve(tuple(points), tuple(evaluations))

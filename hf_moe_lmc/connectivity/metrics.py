@@ -1,107 +1,105 @@
-"""Metrics of Hugging Face `evaluate`, in the package: nothing is downloaded.
+"""Metrics of Hugging Face `evaluate` over single predictions, each given the columns that its features name.
 
-Imported by name only (`from hf_moe_lmc.connectivity.metrics import Perplexity`), since `evaluate` is heavy.
+`evaluate` is slow to import, and imported only where a metric is loaded.
 """
 
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
-import evaluate
-import numpy as np
-from datasets import Features, Value
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn import functional as F
 
 from hf_moe_lmc.errors import BadInputError, HubError
 
-from .barrier import Barrier
+if TYPE_CHECKING:
+    from evaluate import EvaluationModule
 
-ECE_BINS = 15
+IGNORED_LABEL = -100  # as Transformers marks what is not predicted
+OWN_METRIC = "expected_calibration_error"
 
-
-def _info(description: str, features: dict[str, Any], formula: str) -> evaluate.MetricInfo:
-    return evaluate.MetricInfo(
-        description=description, citation="", inputs_description=formula, features=Features(features)
-    )
-
-
-class Perplexity(evaluate.Metric):
-    """`exp(mean loss)` of cross-entropies in nats, one per token."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info("Perplexity", {"losses": Value("float64")}, "losses: cross-entropy of every token, nats")
-
-    def _compute(self, *, losses: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return {"perplexity": float(np.exp(np.mean(losses)))}
-
-
-class Accuracy(evaluate.Metric):
-    """Share of predictions that equal their reference."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Accuracy",
-            {"predictions": Value("int64"), "references": Value("int64")},
-            "predictions: classes or tokens; references: the right ones",
-        )
-
-    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        return {"accuracy": float(np.mean(np.asarray(predictions) == np.asarray(references)))}
-
-
-class ExpectedCalibrationError(evaluate.Metric):
-    """`sum_b n_b / n |accuracy_b - confidence_b|` over 15 bins of equal width of the confidence.
-
-    Source: Guo et al., arXiv:1706.04599, equation 3.
-    """
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Expected calibration error",
-            {"predictions": Value("int64"), "references": Value("int64"), "confidences": Value("float64")},
-            "predictions: classes or tokens; references: the right ones; confidences: probabilities of the predictions",
-        )
-
-    def _compute(
-        self, *, predictions: Any = None, references: Any = None, confidences: Any = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        confidence, right = np.asarray(confidences), np.asarray(predictions) == np.asarray(references)
-        bins = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
-        gaps = np.bincount(bins, weights=right.astype(np.float64) - confidence, minlength=ECE_BINS)
-        return {"expected_calibration_error": float(np.abs(gaps).sum() / len(right))}
-
-
-class LossBarrier(evaluate.Metric):
-    """`max_t [L(t) - ((1 - t) L(0) + t L(1))]` over losses at ascending t (arXiv:2509.11348, section 2)."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        return _info(
-            "Loss barrier",
-            {"predictions": Value("float64"), "references": Value("float64")},
-            "predictions: loss at every point of the path; references: its t, from 0 to 1",
-        )
-
-    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, Any]:
-        barrier = Barrier(tuple(references), tuple(predictions), (0.0,) * len(references))
-        return {"loss_barrier": barrier.loss_barrier}
-
-
-OWN = {
-    "accuracy": Accuracy,
-    "expected_calibration_error": ExpectedCalibrationError,
-    "perplexity": Perplexity,
+COLUMNS: dict[str, Callable[[Float[Tensor, "P C"], Int[Tensor, " P"]], Tensor]] = {
+    "predictions": lambda logits, labels: logits.argmax(dim=-1),
+    "references": lambda logits, labels: labels,
+    "losses": lambda logits, labels: F.cross_entropy(logits, labels, reduction="none", ignore_index=IGNORED_LABEL),
+    "confidences": lambda logits, labels: logits.softmax(dim=-1).amax(dim=-1),
+    "prediction_scores": lambda logits, labels: logits.softmax(dim=-1),
 }
+"""Column that a metric may ask for, by the name it has among the metric's features: the predicted class (or token), the
+right one, cross-entropy in nats, the probability of the predicted class, the probabilities of all classes."""
 
 
-def load_metric(name: str) -> evaluate.EvaluationModule:
-    """The metric of this name for `evaluate_path`: one of `OWN`, or else what `evaluate.load` finds.
+def load_metric(name: str) -> "EvaluationModule":
+    """The metric of this name: `expected_calibration_error`, which needs no network, or one that `evaluate.load` finds.
 
     Raises:
         HubError: the Hub does not give it.
         BadInputError: it needs what is not installed.
     """
-    if name in OWN:
-        return OWN[name]()
+    if name == OWN_METRIC:
+        from .calibration_error import ExpectedCalibrationError
+
+        return ExpectedCalibrationError()
+    import evaluate
+
     try:
         return evaluate.load(name)
     except (OSError, ImportError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         kind = HubError if isinstance(error, OSError) else BadInputError
-        raise kind(f"metric {name}: {reason}; without the network there are {', '.join(OWN)}") from error
+        raise kind(f"metric {name}: {reason}; without the network there is {OWN_METRIC}") from error
+
+
+def check_metrics(metrics: Sequence["EvaluationModule"]) -> None:
+    """Refuse metrics that ask for what is not there.
+
+    Raises:
+        BadInputError: a metric has a feature that is none of `COLUMNS`.
+    """
+    for metric in metrics:
+        if unknown := sorted(_features(metric) - COLUMNS.keys()):
+            raise BadInputError(f"metric {metric.name} asks for {unknown[0]}; there are {', '.join(COLUMNS)}")
+
+
+def add_batch(
+    metrics: Sequence["EvaluationModule"],
+    logits: Float[Tensor, "B S C"],
+    labels: Int[Tensor, "B S"],
+    accelerator: Accelerator,
+) -> None:
+    """Give every metric the predictions of one batch of all processes; those without a label are left out."""
+
+    def gathered(column: Tensor) -> Tensor:
+        padded = accelerator.pad_across_processes(column.unflatten(0, labels.shape), dim=1, pad_index=IGNORED_LABEL)
+        return accelerator.gather_for_metrics(padded).flatten(0, 1).cpu()
+
+    wanted = set().union(*map(_features, metrics)) - {"references"}
+    flat, rows = labels.flatten(), logits.flatten(0, 1).float()
+    references = gathered(flat)
+    counted = references != IGNORED_LABEL
+    columns = {name: gathered(COLUMNS[name](rows, flat))[counted] for name in sorted(wanted)}
+    columns["references"] = references[counted]
+    for metric in metrics:
+        metric.add_batch(**{name: columns[name].numpy() for name in _features(metric)})
+
+
+def computed(metrics: Sequence["EvaluationModule"]) -> dict[str, float]:
+    """The figures of all metrics, by the names that they give them; the metrics are empty afterwards.
+
+    Raises:
+        BadInputError: a metric gives several numbers under one name.
+    """
+    figures: dict[str, float] = {}
+    for metric in metrics:
+        for name, value in (metric.compute() or {}).items():
+            if torch.as_tensor(value).numel() != 1:
+                raise BadInputError(f"metric {metric.name} gives several numbers as {name}; give one that averages")
+            figures[name] = float(value)
+    return figures
+
+
+def _features(metric: "EvaluationModule") -> set[str]:
+    features = metric.features  # several, where a metric reads several formats of the same columns
+    return set(features[0] if isinstance(features, list) else features)

@@ -1,38 +1,38 @@
-"""Two models and their alignment -> everything that is reported of the path between them."""
+"""Two models and their alignment -> everything that is reported of the paths between them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from accelerate import Accelerator
-from accelerate.utils import send_to_device
-from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
-from hf_moe_lmc.alignment import Alignment
-from hf_moe_lmc.alignment.align import align_opened
-from hf_moe_lmc.alignment.apply import check_layers
-from hf_moe_lmc.alignment.opened_model import OpenedModel
-from hf_moe_lmc.alignment.pair import check_pair
-from hf_moe_lmc.alignment.processes import accelerator_of_all
+from hf_moe_lmc.alignment import (
+    Alignment,
+    CheckedModels,
+    LiveWeights,
+    OpenedModel,
+    SavedWeights,
+    Weights,
+    accelerator_of_all,
+    temporarily_loaded,
+)
+from hf_moe_lmc.alignment.live_weights import placed, placement_for
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.merging import REPAIRS
+from hf_moe_lmc.names import Repair, Variant
 
-from .arrangements import ARRANGEMENTS, Arrangement, arranged
-from .auto_repair import RepairChoice, choose_repairs
-from .bootstrap import bootstrap
-from .calibrate import calibrated_line, halved
+from .barrier import barrier_intervals
+from .calibration import CalibrationData
 from .curve import Curve, measure
-from .live_weights import BorrowedWeights, LiveWeights, borrow
-from .other_endpoint import beside, place_for
-from .path import Path, points_of
-from .prediction_metrics import check_metrics
-from .repairs import CALIBRATED, Repair, repaired_name, repaired_path
+from .evaluation import best_temperature
+from .metrics import check_metrics
+from .repair_choice import Calibrated, choose_repairs, repaired_name
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
-from .temperature import best_temperature
+from .variants import VARIANTS, variant_weights
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -41,132 +41,168 @@ FEWEST_EXAMPLES = 2
 RECORDED = ("naive", "aligned")
 
 
-def evaluate_path(
-    reference: PreTrainedModel,
-    other: PreTrainedModel | Mapping[str, Tensor],
-    alignment: Alignment | None,
-    data: DataLoader,
-    t: int | Sequence[float] = 25,
-    *,
-    calibration: Iterable[Mapping[str, Tensor]] = (),
-    arrangements: Sequence[Arrangement] = tuple(ARRANGEMENTS),
-    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "rescale", "auto"),
-    routing_tokens: int = 4096,
-    resamples: int = 1000,
-    seed: int = 0,
-    metrics: "Sequence[EvaluationModule]" = (),
-    accelerator: Accelerator | None = None,
-    memory: int = 0,
-) -> PathReport:
-    """Loss, accuracy and routing along the straight line from `reference` to `other`, aligned and under every control.
+@dataclass(frozen=True)
+class PathSettings:
+    """The paths of an evaluation, and how they are evaluated.
 
-    All paths see the same batches. `reference` stays where it is, lends its place to every point of every path, and has
-    its own weights again afterwards; a path of T points costs T evaluations, a repaired one T - 2. Models may be spread
+    Args:
+        variants: which of `VARIANTS` to evaluate; "naive" is always among them.
+        repairs: each is evaluated on every variant, so that it stands beside its controls; see
+            `hf_moe_lmc.merging.REPAIRS`. "auto": those of "norms", "gram" and "moments" that together give the aligned
+            midpoint its lowest loss on held-out calibration data.
+        metrics: of Hugging Face `evaluate`, from its `load` or from `metrics.load_metric`, computed at every point;
+            their features may be named as in `metrics.COLUMNS`.
+        routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
+        resamples: of the bootstrap.
+        seed: of the random element and of the bootstrap.
+        memory: so many bytes may be taken to hold the other model, on the device or in host memory; where it does not
+            fit, it is read from disk at every point. The figures are the same.
+    """
+
+    variants: Sequence[Variant] = tuple(VARIANTS)
+    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "rescale", "auto")
+    metrics: "Sequence[EvaluationModule]" = field(default=(), repr=False)
+    routing_tokens: int = 4096
+    resamples: int = 1000
+    seed: int = 0
+    memory: int = 0
+
+    def __post_init__(self) -> None:
+        check_metrics(self.metrics)
+        known = {"variants": VARIANTS.keys(), "repairs": REPAIRS.keys() | {"auto"}}
+        for name, values in known.items():
+            for value in getattr(self, name):
+                if value not in values:
+                    raise BadInputError(f"{name}: there is no {value!r}; choose from {', '.join(values)}")
+
+
+def evaluate_path(
+    pair: CheckedModels,
+    model: PreTrainedModel,
+    alignment: Alignment,
+    data: DataLoader[Any],
+    points: Sequence[float],
+    calibration: CalibrationData,
+    settings: PathSettings,
+    accelerator: Accelerator | None = None,
+) -> PathReport:
+    """Loss, accuracy and routing along the straight line between two models, aligned and under every control.
+
+    All paths see the same batches. `model` stays where it is, lends its place to every point of every path, and has its
+    own weights again afterwards; a path of T points costs T evaluations, a repaired one T - 2. Models may be spread
     over devices and offloaded (`device_map`). Under `accelerate launch` the data is shared out; the figures do not
     depend on the number of processes.
 
     Args:
-        reference: t = 0; in evaluation it keeps its dtype and its experts implementation.
-        other: t = 1; a model, or weights under module names, in memory or lazily read.
-        alignment: what `align(reference, other)` found; None aligns on the way.
+        pair: reference and other, checked.
+        model: the reference, loaded; in evaluation it keeps its dtype and its experts implementation.
+        alignment: of the pair.
         data: batches of the model's arguments and `labels`, in a fixed order; see `hf_moe_lmc.connectivity.data`.
-        t: number of points, equally spaced, or the points themselves.
-        calibration: batches that are not among `data`, the same in every process. With at least two, half of them
-            calibrate repairs, the other half fits temperatures and chooses repairs; without, there are no temperatures
-            and only the repairs that need no data, "norms" and "gram".
-        arrangements: which of `ARRANGEMENTS` to evaluate; "naive" is always among them.
-        repairs: each is evaluated on every arrangement, so that it stands beside its controls; see
-            `hf_moe_lmc.connectivity.repairs`. "auto": those of "norms", "gram" and "moments" that together give the
-            aligned midpoint its lowest loss on held-out calibration data.
-        routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
-        resamples: of the bootstrap.
-        seed: of the random element and of the bootstrap.
-        metrics: of Hugging Face `evaluate`, from its `load` or from `hf_moe_lmc.connectivity.metrics`, computed at
-            every point; their features may be named as in `prediction_metrics.COLUMNS`.
+        points: ascending from 0 to 1.
+        calibration: batches that are not among `data`. Without, there are no temperatures and only the repairs that
+            need no data.
+        settings: the paths.
         accelerator: the processes and their device; None makes one.
-        memory: so many bytes may be taken to hold a checkpoint `other`, on the device or in host memory; where it does
-            not fit, it is read from disk at every point. The figures are the same.
 
     Returns:
         the curves and what follows from them; a point with a NaN loss is reported as failed.
 
     Raises:
-        BadInputError: the data is empty or has a single example, there is one calibration batch only, `t` is no
-            path, or a metric asks for what is not there.
-        IncompatiblePairError: the models differ in class or size, or the alignment is another pair's.
-        UnsupportedArchitectureError: a Mixture-of-Experts block is not known.
+        BadInputError: the data is empty or has a single example, or a metric asks for what is not there.
     """
-    points, accelerator = points_of(t), accelerator or accelerator_of_all()
-    check_metrics(metrics)
-    if not hasattr(reference, "hf_device_map"):
-        reference.to(accelerator.device)
-    own = LiveWeights(reference)
-    first = OpenedModel(type(reference).__name__, reference, own, alignable_layers(reference))
-    second = (
-        OpenedModel(type(other).__name__, other, LiveWeights(other), alignable_layers(other))
-        if isinstance(other, PreTrainedModel)
-        else OpenedModel("the other", reference, other, first.layers)
-    )
-    check_pair(first, second)
-    if alignment is None:
-        alignment = align_opened(first, second)
-    check_layers(alignment, second)
-    place = place_for(sum(second.sizes.values()), own, memory) if memory else "disk"
-    second = replace(second, tensors=beside(second.tensors, own, place))
-    batches = [send_to_device(batch, accelerator.device) for batch in calibration]
-    fitted, held_out = halved(batches)
-    specs, loader = first.layers, accelerator.prepare(data)
-
-    single = [repair for repair in repairs if repair != "auto" and (fitted or repair not in CALIBRATED)]
-    chains: list[tuple[Repair, ...]] = [(), *((repair,) for repair in single)]
-    curves: dict[str, Curve] = {}
-    routing: dict[str, Routing] = {}
-    choice: RepairChoice | None = None
-    with borrow(reference) as weights:
-        temperature = partial(best_temperature, reference, held_out, accelerator) if held_out else None
-        others = arranged(weights, second.tensors, specs, alignment.symmetries, seed)
-        paths = {arrangement: _paths(weights, moved, specs, fitted) for arrangement, moved in others.items()}
-        if "auto" in repairs and held_out and "aligned" in arrangements:
-            choice = choose_repairs(weights, paths["aligned"], held_out, accelerator)
+    accelerator = accelerator or accelerator_of_all()
+    if not hasattr(model, "hf_device_map"):
+        model.to(accelerator.device)
+    evaluation = _Evaluation(model, accelerator, accelerator.prepare(data), tuple(points), settings)
+    calibration, choice = calibration.to(accelerator.device), None
+    with temporarily_loaded(model) as saved:
+        pair = _on_devices(pair, model, saved, settings.memory)
+        chains = _single_repairs(settings.repairs, calibration)
+        if "auto" in settings.repairs and calibration.batches and "aligned" in settings.variants:
+            weights = variant_weights("aligned", pair, alignment, settings.seed)
+            calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
+            choice = choose_repairs(calibrated, (0.5, 0.5))
             chains = list(dict.fromkeys([*chains, choice.repairs]))
-        for arrangement, path_of in paths.items():
-            if arrangement not in ("naive", *arrangements):
-                continue
-            for chain in chains:
-                name, path = repaired_name(arrangement, chain), path_of(chain)
-                recorder = RoutingRecorder(reference, specs, accelerator, routing_tokens if name in RECORDED else 0)
-                curves[name] = measure(
-                    weights,
-                    path,
-                    points,
-                    loader,
-                    accelerator,
-                    name,
-                    temperature,
-                    recorder.record,
-                    metrics,
-                    same_ends=curves.get(arrangement),  # a repaired path has the ends of the plain one
-                )
-                if any(recorder.choices):
-                    routing[name] = routing_along(points, recorder.choices)
+        for variant in VARIANTS:
+            if variant == "naive" or variant in settings.variants:
+                weights = variant_weights(variant, pair, alignment, settings.seed)
+                calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
+                evaluation.run(variant, calibrated, chains)
+    curves = evaluation.curves
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
         raise BadInputError("the evaluation data holds one example; give at least two")
     return PathReport(
-        model=type(reference).__name__,
-        dtype=str(reference.dtype).removeprefix("torch."),
+        model=type(model).__name__,
+        dtype=str(model.dtype).removeprefix("torch."),
         curves=curves,
-        intervals=bootstrap(curves, "naive", resamples, seed),
-        routing=routing,
+        intervals=barrier_intervals(
+            {name: curve.examples for name, curve in curves.items()},
+            points,
+            resamples=settings.resamples,
+            seed=settings.seed,
+        ),
+        routing=evaluation.routing,
         repair=choice,
     )
 
 
-def _paths(
-    weights: BorrowedWeights,
-    other: Mapping[str, Tensor],
-    specs: Sequence[MoeLayerSpec],
-    batches: Sequence[Mapping[str, Tensor]],
-) -> Callable[[Sequence[Repair]], Path]:
-    """Repairs -> the path to `other` under them."""
-    reaching = calibrated_line(weights, other, specs, batches)
-    return lambda repairs: repaired_path(weights, other, specs, repairs, reaching)
+@dataclass(frozen=True)
+class _Evaluation:
+    """The curves of all paths, as they are measured one after the other."""
+
+    model: PreTrainedModel
+    accelerator: Accelerator
+    loader: DataLoader[Any]
+    points: tuple[float, ...]
+    settings: PathSettings
+    curves: dict[str, Curve] = field(default_factory=dict)
+    routing: dict[str, Routing] = field(default_factory=dict)
+
+    def run(self, variant: Variant, calibrated: Calibrated, chains: Sequence[tuple[Repair, ...]]) -> None:
+        """Measure the paths to one variant, under every chain of repairs."""
+        held_out = calibrated.data.held_out
+        temperature = partial(best_temperature, self.model, held_out, self.accelerator) if held_out else None
+        for repairs in chains:
+            name = repaired_name(variant, repairs)
+            tokens = self.settings.routing_tokens if name in RECORDED else 0
+            recorder = RoutingRecorder(self.model, calibrated.specs, self.accelerator, tokens)
+            self.curves[name] = measure(
+                calibrated.saved,
+                partial(_point, calibrated, repairs),
+                self.points,
+                self.loader,
+                self.accelerator,
+                name,
+                temperature,
+                recorder.record,
+                self.settings.metrics,
+                same_endpoints=self.curves.get(variant),  # a repaired path has the endpoints of the plain one
+            )
+            if any(recorder.choices):
+                self.routing[name] = routing_along(self.points, recorder.choices)
+
+
+def _point(calibrated: Calibrated, repairs: Sequence[Repair], t: float) -> Weights:
+    return calibrated.weights((1 - t, t), repairs)
+
+
+def _on_devices(pair: CheckedModels, model: PreTrainedModel, saved: SavedWeights, memory: int) -> CheckedModels:
+    """The pair with the reference's weights where the model has them, and the other's brought there when asked for."""
+    (other,) = pair.others
+    own = LiveWeights(model)
+    placement = placement_for(sum(other.sizes.values()), own, memory) if memory else "disk"
+    return CheckedModels(
+        (
+            OpenedModel(pair.reference.name, model, saved, pair.reference.layers),
+            replace(other, tensors=placed(other.tensors, own, placement), source=None),
+        ),
+        pair.differences,
+    )
+
+
+def _single_repairs(
+    repairs: Sequence[Repair | Literal["auto"]], calibration: CalibrationData
+) -> list[tuple[Repair, ...]]:
+    """No repair, and each alone that can be calibrated."""
+    single = [repair for repair in repairs if repair != "auto"]
+    return [(), *((repair,) for repair in single if calibration.batches or not REPAIRS[repair].needs_data)]

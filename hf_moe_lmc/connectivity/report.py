@@ -1,4 +1,4 @@
-"""What an evaluation of paths found: JSON, a table that people read, pictures."""
+"""The report of an evaluation of paths: JSON, a table that people read, pictures."""
 
 import json
 import math
@@ -6,16 +6,26 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from .auto_repair import RepairChoice
-from .bootstrap import BarrierIntervals
+from .barrier import BarrierIntervals
 from .curve import Curve
 from .plot import plot_barriers, plot_routing
-from .repairs import repaired_name
-from .report_table import render
+from .repair_choice import RepairChoice, repaired_name
 from .routing import Routing
 
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate")
 REPORT_NAME = "report.json"
+
+PATH_HEAD = (
+    "path",
+    "loss barrier",
+    "% of naive",
+    "accuracy barrier",
+    "calibrated loss barrier",
+    "loss AUC",
+    "midpoint - mean of endpoints",
+    "midpoint - best endpoint",
+    "midpoint - ensemble",
+)
 
 
 @dataclass(frozen=True)
@@ -25,7 +35,7 @@ class PathReport:
     Args:
         model: class of the models.
         dtype: that they were evaluated in.
-        curves: name of a path ("naive", "aligned + norms", ...) -> what was found on it; "naive" is always there.
+        curves: name of a path ("naive", "aligned + norms", ...) -> its curve; "naive" is always there.
         intervals: name of a path -> bootstrap intervals of its barriers.
         routing: name of a path -> its routing.
         repair: the repairs that held-out calibration data asks for on the aligned path, or None if not asked.
@@ -41,8 +51,8 @@ class PathReport:
     @property
     def predicts_tokens(self) -> bool:
         """Whether losses are those of tokens, so that `exp(loss)` is a perplexity."""
-        found = self.curves["naive"].evaluations[0]
-        return found.count > len(found.examples)
+        first = self.curves["naive"].evaluations[0]
+        return first.count > len(first.examples)
 
     @property
     def chosen(self) -> str | None:
@@ -59,14 +69,35 @@ class PathReport:
             "examples": len(naive.evaluations[0].examples),
             "predictions": naive.evaluations[0].count,
             "ensemble_loss": _number(naive.ensemble_loss),
-            "paths": {name: _path(curve, self.intervals[name]) for name, curve in self.curves.items()},
+            "paths": {name: _figures(curve, self.intervals[name]) for name, curve in self.curves.items()},
             "routing": {name: asdict(routing) for name, routing in self.routing.items()},
             "repair": None if self.repair is None else asdict(self.repair),
         }
 
     def markdown(self) -> str:
-        """Both ends, and every path in a table."""
-        return render(self)
+        """Both endpoints, and every path: barriers with intervals, midpoints against what they should beat."""
+        naive = self.curves["naive"]
+        first = naive.evaluations[0]
+        lines = [
+            f"# Paths between two {self.model} ({self.dtype})",
+            "",
+            f"{len(first.examples)} examples, {first.count} predictions, {len(naive.t)} points. Losses in nats; "
+            "intervals: 95 %, paired bootstrap over examples.",
+            "",
+            *_endpoints(naive, self.predicts_tokens),
+            "",
+            _line(PATH_HEAD),
+            _line(("---", *["---:"] * (len(PATH_HEAD) - 1))),
+        ]
+        for name, curve in self.curves.items():
+            shown = f"**{name}** (chosen)" if name == self.chosen else name
+            lines.append(_line((shown, *_row(curve, naive, self.intervals[name]))))
+        if first.metrics:
+            lines += ["", *_metrics(self.curves)]
+        if self.repair is not None:
+            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.repair.held_out_loss.items())
+            lines += ["", f"Chosen on held-out calibration data: {self.chosen} (midpoint's loss there: {losses})."]
+        return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> None:
         """Write `report.json`, `report.md`, and `curves` and `routing` as PNG and SVG into `folder`."""
@@ -81,7 +112,7 @@ class PathReport:
                 plot_routing(self.routing, folder / f"routing{suffix}")
 
 
-def _path(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
+def _figures(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
     barrier = curve.barrier
     calibrated, metrics = [point.calibrated_loss for point in curve.evaluations], curve.evaluations[0].metrics
     return {
@@ -103,3 +134,45 @@ def _path(curve: Curve, intervals: BarrierIntervals) -> dict[str, object]:
 
 def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
+
+
+def _endpoints(curve: Curve, predicts_tokens: bool) -> list[str]:
+    rows = [("endpoint", "loss", "accuracy", "perplexity"), ("---", "---:", "---:", "---:")]
+    for name, point in (("reference", curve.evaluations[0]), ("other", curve.evaluations[-1])):
+        rows.append((name, f"{point.loss:.4f}", f"{point.accuracy:.4f}", f"{math.exp(point.loss):.2f}"))
+    rows.append(("prediction ensemble", f"{curve.ensemble_loss:.4f}", "", f"{math.exp(curve.ensemble_loss):.2f}"))
+    return [_line(row if predicts_tokens else row[:3]) for row in rows]
+
+
+def _metrics(curves: dict[str, Curve]) -> list[str]:
+    """Every metric at both endpoints, and between them where it is least and where it is most."""
+    names = list(curves["naive"].evaluations[0].metrics)
+    lines = [_line(("path: reference, least, most, other", *names)), _line(("---", *["---:"] * len(names)))]
+    for path, curve in curves.items():
+        values = [[point.metrics[name] for point in curve.evaluations] for name in names]
+        shown = ((along[0], min(along), max(along), along[-1]) for along in values)
+        lines.append(_line((path, *(", ".join(f"{value:.4g}" for value in four) for four in shown))))
+    return lines
+
+
+def _row(curve: Curve, naive: Curve, intervals: BarrierIntervals) -> tuple[str, ...]:
+    barrier, whole = curve.barrier, naive.barrier.loss_barrier
+    if barrier.failed:
+        return (f"failed at t = {', '.join(f'{t:g}' for t in barrier.failed)}", *[""] * (len(PATH_HEAD) - 2))
+    endpoints = [point.loss for point in (curve.evaluations[0], curve.evaluations[-1])]
+    calibrated, middle, interval = curve.calibrated_barrier, curve.midpoint_loss, intervals.loss_barrier
+    return (
+        f"{barrier.loss_barrier:.4f} [{interval.low:.4f}, {interval.high:.4f}]",
+        f"{100 * barrier.loss_barrier / whole:.0f}" if whole > 0 else "",
+        f"{100 * barrier.accuracy_barrier:.1f} pp",
+        "" if calibrated is None else f"{calibrated:.4f}",
+        f"{barrier.loss_auc:.4f}",
+        *(
+            "" if middle is None else f"{middle - baseline:+.4f}"
+            for baseline in (sum(endpoints) / 2, min(endpoints), naive.ensemble_loss)
+        ),
+    )
+
+
+def _line(cells: tuple[str, ...]) -> str:
+    return f"| {' | '.join(cells)} |"

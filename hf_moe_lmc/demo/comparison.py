@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import permutations
-from typing import get_args
+from typing import cast
 
 import numpy as np
 import torch
@@ -14,12 +14,16 @@ from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.alignment import Alignment, align, apply_symmetries, scramble
-from hf_moe_lmc.connectivity import Barrier, BorrowedWeights, Path, calibrate, linear_path, measure, repaired_path
-from hf_moe_lmc.matching import ExpertOrder, align_layers
+from hf_moe_lmc.aligner import MoeAligner
+from hf_moe_lmc.alignment import Alignment, SavedWeights, Weights, aligned, repaired, scramble
+from hf_moe_lmc.connectivity import Barrier, WeightPath, gather_statistics, linear_path, measure
+from hf_moe_lmc.matching import align_layers
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 Order = tuple[int, ...]
+
+COMPARED: tuple[ExpertOrder, ...] = ("units", "gate", "gram", "joint")
 
 
 @dataclass(frozen=True)
@@ -39,25 +43,25 @@ class MethodResult:
 
 @dataclass(frozen=True)
 class Bench:
-    """What paths are evaluated with.
+    """Model, data and points of all paths.
 
     Args:
-        weights: of a model to load others into.
+        saved: the weights of a model that others are loaded into.
         batches: the test set.
-        calibration: training batches for the rescale control.
+        calibration: training images for the rescale control.
         points: t of every path.
         accelerator: where.
     """
 
-    weights: BorrowedWeights
+    saved: SavedWeights
     batches: DataLoader
     calibration: list[Mapping[str, Tensor]]
     points: tuple[float, ...]
     accelerator: Accelerator
 
-    def measure(self, path: Path, description: str) -> Barrier:
+    def measure(self, path: WeightPath, description: str) -> Barrier:
         """Loss and accuracy along `path`."""
-        return measure(self.weights, path, self.points, self.batches, self.accelerator, description).barrier
+        return measure(self.saved, path, self.points, self.batches, self.accelerator, description).barrier
 
 
 def compare_methods(
@@ -72,17 +76,15 @@ def compare_methods(
     tensors, other_tensors = reference.state_dict(), other.state_dict()
     layer, other_layer = spec.read(tensors), spec.read(other_tensors)
 
-    def path_of(symmetry: MoeSymmetry) -> Path:
-        return linear_path(tensors, apply_symmetries(other_tensors, [spec], {spec.name: symmetry}))
+    def path_to(symmetry: MoeSymmetry) -> WeightPath:
+        return linear_path(tensors, aligned(other_tensors, [spec], {spec.name: symmetry}))
 
     naive = linear_path(tensors, other_tensors)
-    rescaled = repaired_path(
-        tensors,
-        other_tensors,
-        [spec],
-        ["rescale"],
-        lambda t: calibrate(bench.weights, naive(t), [spec], bench.calibration),
-    )
+
+    def rescaled(t: float) -> Weights:
+        known = gather_statistics(bench.saved, naive(t), [spec], bench.calibration) if 0 < t < 1 else None
+        return repaired([tensors, other_tensors], (1 - t, t), [spec], ["rescale"], known)
+
     results = {
         "naive": MethodResult(bench.measure(naive, "naive")),
         "rescale_control": MethodResult(bench.measure(rescaled, "rescale control")),
@@ -91,7 +93,7 @@ def compare_methods(
     every_order = list(permutations(range(layer.experts.num_experts)))
     for order in tqdm(every_order, desc="all expert orders", unit="order", leave=False):
         symmetry = align_layers(layer, other_layer, Permutation(torch.tensor(order))).symmetry
-        orders[order] = bench.measure(path_of(symmetry), "order " + "".join(map(str, order)))
+        orders[order] = bench.measure(path_to(symmetry), "order " + "".join(map(str, order)))
     losses = np.array([barrier.loss_barrier for barrier in orders.values()])
     best, span = losses.min(), results["naive"].barrier.loss_barrier - losses.min()
 
@@ -99,9 +101,8 @@ def compare_methods(
         loss = orders[order].loss_barrier
         return MethodResult(orders[order], 1 + int((losses < loss).sum()), float(100 * (loss - best) / span))
 
-    # "auto" is one of the others, and "sketch" estimates "gram".
-    methods = [method for method in get_args(ExpertOrder) if method not in ("auto", "sketch")]
-    alignments = {method: align(reference, other, method) for method in methods}
+    aligner = MoeAligner.from_pretrained(reference, other)
+    alignments = {order: cast(Alignment, aligner.align(order)) for order in COMPARED}
     for method, alignment in alignments.items():
         results[method] = ranked(tuple(alignment.layers[spec.name].symmetry.experts.index.tolist()))
     results["best_of_all_orders"] = ranked(every_order[int(losses.argmin())])
@@ -128,10 +129,11 @@ def scramble_and_recover(reference: PreTrainedModel, copy: PreTrainedModel, seed
     tensors = reference.state_dict()
     scrambled, _ = scramble(copy, seed)
     naive = bench.measure(linear_path(tensors, scrambled.state_dict()), "scrambled")
-    recovered = align(reference, scrambled, "joint").apply(scrambled).state_dict()
-    aligned = bench.measure(linear_path(tensors, recovered), "scrambled, aligned")
+    alignment = cast(Alignment, MoeAligner.from_pretrained(reference, scrambled).align("joint"))
+    recovered = alignment.apply(scrambled).state_dict()
+    recovered_barrier = bench.measure(linear_path(tensors, recovered), "scrambled, aligned")
     return ScrambleResult(
         naive.loss_barrier,
-        aligned.loss_barrier,
+        recovered_barrier.loss_barrier,
         recovered_bit_for_bit=all(torch.equal(tensors[name], recovered[name]) for name in tensors),
     )

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from hf_moe_lmc.modeling import MoeVariant
+from hf_moe_lmc.names import MoeVariant
 
 
 @dataclass(frozen=True)

@@ -8,21 +8,23 @@ from dataclasses import asdict
 from importlib.metadata import version
 from itertools import combinations
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 from accelerate import Accelerator
 from torch.utils.data import DataLoader, Subset
+from transformers import PreTrainedModel
 
-from hf_moe_lmc.alignment import merge
-from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, plot_barriers
+from hf_moe_lmc.aligner import MoeAligner
+from hf_moe_lmc.alignment import SavedWeights
+from hf_moe_lmc.connectivity import evaluate, plot_barriers
 from hf_moe_lmc.errors import BadInputError, OutputError
 
-from .card import MERGE_METHOD, demo_card
 from .comparison import Bench, compare_methods, scramble_and_recover
 from .digits import digits_file, load_digits
-from .endpoints import finetune, pretrain, save_whole
 from .recipe import Recipe
-from .report import PairResult, Report
+from .report import MERGE_METHOD, PairResult, Report, demo_card
+from .training import finetune, pretrain, save_whole
 
 RECIPE_NAME = "recipe.json"
 EVALUATION_BATCH = 500
@@ -66,7 +68,7 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
     endpoints = {seed: evaluate(model, batches, accelerator) for seed, model in models.items()}
 
     bench = Bench(
-        weights=BorrowedWeights(deepcopy(models[seeds[0]])),
+        saved=SavedWeights(deepcopy(models[seeds[0]])),
         batches=batches,
         calibration=list(accelerator.prepare(DataLoader(calibration, batch_size=len(calibration)))),
         points=tuple(np.linspace(0, 1, recipe.points).tolist()),
@@ -77,7 +79,8 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         methods, alignments = compare_methods(models[a], models[b], bench)
         alignments[MERGE_METHOD].save_pretrained(out / "alignments" / f"{a}-{b}")
         if not pairs:
-            save_whole(merge(models[a], models[b], alignments[MERGE_METHOD]), out / "merged")
+            merged = MoeAligner.from_pretrained(models[a], models[b]).merge(alignments[MERGE_METHOD])
+            save_whole(cast(PreTrainedModel, merged), out / "merged")
         pairs.append(PairResult((a, b), methods))
     scramble = scramble_and_recover(models[seeds[0]], deepcopy(models[seeds[0]]), seeds[0], bench)
 
@@ -86,7 +89,7 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         tuple(seeds),
         time.perf_counter() - started,
         {package: version(package) for package in PACKAGES},
-        {str(seed): {"loss": found.loss, "accuracy": found.accuracy} for seed, found in endpoints.items()},
+        {str(seed): {"loss": endpoint.loss, "accuracy": endpoint.accuracy} for seed, endpoint in endpoints.items()},
         tuple(pairs),
         scramble,
     )
@@ -108,13 +111,13 @@ def _claim(out: Path, recipe: Recipe) -> None:
         raise OutputError(f"the output folder {out} is a file; name a folder with --output")
     if marker.exists():
         try:
-            found = json.loads(marker.read_text(encoding="utf-8"))
+            claimed = json.loads(marker.read_text(encoding="utf-8"))
         except ValueError:
-            found = {}
-        if different := [name for name in wanted if found.get(name) != wanted[name]]:
+            claimed = {}
+        if different := [name for name in wanted if claimed.get(name) != wanted[name]]:
             name = different[0]
             raise OutputError(
-                f"{out} holds a demo run with {name} = {found.get(name)}, not {wanted[name]}; choose another --output"
+                f"{out} holds a demo run with {name} = {claimed.get(name)}, not {wanted[name]}; choose another --output"
             )
         return
     if out.exists() and any(out.iterdir()):

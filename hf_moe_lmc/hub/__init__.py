@@ -1,18 +1,14 @@
-"""What this package made -> the Hub: model cards and pushes."""
+"""Outputs of this package -> the Hub: model cards and pushes."""
 
 from .card import write_card
-from .layer_figures import LayerFigures, layer_figures
-from .publish import check_token, push_alignment, push_config, push_folder
+from .push import check_push, push_alignment, push_folder
 from .push_plan import PushPlan, plan_push
 
 __all__ = [
-    "LayerFigures",
     "PushPlan",
-    "check_token",
-    "layer_figures",
+    "check_push",
     "plan_push",
     "push_alignment",
-    "push_config",
     "push_folder",
     "write_card",
 ]

@@ -2,7 +2,7 @@
 
 from .assignment import Assignment, certify, solve_assignment, solve_assignments
 from .distance import GaugedLayer, layer_distance
-from .expert_order import ExpertMatching, ExpertOrder, match_experts
+from .expert_order import ExpertMatching, match_experts
 from .layer_alignment import LayerAlignment, align_layers
 from .mutual import MutualMatching, match_mutually
 from .null import NullTest, expert_similarities, router_similarities
@@ -13,7 +13,6 @@ __all__ = [
     "Assignment",
     "ExpertEvidence",
     "ExpertMatching",
-    "ExpertOrder",
     "GaugedLayer",
     "LayerAlignment",
     "LayerEvidence",

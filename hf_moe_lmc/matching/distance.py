@@ -152,7 +152,15 @@ def _units_distance(a: ExpertBank, scales: UnitScales, b: ExpertBank, other_scal
             continue
         for e, (x, y) in enumerate(zip(tensor, b.tensors()[name], strict=True)):
             own, other = (table[name][e] if name in table else None for table in (factors, other_factors))
-            total.append(_squared_distance(x.reshape(len(x), -1), y.reshape(len(y), -1), own, other, dtype))
+            total.append(
+                _squared_distance(
+                    x.reshape(len(x), math.prod(x.shape[1:])),
+                    y.reshape(len(y), math.prod(y.shape[1:])),
+                    own,
+                    other,
+                    dtype,
+                )
+            )
     return math.fsum(total)
 
 

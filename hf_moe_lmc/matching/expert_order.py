@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field, replace
-from typing import Literal, assert_never
+from typing import assert_never
 
 import torch
 from jaxtyping import Float
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import Router
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import Permutation
 
 from .assignment import solve_assignment
@@ -17,8 +18,6 @@ from .distance import GaugedLayer, fixed_squared_distance
 from .gram import gram_cost, sketched_squares
 from .joint import JointTable, fill_until_certified, settled_order
 from .unit_matching import UnitMatching, keep_units
-
-ExpertOrder = Literal["none", "units", "gate", "gram", "joint", "auto"]
 
 _AUTO_BUDGET = 4  # unit assignments per expert
 _CLEAR = 2.0

@@ -7,10 +7,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 from .distance import GaugedLayer, check_comparable, fixed_squared_distance, gauged_distance
-from .expert_order import ExpertMatching, ExpertOrder, match_experts
+from .expert_order import ExpertMatching, match_experts
 from .unit_matching import UnitMatching, keep_units, match_shared_units, match_units, stacked
 from .verdict import LayerEvidence, gather_evidence
 

@@ -8,10 +8,10 @@ from itertools import combinations
 import torch
 
 from hf_moe_lmc.moe import MoeLayer, act
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .distance import GaugedLayer, layer_distance, working_dtype
-from .expert_order import ExpertOrder
 from .layer_alignment import match_layers
 
 _ROUNDS = 20

@@ -1,37 +1,21 @@
-"""Weights of two models -> weights of their merge."""
+"""Aligned layers -> their mean, and its repairs."""
 
-from .answer_moments import restore_moments
-from .average import average
-from .calibration import Activation, ExpertCalibration, LayerCalibration, token_weights
-from .down_refit import refit_down_proj, refit_random_units
-from .gram_restoring import restore_gram
-from .interpolation import Interpolation, interpolate, interpolate_, interpolate_tensor
-from .layer_interpolation import interpolate_layers, widest_dtype
-from .norm_preserving import interpolate_experts, interpolate_router, preserve_norms
-from .output_rescale import rescale_outputs
-from .preactivations import repair_preactivations
-from .router_solve import solve_router
+from .mean import mean_tensor, widest_dtype
+from .repairs import AUTOMATIC, REPAIRS, RepairMethod, needs_data, repaired_bank, repaired_layer, repaired_router
+from .statistics import Activation, ExpertStatistics, LayerStatistics, token_weights
 
 __all__ = [
+    "AUTOMATIC",
+    "REPAIRS",
     "Activation",
-    "ExpertCalibration",
-    "Interpolation",
-    "LayerCalibration",
-    "average",
-    "interpolate",
-    "interpolate_",
-    "interpolate_experts",
-    "interpolate_layers",
-    "interpolate_router",
-    "interpolate_tensor",
-    "preserve_norms",
-    "refit_down_proj",
-    "refit_random_units",
-    "repair_preactivations",
-    "rescale_outputs",
-    "restore_gram",
-    "restore_moments",
-    "solve_router",
+    "ExpertStatistics",
+    "LayerStatistics",
+    "RepairMethod",
+    "mean_tensor",
+    "needs_data",
+    "repaired_bank",
+    "repaired_layer",
+    "repaired_router",
     "token_weights",
     "widest_dtype",
 ]

@@ -20,7 +20,7 @@ def in_gauge_of(reference: MoeLayer, other: MoeLayer) -> MoeLayer:
     """The function of `other` in the free scales of `reference`: those of units, experts and router.
 
     The result is the same for all layers that differ from `other` by such scales. Experts that all have the reference's
-    scales already, up to 1/256, as those of siblings, stay as they are bit for bit; else they come in float32 or better.
+    scales already, up to 1/256, as those of siblings, stay bit for bit; else they come in float32 or better.
 
     Args:
         reference: whose scales are taken.

@@ -1,9 +1,9 @@
-"""Restoring second moments: the least move that gives vectors the spread, direction by direction, that is wanted.
+"""Restoring second moments: the smallest linear map that gives vectors the wanted spread, direction by direction.
 
-Averaging shrinks what two layers do not share and keeps what they do. Restore the sizes, one number per vector
-(`preserve_norms`) or per expert (`rescale_outputs`), and the directions that they share have grown at the cost of
-others. That shows in the second moment of the vectors, be they rows or answers: the matrix `C = E[v v^T]`, of which a
-size sees the trace only.
+Averaging shrinks the directions that two layers do not share and keeps those that they do. Restore the sizes, one
+number per vector (`norms`) or per expert (`rescale`), and the shared directions have grown at the cost of others. That
+shows in the second moment of the vectors, be they rows or outputs: the matrix `C = E[v v^T]`, of which a size sees the
+trace only.
 
 For vectors of moment C, the linear map T with `T C T = W` that is symmetric and positive moves them least of all maps
 that give them the moment W: `T = R^(-T) (R^T W R)^(1/2) R^(-1)` for any `R R^T = C`, the Monge map between Gaussians
@@ -29,15 +29,15 @@ def second_moment(vectors: Float[Tensor, "N d"], weights: Float[Tensor, "N 1"] |
     return (1 - doubt) * moment + doubt * moment.trace() / width * torch.eye(width).to(moment)
 
 
-def restoring_map(found: Float[Tensor, "d d"], wanted: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
-    """The symmetric positive T with `T found T = wanted`; the identity where one of them is zero.
+def restoring_map(moment: Float[Tensor, "d d"], wanted: Float[Tensor, "d d"]) -> Float[Tensor, "d d"]:
+    """The symmetric positive T with `T moment T = wanted`; the identity where one of them is zero.
 
     Args:
-        found, wanted: second moments, positive definite or zero.
+        moment, wanted: second moments, positive definite or zero.
     """
-    if not (found.trace() > 0 and wanted.trace() > 0):
-        return torch.eye(len(found)).to(found)
-    root = torch.linalg.cholesky(found)
+    if not (moment.trace() > 0 and wanted.trace() > 0):
+        return torch.eye(len(moment)).to(moment)
+    root = torch.linalg.cholesky(moment)
     values, vectors = torch.linalg.eigh(root.T @ wanted @ root)
     half = torch.linalg.solve_triangular(root.T, vectors, upper=True)
     return (half * values.sqrt()) @ half.T

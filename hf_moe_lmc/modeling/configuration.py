@@ -1,14 +1,13 @@
 """Configurations of the Mixture-of-Experts variants of ViT and GPT-2."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import GPT2Config, ViTConfig
 
 from hf_moe_lmc.errors import BadInputError
-
-MoeVariant = Literal["dense", "sparse", "shared"]
+from hf_moe_lmc.names import MoeVariant
 
 
 @dataclass(kw_only=True)

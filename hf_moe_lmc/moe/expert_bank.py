@@ -109,7 +109,7 @@ class ExpertBank:
                 which does not depend on the scales of units.
         """
         up, down = self._unit_norms()
-        factors = torch.ones_like(up[:, 0]) if outputs is None else outputs.to(up)
+        factors = up.new_ones(len(up)) if outputs is None else outputs.to(up)
         down = down * factors.abs()[:, None]
         if normalised:
             norm = (up**degree * down).norm(dim=-1, keepdim=True)
@@ -168,7 +168,7 @@ def _column_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float
         return torch.linalg.vector_norm(matrices, dim=1, dtype=dtype)
     squares = matrices.new_zeros(matrices.shape[0], matrices.shape[2], dtype=dtype)
     for total, matrix in zip(squares, matrices, strict=True):
-        for block in matrix.split(_ROWS):
+        for block in matrix.split(_ROWS) if len(matrix) else ():  # quantised experts may hold no weights
             rows = block.to(dtype).square()
             while (half := len(rows) // 2) > 0:  # torch sums vectorised columns in another order than the last ones
                 if len(rows) % 2:

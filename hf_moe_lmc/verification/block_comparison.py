@@ -8,11 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from hf_moe_lmc.adapters import MoeLayerSpec, class_key, experts_per_token, router_of
+from hf_moe_lmc.adapters import MoeLayerSpec, experts_per_token, router_of
 from hf_moe_lmc.matching import solve_assignment
-
-# Blocks that are never called as a whole: the module above uses their parts, and is compared in their stead.
-USED_IN_PARTS = frozenset({"jetmoe.JetMoeMoA"})
 
 
 class BlockComparison:
@@ -32,9 +29,8 @@ class BlockComparison:
     def __init__(self, spec: MoeLayerSpec, before: nn.Module, after: nn.Module) -> None:
         self.spec, self.top_k = spec, experts_per_token(before, spec)
         self.difference, self.was_run = 0.0, False
-        name = spec.name
-        if class_key(before.get_submodule(name)) in USED_IN_PARTS:
-            name = name.rpartition(".")[0]
+        # The module that uses the parts of a block is compared in its stead.
+        name = spec.name.rpartition(".")[0] if spec.used_in_parts else spec.name
         self._blocks = before.get_submodule(name), after.get_submodule(name)
         # No module returns the experts that product keys choose.
         watched = None if spec.group.product_keys else spec.router

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from hf_moe_lmc.alignment import load_model, open_checkpoint
+from hf_moe_lmc.alignment import load_model, open_model
 from hf_moe_lmc.errors import BadInputError
 
 BATCHES, BATCH, LENGTH = 4, 4, 64
@@ -37,7 +37,7 @@ def load_plainly(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
         UnsupportedArchitectureError: it is not known here.
         HubError: the Hub does not give it.
     """
-    model = load_model(open_checkpoint(name), {"dtype": dtype, "attn_implementation": "eager"})
+    model = load_model(open_model(name), {"dtype": dtype, "attn_implementation": "eager"})
     model.set_experts_implementation("eager")  # the others reject float64 on a CPU
     return model
 

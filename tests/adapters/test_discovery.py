@@ -2,6 +2,7 @@ import re
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from hf_moe_lmc.adapters import alignable_layers, moe_layers, unaligned_layers
@@ -141,3 +142,48 @@ def test_a_missing_tensor_is_named():
     del tensors["model.layers.1.mlp.gate.weight"]
     with pytest.raises(BadInputError, match=r"tensor model\.layers\.1\.mlp\.gate\.weight is missing"):
         alignable_layers(model)[1].read(tensors)
+
+
+LORA = {
+    "experts": {"target_parameters": ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]},
+    "router": {"target_parameters": ["mlp.gate.weight"]},
+    "shared experts": {"target_modules": ["shared_expert.up_proj"]},
+    "dense layers": {"target_modules": ["layers.1.mlp.down_proj"]},
+    "attention": {"target_modules": ["q_proj"]},
+}
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # of peft, about Transformers
+@pytest.mark.parametrize("where", LORA)
+def test_an_adapter_that_is_not_merged(where):
+    """Its own weights would stay behind, or be merged with the other model's; merged, the model is as any other."""
+    model = get_peft_model(MODELS["qwen2_moe"](), LoraConfig(r=2, **LORA[where]))
+    with pytest.raises(UnsupportedArchitectureError, match=r"a PEFT .*merge the adapter first"):
+        moe_layers(model)
+    assert len(moe_layers(model.merge_and_unload())) == 2
+
+
+def test_experts_tied_between_layers():
+    """As one module, or as modules of the same parameters: one order of experts cannot suit two routers."""
+    model = MODELS["mixtral"]()
+    first, second = (layer.mlp for layer in model.model.layers)
+    second.experts.down_proj = first.experts.down_proj
+    message = r"tensor model\.layers\.0\.mlp\.experts\.\w+ is tied to model\.layers\.1\.mlp\.experts\.\w+; .* untie"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        moe_layers(model)
+    second.experts = first.experts
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        moe_layers(model)
+
+
+def test_one_expert_in_two_slots():
+    """As one module, or as modules of the same parameters; as modules, a list shows it once."""
+    model = families.build("switch_transformers")
+    experts = model.encoder.block[1].layer[1].mlp.experts
+    experts["expert_2"].wi.weight = experts["expert_0"].wi.weight
+    message = r"tensor encoder.*expert_0\.wi\.weight is tied to encoder.*expert_2\.wi\.weight; .* untie"
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        moe_layers(model)
+    experts["expert_2"] = experts["expert_0"]
+    with pytest.raises(UnsupportedArchitectureError, match=message):
+        moe_layers(model)

@@ -4,9 +4,8 @@ from itertools import permutations, product
 import pytest
 import torch
 
-from hf_moe_lmc.adapters import inspect, moe_layers
+from hf_moe_lmc.adapters import experts_per_token, inspect, moe_layers
 from hf_moe_lmc.adapters.inspection import log10_order
-from hf_moe_lmc.adapters.top_k import experts_per_token
 from hf_moe_lmc.checkpoints import meta_model, read_config
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import SymmetryGroup
@@ -24,13 +23,13 @@ def test_a_skeleton_from_config_json_looks_like_the_live_model(name, tmp_path):
 
 def chosen_experts(model, name: str) -> dict[str, int]:
     """Name of the experts module -> how many experts its caller names per token, from a forward pass."""
-    found = {}
+    chosen = {}
 
     def hook(experts: str):
         def note(module, args, kwargs):
             tables = [x for x in (*args, *kwargs.values()) if isinstance(x, torch.Tensor) and not x.is_floating_point()]
             if experts_of_each := [table for table in tables if table.ndim == 2]:
-                found[experts] = experts_of_each[0].shape[1]
+                chosen[experts] = experts_of_each[0].shape[1]
 
         return note
 
@@ -38,7 +37,7 @@ def chosen_experts(model, name: str) -> dict[str, int]:
         module = model.get_submodule(spec.experts.name)
         module.register_forward_pre_hook(hook(spec.experts.name), with_kwargs=True)
     families.outputs(model, name)
-    return found
+    return chosen
 
 
 # Their experts are called otherwise.
@@ -46,7 +45,7 @@ OTHER_CALLS = {"dbrx": 3, "doge": 3, "jetmoe": 3, "llama4": 3, "nllb_moe": 2, "s
 
 
 @pytest.mark.parametrize("name", families.supported())
-def test_experts_per_token_are_as_many_as_answer(name):
+def test_experts_per_token_are_as_many_as_a_token_is_sent_to(name):
     model = families.build(name)
     said = {spec.experts.name: experts_per_token(model, spec) for spec in moe_layers(model)}
     if name in OTHER_CALLS:
@@ -112,9 +111,9 @@ def test_a_dense_layer_of_unknown_class_is_named():
 
     model = models.build("qwen2_moe")
     model.model.layers[1].mlp = OwnMLP()
-    found = inspect(model)
-    assert found.unaligned == ("model.layers.1.mlp",)
-    assert [layer.name for layer in found.layers] == ["model.layers.0.mlp", "model.layers.2.mlp"]
+    inspection = inspect(model)
+    assert inspection.unaligned == ("model.layers.1.mlp",)
+    assert [layer.name for layer in inspection.layers] == ["model.layers.0.mlp", "model.layers.2.mlp"]
 
 
 def test_symmetries_are_counted_as_by_hand():
@@ -122,11 +121,11 @@ def test_symmetries_are_counted_as_by_hand():
     orders = [p for p in permutations(range(4)) if p[0] // 2 == p[1] // 2]
     units = len(list(product(permutations(range(2)), product((1, -1), repeat=2))))
     expected = len(orders) * units**4 * 6
-    found = log10_order(SymmetryGroup(expert_groups=2, unit_signs=True), 4, 2, (1, 3))
-    assert math.isclose(10**found, expected, rel_tol=1e-9)
+    order = log10_order(SymmetryGroup(expert_groups=2, unit_signs=True), 4, 2, (1, 3))
+    assert math.isclose(10**order, expected, rel_tol=1e-9)
 
 
-def test_product_keys_are_all_that_moves():
+def test_only_product_keys_have_an_order():
     layer = inspect(families.build("doge", experts=12)).layers[0]
     assert (layer.num_experts, layer.num_units, layer.experts_per_token) == (16, 1, 3)
     assert layer.symmetries == ("keys", "shared units", "shared unit signs", "shared unit scales", "router translation")

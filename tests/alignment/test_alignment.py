@@ -1,63 +1,28 @@
-"""The saved alignment: round trip, laws, and everything that is not one."""
+"""The value of an alignment: laws, figures, and its looks."""
 
-import json
-from dataclasses import replace
+import math
+from html.parser import HTMLParser
 
+import pandas
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
-from hf_moe_lmc import Alignment, align, scramble
+from hf_moe_lmc import MutualAlignment, align, scramble
 from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.alignment import apply, open_checkpoint
 from hf_moe_lmc.alignment.model_record import layer_digest
-from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from tests.checkpoints.faulty import edit_json, failed, worked
+from hf_moe_lmc.errors import IncompatiblePairError
+from tests.alignment.planted import same
 from tests.models import MODELS, build
-
-CONFIG, WEIGHTS = "alignment_config.json", "alignment.safetensors"
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Mixtral; itself scrambled; a fine-tune of that; the alignment of the first two."""
-    folder = tmp_path_factory.mktemp("alignment")
-    model = build("mixtral", dtype=torch.float32)
-    model.save_pretrained(folder / "reference")
-    scramble(model)[0].save_pretrained(folder / "other")
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.mul_(1.25)
-    model.save_pretrained(folder / "tuned")
-    align(folder / "reference", folder / "other").save_pretrained(folder / "alignment")
-    return folder
-
-
-def tensors(folder):
-    return load_file(folder / "model.safetensors")
-
-
-def same(a, b) -> bool:
-    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
-
-
-def test_round_trip(folders, tmp_path):
-    alignment = align(folders / "reference", folders / "other")
-    alignment.save_pretrained(tmp_path)
-    loaded = Alignment.from_pretrained(tmp_path)
-    assert loaded == alignment
-    assert loaded.digest == alignment.digest
-    tables = [[layer.expert_table for layer in found.layers.values()] for found in (loaded, alignment)]
-    assert all(table.shape == (5, 5) and torch.equal(table, own) for table, own in zip(*tables, strict=True))
-    assert loaded.reference.name == str(folders / "reference")
-    assert loaded.other.digests.keys() == alignment.layers.keys()
-    versions = json.loads((tmp_path / CONFIG).read_text())["versions"]
-    assert versions["torch"] == torch.__version__.partition("+")[0] or versions["torch"] == torch.__version__
-    assert versions.keys() == {"hf_moe_lmc", "torch", "transformers"}
+def alignment():
+    """Of a scrambled copy of Qwen2-MoE, which has shared experts and a dense layer."""
+    return align(build("qwen2_moe"), scramble(build("qwen2_moe"))[0])
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_laws_on_models(name):
+def test_laws(name):
     """The inverse undoes, and the product is one after the other, bit for bit."""
     start = build(name)
     first, second = scramble(build(name), seed=1)[1], scramble(build(name), seed=2)[1]
@@ -69,12 +34,10 @@ def test_laws_on_models(name):
     assert all(symmetry.is_identity for symmetry in first.inverse().compose(first).symmetries.values())
 
 
-def test_laws_on_checkpoints(folders, tmp_path):
-    alignment = Alignment.from_pretrained(folders / "alignment")
-    apply(alignment, folders / "other", tmp_path / "aligned")
-    assert same(tensors(tmp_path / "aligned"), tensors(folders / "reference"))
-    apply(alignment.inverse(), tmp_path / "aligned", tmp_path / "back")
-    assert same(tensors(tmp_path / "back"), tensors(folders / "other"))
+def test_products_of_different_models():
+    a, b = align(build("mixtral"), build("mixtral")), align(build("qwen2_moe"), build("qwen2_moe"))
+    with pytest.raises(IncompatiblePairError, match=r"layer model\.layers\.\d\.mlp"):
+        a.compose(b)
 
 
 def test_records_tell_orders_apart():
@@ -88,116 +51,80 @@ def test_records_tell_orders_apart():
     assert layer_digest(spec, tensors | {spec.tensor_names[0]: swapped}) != record
 
 
-def test_products_of_different_models():
-    a, b = align(build("mixtral"), build("mixtral")), align(build("qwen2_moe"), build("qwen2_moe"))
-    with pytest.raises(IncompatiblePairError, match=r"layer model\.layers\.\d\.mlp"):
-        a.compose(b)
+def test_the_digest_is_that_of_the_symmetries(alignment):
+    again = align(build("qwen2_moe"), scramble(build("qwen2_moe"))[0])
+    assert alignment.digest == again.digest
+    assert alignment.digest != alignment.inverse().digest
+    assert alignment.digest == alignment.inverse().inverse().digest
 
 
-@pytest.mark.parametrize("command", ["apply", "merge"])
-def test_other_weights(folders, tmp_path, capsys, command):
-    """A fine-tune needs permission, and is then rewritten as the original would be."""
-    side = ["merge", folders / "reference", folders / "tuned", "--alignment", folders / "alignment", "--t", "1"]
-    arguments = ["apply", folders / "alignment", folders / "tuned"] if command == "apply" else side
-    found = failed(capsys, tmp_path / "out", *arguments)
-    assert found.code == 4
-    assert f"layer model.layers.0.mlp of {folders / 'tuned'} is not that of {folders / 'other'}" in found.line
-    assert "allow other weights" in found.line
-    worked(capsys, tmp_path / "out", *arguments, "--allow-other-weights")
-    assert same(
-        tensors(tmp_path / "out"), {key: 1.25 * tensor for key, tensor in tensors(folders / "reference").items()}
-    )
+def test_it_prints_in_a_few_lines(alignment):
+    for shown in (alignment, alignment.inverse(), MutualAlignment((alignment, alignment), 2.0, 1.0)):
+        lines = str(shown).splitlines()
+        assert len(lines) <= 6
+        assert max(map(len, lines)) < 300
+    first, second, *_ = str(alignment).splitlines()
+    assert first == "Alignment: Qwen2MoeForCausalLM to Qwen2MoeForCausalLM"
+    assert second.strip() == alignment.summary()
+    assert alignment.verdict().text() in str(alignment)
+    assert str(alignment.inverse()).splitlines()[0] == "Alignment"
 
 
-def test_merge_into_another_reference(folders, tmp_path, capsys):
-    side = ["merge", folders / "tuned", folders / "other", "--alignment", folders / "alignment"]
-    found = failed(capsys, tmp_path / "out", *side)
-    assert found.code == 4
-    assert f"layer model.layers.0.mlp of {folders / 'tuned'} is not that of {folders / 'reference'}" in found.line
-    worked(capsys, tmp_path / "out", *side, "--allow-other-weights")
+class _Cells(HTMLParser):
+    """The texts of all cells."""
+
+    def __init__(self):
+        super().__init__()
+        self.cells, self.inside = [], False
+
+    def handle_starttag(self, tag, attrs):
+        self.inside = tag in ("td", "th")
+
+    def handle_data(self, data):
+        if self.inside:
+            self.cells.append(data)
+
+    def handle_endtag(self, tag):
+        self.inside = False
 
 
-def test_another_model(folders, tmp_path, capsys):
-    build("qwen2_moe", dtype=torch.float32).save_pretrained(tmp_path / "qwen")
-    found = failed(capsys, tmp_path / "out", "apply", folders / "alignment", tmp_path / "qwen", "--allow-other-weights")
-    assert found.code == 4
-    assert "layer model.layers." in found.line
+def test_notebooks_show_a_table(alignment):
+    parser = _Cells()
+    parser.feed(alignment._repr_html_())
+    rows = alignment.layer_table()
+    assert parser.cells[: len(rows[0])] == [name.replace("_", " ") for name in rows[0]]
+    assert [cell for cell in parser.cells if cell in alignment.layers] == [*alignment.layers]
+    assert len(parser.cells) == (1 + len(rows)) * len(rows[0])
 
 
-def test_fewer_layers(folders, tmp_path):
-    alignment = Alignment.from_pretrained(folders / "alignment")
-    half = replace(alignment, layers=dict([*alignment.layers.items()][:1]))
-    with pytest.raises(IncompatiblePairError, match=r"layer model\.layers\.1\.mlp of .* is not part of the alignment"):
-        apply(half, folders / "other", tmp_path / "out")
+def test_tables_for_pandas(alignment):
+    layers, every = pandas.DataFrame(alignment.layer_table()), pandas.DataFrame(alignment.expert_table())
+    assert layers["name"].tolist() == [*alignment.layers]
+    before = math.hypot(*layers["distance_before"])
+    assert f"distance {before:.4g} before" in alignment.summary()
+    assert layers["distance_after"].tolist() == pytest.approx([0.0] * len(layers), abs=1e-9)
+    assert set(every.columns) == {"layer", "slot", "source", "units_permuted"}
+    for name, layer in alignment.layers.items():
+        own = every[every["layer"] == name].sort_values("slot")
+        assert own["source"].tolist() == layer.symmetry.experts.index.tolist()
+        units = layer.symmetry.units.permutation.index
+        stay = (units == torch.arange(units.shape[-1])).double().mean(dim=1)
+        assert own["units_permuted"].tolist() == pytest.approx((1 - stay).tolist())
+        row = layers[layers["name"] == name].iloc[0]
+        parts = [part for part in (layer.symmetry.units, layer.symmetry.shared_units) if part]
+        experts = layer.symmetry.experts.index
+        assert row["experts_permuted"] == pytest.approx((experts != torch.arange(len(experts))).double().mean().item())
+        moved = [(part.permutation.index != torch.arange(part.permutation.index.shape[-1])).flatten() for part in parts]
+        assert row["units_permuted"] == pytest.approx(torch.cat(moved).double().mean().item())
 
 
-EXPERTS, UNITS = "model.layers.0.mlp.experts", "model.layers.1.mlp.units"
+def test_tables_without_evidence(alignment):
+    assert all(row["verdict"] for row in alignment.layer_table())
+    assert all(row["verdict"] is None for row in alignment.inverse().layer_table())
+    assert alignment.inverse().verdict() is None
 
 
-def edit(key: str, change):
-    def fault(folder):
-        found = load_file(folder / WEIGHTS)
-        save_file(found | {key: change(found.get(key))}, folder / WEIGHTS)
-
-    return fault
-
-
-def remove(key: str):
-    def fault(folder):
-        found = load_file(folder / WEIGHTS)
-        del found[key]
-        save_file(found, folder / WEIGHTS)
-
-    return fault
-
-
-def edit_layer(**fields: object):
-    return lambda folder: edit_json(folder / CONFIG, lambda c: c["layers"]["model.layers.0.mlp"].update(fields))
-
-
-DAMAGES = {
-    "no weights": (lambda folder: (folder / WEIGHTS).unlink(), WEIGHTS),
-    "no config": (lambda folder: (folder / CONFIG).unlink(), CONFIG),
-    "not JSON": (lambda folder: (folder / CONFIG).write_text("{"), "is not valid JSON"),
-    "a list": (lambda folder: (folder / CONFIG).write_text("[]"), "holds a JSON list"),
-    "HTML": (lambda folder: (folder / WEIGHTS).write_text("<html>" * 10), "an HTML page"),
-    "cut off": (lambda folder: (folder / WEIGHTS).write_bytes((folder / WEIGHTS).read_bytes()[:-1]), "bytes"),
-    "twice the same": (edit(EXPERTS, lambda index: index.clamp(max=3)), EXPERTS),
-    "beyond": (edit(EXPERTS, lambda index: index + 1), EXPERTS),
-    "negative": (edit(UNITS, lambda index: index - 1), UNITS),
-    "not whole": (edit(EXPERTS, lambda index: index.float()), EXPERTS),
-    "one number": (edit(EXPERTS, lambda index: index[0]), EXPERTS),
-    "fewer rows": (edit(UNITS, lambda index: index[1:]), UNITS),
-    "signs of 2": (edit(f"{UNITS}.signs", lambda signs: 2 * signs), UNITS),
-    "signs of another shape": (edit(f"{UNITS}.signs", lambda signs: signs[:, 1:].clone()), UNITS),
-    "no signs": (remove(f"{UNITS}.signs"), f"{UNITS}.signs is missing"),
-    "no experts": (remove(EXPERTS), f"{EXPERTS} is missing"),
-    "a tensor too many": (edit("extra", lambda _: torch.ones(2)), "extra belongs to no layer"),
-    "layer missing": (lambda f: edit_json(f / CONFIG, lambda c: c["layers"].popitem()), "belongs to no layer"),
-    "no layers": (lambda f: edit_json(f / CONFIG, lambda c: c.pop("layers")), "layers is missing"),
-    "layers of no names": (lambda f: edit_json(f / CONFIG, lambda c: c.update(layers=[1])), ""),
-    "distance in words": (edit_layer(distance_after="near"), "are no distances"),
-    "distance that is no number": (edit_layer(distance_before=float("nan")), "are no distances"),
-    "evidence of another kind": (edit_layer(evidence={"a": 1}), ""),
-    "unknown option": (lambda f: edit_json(f / CONFIG, lambda c: c.update(config={"code": "import os"})), "code"),
-    "record of another kind": (lambda f: edit_json(f / CONFIG, lambda c: c.update(other={"name": 1})), ""),
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged(folders, tmp_path, damage):
-    change, words = DAMAGES[damage]
-    Alignment.from_pretrained(folders / "alignment").save_pretrained(tmp_path)
-    change(tmp_path)
-    with pytest.raises(BadInputError) as refusal:
-        Alignment.from_pretrained(tmp_path)
-    assert f"{tmp_path} does not hold an alignment: " in str(refusal.value)
-    assert words in str(refusal.value)
-    assert "\n" not in str(refusal.value)
-
-
-def test_a_checkpoint_is_no_alignment(folders, tmp_path, capsys):
-    found = failed(capsys, tmp_path / "out", "apply", folders / "other", folders / "other")
-    assert found.code == 3
-    assert "does not hold an alignment" in found.line
-    assert open_checkpoint(folders / "other").layers
+def test_several_alignments_are_a_sequence(alignment):
+    several = MutualAlignment((alignment, alignment.inverse()), 2.0, 1.0)
+    assert [*several] == [several[0], several[1]] == [alignment, alignment.inverse()]
+    assert len(several) == 2

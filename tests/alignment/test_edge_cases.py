@@ -31,7 +31,7 @@ def test_one_expert_one_active_all_active(experts, active, expert_order):
     other, _ = scramble(other)
     assert not same(model, other)
     assert float((logits(other) - logits(model)).abs().max() / logits(model).abs().max()) < 2e-5
-    assert same(model, align(model, other, expert_order).apply(other))
+    assert same(model, align(model, other, config=expert_order).apply(other))
 
 
 @pytest.mark.parametrize("expert_order", ["gate", "joint"])
@@ -43,9 +43,9 @@ def test_all_zero_experts(expert_order):
             experts.gate_up_proj.zero_()
             experts.down_proj.zero_()
     for reference, other in ((zero, model), (model, zero), (zero, zero)):
-        alignment = align(reference, other, expert_order)
+        alignment = align(reference, other, config=expert_order)
         assert all(layer.distance_after <= layer.distance_before for layer in alignment.layers.values())
-        merged = merge(reference, other, alignment)
+        merged = merge(reference, other, alignment=alignment)
         assert logits(merged).isfinite().all()
 
 
@@ -60,4 +60,4 @@ def test_two_identical_experts(expert_order):
                     tensor[2] = tensor[0]
     other, _ = scramble(other)
     assert not same(model, other)
-    assert same(model, align(model, other, expert_order).apply(other))
+    assert same(model, align(model, other, config=expert_order).apply(other))

@@ -14,7 +14,16 @@ from unittest import mock
 
 import pytest
 
-from hf_moe_lmc.alignment import OutputOptions, align_opened, merge_opened, open_checkpoint
+from hf_moe_lmc.alignment import (
+    AlignmentConfig,
+    Merge,
+    MergeRepairs,
+    WriteOptions,
+    align_pair,
+    open_models,
+    shares_at,
+    write,
+)
 from hf_moe_lmc.errors import OutputError
 from tests import forked
 from tests.tiny_pair import save_pair
@@ -40,12 +49,13 @@ class Run:
     points: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        self.a, self.b = open_checkpoint(self.folder / "a"), open_checkpoint(self.folder / "b")
-        self.alignment = align_opened(self.a, self.b)
+        models = open_models([self.folder / "a", self.folder / "b"])
+        self.work = Merge(models, [align_pair(models, AlignmentConfig())])
         self.out = self.folder / "out"
 
     def merge(self) -> None:
-        merge_opened(self.a, self.b, self.out, self.alignment, self.points, OutputOptions(overwrite=self.overwrite))
+        points = {f"t-{t}" if len(self.points) > 1 else "": shares_at(t) for t in self.points}
+        self.work.write(self.out, points, MergeRepairs(), WriteOptions(overwrite=self.overwrite))
 
     def killed_at(self, moment: int) -> None:
         """Merge until the call number `moment`, then kill -9."""
@@ -58,9 +68,8 @@ class Run:
 
     def resumed(self) -> None:
         """Merge, asserting that exactly what is not in the journal is computed."""
-        interpolate = sys.modules["hf_moe_lmc.alignment.merge"].interpolate_aligned_
-        steps = len(done(self.folder))
-        with mock.patch("hf_moe_lmc.alignment.merge.interpolate_aligned_", side_effect=interpolate) as counted:
+        steps, write_step = len(done(self.folder)), write._write
+        with mock.patch.object(write, "_write", side_effect=write_step) as counted:
             self.merge()
         assert counted.call_count == (STEPS - steps) * len(self.points)
 
@@ -133,18 +142,30 @@ def kill_at_every_moment(folder: Path, overwrite: bool, points: tuple[float, ...
     prepare()
     every = moments(run)
     after, left = content(run.out), sorted(folder.iterdir())
-    wrong, seen = [], set()
+    wrong, unnamed, seen = [], [], set()
     for moment in every:
         prepare()
         killed = forked.fork(partial(run.killed_at, moment))
         found = content(run.out)
         state = {repr(before): "before", "None": "absent", repr(after): "after"}.get(repr(found), "mixed")
         steps = len(done(folder))
+        if killed_while_locking(folder):
+            unnamed.append(moment)
         again = forked.fork(run.refused if state == "after" and not overwrite else run.resumed)
         seen.add((state, steps))
         if killed != -signal.SIGKILL or again or content(run.out) != after or sorted(folder.iterdir()) != left:
             wrong.append(f"call {moment}: {killed=} {state=} {steps=} {again=} {sorted(folder.iterdir())}")
+    assert len(unnamed) == (0 if overwrite else 1)  # replacing begins after that
     result.write_text(json.dumps([wrong, len(every), sorted(seen)]))
+
+
+def killed_while_locking(folder: Path) -> bool:
+    """Whether the lock names no process yet, and is therefore valid for ever; delete it then, as the refusal says."""
+    lock = folder / ".out.hf_moe_lmc.lock"
+    if not lock.exists() or lock.read_bytes():
+        return False
+    lock.unlink()
+    return True
 
 
 @pytest.mark.parametrize(("overwrite", "points"), [(False, (0.5,)), (True, (0.25, 0.5))])

@@ -8,8 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from hf_moe_lmc import cli
-from hf_moe_lmc.alignment import open_checkpoint
-from hf_moe_lmc.alignment.pair import check_pair
+from hf_moe_lmc.alignment import open_models
 from hf_moe_lmc.errors import IncompatiblePairError
 from tests import models
 from tests.checkpoints.faulty import edit_config, edit_tensors, failed, worked
@@ -88,7 +87,7 @@ def test_a_message_of_many_differences_is_cut(reference, other):
     fields = {f"unknown_{number}": number for number in range(20)}
     edit_config(**fields)(other)
     with pytest.raises(IncompatiblePairError, match=r"unknown_0 is .*unknown_1 .*; and 14 more$"):
-        check_pair(open_checkpoint(reference), open_checkpoint(other))
+        open_models([reference, other])
 
 
 def test_what_is_allowed_is_listed(reference, other, capsys, tmp_path):

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import FineGrainedFP8Config, Mxfp4Config
 
-from hf_moe_lmc import align, cli
-from hf_moe_lmc.alignment import Alignment, OutputOptions, apply, merge_checkpoints, open_checkpoint
+from hf_moe_lmc import Alignment, align, apply, cli, merge
+from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import LayerAlignment
 from tests import families
@@ -150,7 +150,7 @@ def outputs(name: str, folder: Path) -> Tensor:
 def scramble(folder: Path, output: Path) -> Alignment:
     """Reorder all experts of a quantised checkpoint by random derangements."""
     generator, layers = torch.Generator().manual_seed(1), {}
-    for spec in open_checkpoint(folder, quantised=True).layers:
+    for spec in open_model(folder, quantised=True).layers:
         order = spec.group.random_derangement(spec.num_experts, 0, generator=generator)
         layers[spec.name] = LayerAlignment(order, 0.0, 0.0)
     alignment = Alignment(layers)
@@ -198,14 +198,18 @@ def folder(tmp_path_factory) -> Path:
 
 
 def test_what_computes_with_weights_is_refused(folder, tmp_path):
-    for refused in (lambda: merge_checkpoints(folder, folder, tmp_path / "out"), lambda: open_checkpoint(folder)):
+    for refused in (
+        lambda: merge(folder, folder, output=tmp_path / "out"),
+        lambda: merge(folder, folder),
+        lambda: open_model(folder),
+    ):
         with pytest.raises(BadInputError, match=r"quantised \(fp8\), .* load the model with dequantize=True"):
             refused()
-    for options in (OutputOptions("original"), OutputOptions("fused"), OutputOptions(dtype=torch.bfloat16)):
+    for options in ({"layout": "original"}, {"layout": "fused"}, {"dtype": torch.bfloat16}):
         with pytest.raises(BadInputError, match="is quantised; only its own layout and dtypes can be written"):
-            apply(align(folder, folder), folder, tmp_path / "out", options)
+            apply(align(folder, folder), folder, tmp_path / "out", **options)
     with pytest.raises(UnsupportedArchitectureError, match='the "gram" order needs units, which are quantised'):
-        align(folder, folder, "gram")
+        align(folder, folder, config="gram")
 
 
 LAYER = "model.layers.1.mlp"
@@ -244,6 +248,6 @@ def test_the_command_line(folder, tmp_path, capsys):
     for command in (["align", str(folder), other, "-o", alignment], ["apply", alignment, other, "-o", back]):
         assert cli.main([*command, "--dry-run"]) == 0
         assert cli.main(command) == 0, capsys.readouterr().err
-    assert "2 of 2 layers moved" in capsys.readouterr().out
+    assert "2 of 2 layers permuted" in capsys.readouterr().out
     assert cli.main(["apply", alignment, other, "-o", f"{back} 2", "--dtype", "float32"]) == 3
     assert "is quantised; only its own layout and dtypes" in capsys.readouterr().err

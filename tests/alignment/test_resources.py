@@ -1,12 +1,10 @@
 """Where checkpoints are matched, and within how much memory."""
 
-import sys
-
 import pytest
 import torch
 
 from hf_moe_lmc import cli
-from hf_moe_lmc.alignment import Resources, align_opened, open_checkpoint, scramble
+from hf_moe_lmc.alignment import AlignmentConfig, Resources, align_pair, open_models, pairwise, scramble
 from hf_moe_lmc.errors import BadInputError
 from tests import models
 from tests.pretend_device import pretend_device
@@ -24,19 +22,18 @@ def folders(tmp_path_factory):
 
 
 def test_checkpoints_are_read_to_another_device_and_matched_there(folders, monkeypatch):
-    a, b = map(open_checkpoint, folders)
-    here = align_opened(a, b)
+    pair = open_models(folders)
+    here = align_pair(pair, AlignmentConfig())
     seen = []
 
     def watch(reference, *rest):
         seen.append(reference.experts.up_proj.device)
         return align_layers(reference, *rest)
 
-    module = sys.modules["hf_moe_lmc.alignment.align"]  # beside it stands a function of that name
-    align_layers = module.align_layers
-    monkeypatch.setattr(module, "align_layers", watch)
+    align_layers = pairwise.align_layers
+    monkeypatch.setattr(pairwise, "align_layers", watch)
     with pretend_device() as device:
-        found = align_opened(a, b, resources=Resources(device))
+        found = align_pair(pair, AlignmentConfig(), Resources(device))
     assert set(seen) == {device}
     assert found.symmetries == here.symmetries
     assert found.other == here.other

@@ -113,11 +113,11 @@ def test_cell(name, runs, monkeypatch):
     for pair in row["pairs"]:
         assert pair["results"].keys() == set(cell.data.split("+"))
         for found in pair["results"].values():
-            assert found.keys() == CONTROLS | {"ensemble"} | ({"learned + norms"} if cell.further else set())
+            assert found.keys() == CONTROLS | {"ensemble"}
             ends = {(found[path]["loss"][0], found[path]["loss"][-1]) for path in CONTROLS}
             assert len(ends) == 1
             assert found["naive"]["midpoint"]["loss"] == pytest.approx(found["naive"]["loss"][1], abs=1e-6)
-            assert (found["naive"]["calibrated_barrier"] is not None) == cell.further
+            assert (found["naive"]["calibrated_barrier"] is not None) == cell.temperature
         if cell.all_orders:
             assert pair["orders"]["orders"] == 6
             assert all(1 <= found["rank"] <= 6 for found in pair["orders"]["methods"].values())

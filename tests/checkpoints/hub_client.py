@@ -11,7 +11,7 @@ if __name__ == "__main__":
         asked = json.loads(line)
         try:
             source = find_source(asked["name"], asked["options"])
-            answer = {"folder": str(source.folder), "commit": source.commit, "code": 0, "message": ""}
+            answer = {"folder": str(source.folder), "commit": source.commit, "listed": source.listed}
         except MoeLmcError as error:
             answer = {"code": error.exit_code, "message": str(error)}
         sys.stdout.write(json.dumps(answer) + "\n")

@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.alignment import align, apply, open_checkpoint, scramble
+from hf_moe_lmc import align, apply, scramble
+from hf_moe_lmc.alignment.opened_model import open_checkpoint
 from tests import families, multimodal
 from tests.battery import ROUNDED
 

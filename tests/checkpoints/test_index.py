@@ -42,6 +42,7 @@ def test_no_index(sharded, refused, fault):
         "",
         "pytorch_model.bin",
         "model\n.safetensors",
+        f"{'m' * 250}.safetensors",
         None,
         3,
         ["model-00003-of-00003.safetensors"],

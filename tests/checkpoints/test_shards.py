@@ -72,6 +72,43 @@ def test_an_adapter(single, refused):
     refused(single, "it is a PEFT adapter: merge it into its base model first")
 
 
+def test_an_adapter_beside_full_weights(checkpoint, refused):
+    """Transformers loads both, and computes something else than the weights alone."""
+    (checkpoint / "adapter_config.json").write_text("{}")
+    refused(checkpoint, "holds adapter_config.json beside full weights", "merge_and_unload")
+
+
+OTHERS = {
+    "Trainer": ("checkpoint-500/config.json", "it is the output of a Trainer", "checkpoint-500"),
+    "DCP": ("__0_0.distcp", "it is a distributed checkpoint", "merge-weights"),
+    "FSDP": ("pytorch_model_fsdp_0/__0_0.distcp", "it is a distributed checkpoint", "merge-weights"),
+    "DeepSpeed": ("zero_to_fp32.py", "it is a DeepSpeed checkpoint", "zero_to_fp32.py"),
+    "GGUF": ("model-q4.gguf", "it is GGUF", "gguf_file"),
+    "pickles": ("pytorch_model.bin", "pickles are never read", "save_pretrained"),
+}
+
+
+@pytest.mark.parametrize("other", OTHERS)
+@pytest.mark.parametrize("configured", [False, True])
+def test_what_a_folder_is_instead(tmp_path, saved, refused, other, configured):
+    name, *words = OTHERS[other]
+    folder = tmp_path / "folder"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("{}")
+    if configured:
+        shutil.copy(saved / "single" / "config.json", folder)
+    refused(folder, *words)
+
+
+def test_the_last_checkpoint_of_a_trainer_is_named(tmp_path, refused):
+    for step in (1000, 500):
+        (tmp_path / "run" / f"checkpoint-{step}").mkdir(parents=True)
+        file = tmp_path / "run" / f"checkpoint-{step}" / "config.json"
+        file.write_text("{}")
+        os.utime(file, (step, step))
+    refused(tmp_path / "run", "such as ", "checkpoint-1000")
+
+
 def test_an_adapter_without_a_model(single, refused):
     """As PEFT saves it: there is no config.json."""
     shards(single)[0].rename(single / "adapter_model.safetensors")

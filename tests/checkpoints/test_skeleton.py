@@ -1,13 +1,15 @@
 import json
+import shutil
 
 import pytest
 import torch
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM, MixtralForCausalLM
 
 from hf_moe_lmc.checkpoints import meta_model, read_config
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from hf_moe_lmc.modeling import MoeGPT2Config
-from tests import models
+from tests import families, models, multimodal
+from tests.checkpoints.faulty import edit_json
 
 
 @pytest.fixture
@@ -57,7 +59,6 @@ def test_fields_that_choose_code_are_dropped(folder):
         ({"model_type": "absent"}, r"config\.json: the installed Transformers does not know model_type 'absent'"),
         ({"model_type": None}, "model_type None"),
         ({"model_type": ["moe_gpt2"]}, "model_type"),
-        ({"architectures": None}, "names no model class"),
         ({"architectures": ["os"]}, "names the model class os, which"),
         ({"architectures": ["GPT2LMHeadModel"]}, "names the model class GPT2LMHeadModel, which"),
         ({"n_layer": 10**9}, "config.json: n_layer is 1000000000; expected 0 to 10000"),
@@ -72,6 +73,36 @@ def test_bad_fields_are_refused(folder, fields, message):
     with pytest.raises(BadInputError, match=message) as refusal:
         meta_model(read_config(folder))
     assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("names", [None, [], ["FSDPMixtralForCausalLM"], ["MixtralMoEForCausalLM"], "absent"])
+def test_names_that_transformers_loads_too(saved, tmp_path, names):
+    """By the model type, where the class name is of a wrapper, of the authors' own code, or not there."""
+    shutil.copy(saved / "single" / "config.json", tmp_path)
+    edit_json(
+        tmp_path / "config.json",
+        lambda values: values.pop("architectures") if names == "absent" else values.update(architectures=names),
+    )
+    assert type(meta_model(read_config(tmp_path))) is MixtralForCausalLM
+    assert type(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(tmp_path))) is MixtralForCausalLM
+
+
+@pytest.mark.parametrize("family", families.supported())
+def test_without_a_class_name_a_family_is_its_own_or_none(family):
+    """Parts of models, such as the text model of one that sees, have no class for their type."""
+    model = families.build(family)
+    model.config.architectures = None
+    try:
+        assert type(meta_model(model.config)) is type(model)
+    except UnsupportedArchitectureError:
+        assert not type(model).__name__.endswith(("ForCausalLM", "ForConditionalGeneration"))
+
+
+@pytest.mark.parametrize("name", multimodal.supported())
+def test_without_a_class_name_a_multimodal_model_is_whole(name):
+    model = multimodal.build(name)
+    model.config.architectures = None
+    assert type(meta_model(model.config)) is type(model)
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "{", "[" * 100_000, "\ud800".encode("utf-16", "surrogatepass")])

@@ -99,15 +99,15 @@ def test_download(hub, client, cache):
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        ("unauthorized", "does not accept the token for someone/mixtral; log in anew"),
+        ("unauthorized", "does not accept the token for someone/mixtral; log in again"),
         ("gated", "someone/mixtral is gated; ask for access"),
-        ("no repository", "is not on the Hub, or is private"),
+        ("no repository", "someone/mixtral is not on the Hub, or the token may not see it"),
         ("no revision", "someone/mixtral has no revision v9"),
-        ("absent", "the Hub answered 404"),
-        ("403", "the Hub answered 403"),
+        ("absent", "someone/mixtral@v9 is not on the Hub"),
+        ("403", "the token may not read someone/mixtral@v9"),
         ("bad JSON", "the Hub answered something else than expected for someone/mixtral@v9"),
         ("other JSON", "the Hub answered something else than expected for someone/mixtral@v9"),
-        ("stalled", "the connection to the Hub failed"),
+        ("stalled", "the Hub did not answer in time for someone/mixtral@v9"),
     ],
 )
 def test_refusals(hub, client, cache, fault, words):
@@ -128,12 +128,19 @@ def test_busy_once(hub, client, cache, fault, where):
     assert client.open(cache_dir=cache, token=TOKEN)["commit"] == COMMIT
 
 
-@pytest.mark.parametrize(("fault", "where"), [("429", "api"), ("500", "api"), ("503", "file")])
-def test_busy_for_ever(hub, client, cache, fault, where):
+@pytest.mark.parametrize(
+    ("fault", "where", "words"),
+    [
+        ("429", "api", "the Hub has had too many requests from here (429)"),
+        ("500", "api", "the Hub failed (500)"),
+        ("503", "file", "the Hub failed (503)"),
+    ],
+)
+def test_busy_for_ever(hub, client, cache, fault, where, words):
     hub.fault, hub.where = fault, where
     found = client.open(cache_dir=cache, token=TOKEN)
     assert found["code"] == 6
-    assert found["message"] == f"the Hub answered {fault} for {REPOSITORY}@main; try again later"
+    assert found["message"].startswith(f"{words} for {REPOSITORY}@main; ")
 
 
 def test_broken_off_once(hub, client, cache):
@@ -142,12 +149,15 @@ def test_broken_off_once(hub, client, cache):
     assert (folder / "model.safetensors").read_bytes() == b"model.safetensors" * 100
 
 
-@pytest.mark.parametrize("fault", ["truncated", "stalled"])
-def test_broken_off_for_ever(hub, client, cache, fault):
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [("truncated", "the connection to the Hub failed"), ("stalled", "the Hub did not answer in time")],
+)
+def test_broken_off_for_ever(hub, client, cache, fault, words):
     hub.fault, hub.where = fault, "file"
     found = client.open(cache_dir=cache, token=TOKEN)
     assert found["code"] == 6
-    assert "the connection to the Hub failed" in found["message"]
+    assert found["message"].startswith(f"{words} for {REPOSITORY}@main")
 
 
 @pytest.mark.parametrize("faulty", ["model.safetensors", "config.json"])
@@ -189,10 +199,97 @@ def test_a_name_that_is_also_a_folder(hub, client, tmp_path, cache):
     assert not hub.asked
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("model.gguf", "is not a folder; it is GGUF"),
+        ("model.safetensors", "is not a folder; give the folder of a model"),
+        ("pytorch_model.bin", "is not a folder; pickles are never read"),
+        ("pipe", "is not a folder"),
+    ],
+)
+def test_no_folder(hub, client, tmp_path, name, words):
+    os.mkfifo(tmp_path / name) if name == "pipe" else (tmp_path / name).write_text("")
+    found = client.open(tmp_path / name)
+    assert found["code"] == 3
+    assert words in found["message"]
+    assert not hub.asked
+
+
+@pytest.mark.parametrize("name", ["SS", "tests/SS"])
+@pytest.mark.parametrize("reason", ["unreachable", "offline", "absent"])
+def test_a_mistyped_folder(hub, cache, name, reason):
+    """In a folder that is there; a repository of another's is not taken for one."""
+    hub.fault, hub.where = "no repository", "api"
+    url = "http://127.0.0.1:9" if reason == "unreachable" else hub.url
+    with closing(Client(url, HF_HUB_OFFLINE=str(int(reason == "offline")))) as mistaken:
+        found = mistaken.open(name, cache_dir=cache)
+        other = mistaken.open("someone/SS", cache_dir=cache)
+    assert found["code"] == other["code"] == 6
+    assert found["message"].startswith(f"no folder '{name}' here, and ")
+    assert found["message"].partition(" here, and ")[2].replace(name, "") == other["message"].replace("someone/SS", "")
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "a\0b"])
+def test_names_that_no_system_takes(client, name):
+    assert client.open(name)["code"] == 3
+
+
 def test_subfolder(hub, client, cache, saved_files):
     found = client.open(cache_dir=cache, subfolder="absent")
     assert found["code"] in (3, 6)
     assert "absent" in found["message"]
+
+
+@pytest.fixture
+def repository(tmp_path):
+    """A repository in shards with names of their own, further weights, and files in folders."""
+    folder = tmp_path / "repository"
+    (folder / "original").mkdir(parents=True)
+    index = {"weight_map": {"a": "weights-b.safetensors", "b": "weights-a.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    for name in ("config.json", "tekken.json", "LICENSE", "modeling_x.py", "pytorch_model.bin", "original/params.json"):
+        (folder / name).write_text(json.dumps(name))
+    for name in ("weights-a", "weights-b", "model.fp16", "consolidated"):
+        (folder / f"{name}.safetensors").write_bytes(name.encode())
+    return folder
+
+
+def test_what_is_fetched(repository, cache):
+    """The weights that the index names, whatever they are called, and known small files, also offline afterwards."""
+    with serve(repository) as hub, closing(Client(hub.url)) as client:
+        found = client.open(cache_dir=cache)
+        names = {path.name for path in Path(found["folder"]).iterdir()}
+        weights = {"weights-a.safetensors", "weights-b.safetensors", "model.safetensors.index.json"}
+        assert names == weights | {"config.json", "tekken.json", "LICENSE"}
+        assert set(found["listed"]) == {path.name for path in repository.iterdir() if path.is_file()}
+        assert client.open(cache_dir=cache, local_files_only=True) == found
+
+
+def test_a_damaged_file_that_another_process_has_left(repository, cache):
+    """Killed between the download and the look at it; and damaged later. Each is read once, if nothing happens."""
+    with serve(repository) as hub:
+        with closing(Client(hub.url)) as client:
+            folder = Path(client.open(cache_dir=cache)["folder"])
+        checked = folder.parents[1] / ".hf_moe_lmc_checked.json"
+        assert len(json.loads(checked.read_text())) == 6
+        for unlink in (False, True):
+            if unlink:
+                checked.unlink()
+            broken = [folder / "weights-a.safetensors", folder / "tekken.json"]
+            for file in broken:
+                status = file.stat()
+                file.write_bytes(b"?" * status.st_size)
+                os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+            with closing(Client(hub.url)) as client:
+                assert client.open(cache_dir=cache)["folder"] == str(folder)
+            assert all(file.read_bytes() == (repository / file.name).read_bytes() for file in broken)
+        (folder / "tekken.json").write_bytes(b"??")
+        with closing(Client(hub.url)) as client:
+            assert (
+                "tekken.json of someone/mixtral@main was damaged in the cache"
+                in (client.open(cache_dir=cache, local_files_only=True)["message"])
+            )
 
 
 def test_offline(hub, client, cache):

@@ -59,7 +59,7 @@ def test_too_large_to_compare(single, refused):
         torch.zeros_like,
         lambda tensor: torch.full_like(tensor, 1e-42),  # not 0, but below the normal numbers of float32
         lambda tensor: torch.full_like(tensor, -0.0),
-        lambda tensor: torch.full_like(tensor, 1e14),
+        lambda tensor: torch.full_like(tensor, 1e6),
     ],
     ids=["zero", "denormal", "negative zero", "large"],
 )
@@ -99,10 +99,10 @@ def test_a_file_that_changes_meanwhile(sharded, saved, tmp_path, capsys, monkeyp
     """As when a training run saves to the folder again."""
     read = Checkpoint.read
 
-    def and_touch(self: Checkpoint, *args: object):
+    def and_touch(self: Checkpoint, *args: object, **options: object):
         if self.folder == sharded:
             os.utime(sharded / file, ns=(1, 1))
-        return read(self, *args)
+        return read(self, *args, **options)
 
     monkeypatch.setattr(Checkpoint, "read", and_touch)
     found = failed(capsys, tmp_path / "out", command, saved / "single", sharded)
@@ -113,10 +113,10 @@ def test_a_file_that_changes_meanwhile(sharded, saved, tmp_path, capsys, monkeyp
 def test_a_file_that_shrinks_meanwhile(single, saved, tmp_path, capsys, monkeypatch):
     read = Checkpoint.read
 
-    def and_cut(self: Checkpoint, names: tuple[str, ...], *args: object):
+    def and_cut(self: Checkpoint, names: tuple[str, ...], *args: object, **options: object):
         if self.folder == single and len(names) > 1:
             os.truncate(single / "model.safetensors", 5000)
-        return read(self, names, *args)
+        return read(self, names, *args, **options)
 
     monkeypatch.setattr(Checkpoint, "read", and_cut)
     found = failed(capsys, tmp_path / "out", "merge", saved / "single", single)

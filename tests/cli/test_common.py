@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from hf_moe_lmc import cli
-from hf_moe_lmc.cli.colour import RED, coloured
-from hf_moe_lmc.cli.parser import COMMANDS, parser
+from hf_moe_lmc.cli.parser import COMMANDS, command_line
+from hf_moe_lmc.cli.results import RED, coloured
 from tests.tiny_pair import save_pair
 
 COMMAND = [sys.executable, "-m", "hf_moe_lmc.cli"]
@@ -32,7 +32,7 @@ def write(file: Path, **settings: object) -> str:
 
 
 def parsed(*arguments: str) -> dict:
-    return vars(parser().parse_args(list(arguments)))
+    return {name: value for name, value in vars(command_line().parse_args([*arguments])).items() if name != "root"}
 
 
 def test_a_file_says_what_the_command_line_would(tmp_path):
@@ -42,10 +42,24 @@ def test_a_file_says_what_the_command_line_would(tmp_path):
         other="org/b",
         output="out",
         t=[0.25, 1],
-        **{"expert-order": "joint", "keep_norms": True, "overwrite": False},
+        **{"expert-order": "joint", "repair": ["norms", "gram"], "overwrite": True},
     )
     found = parsed("merge", "--config", file)
-    words = ["org/a", "org/b", "-o", "out", "--t", "0.25", "1", "--expert-order", "joint", "--keep-norms"]
+    words = [
+        "org/a",
+        "org/b",
+        "-o",
+        "out",
+        "--t",
+        "0.25",
+        "1",
+        "--expert-order",
+        "joint",
+        "--repair",
+        "norms",
+        "gram",
+        "--overwrite",
+    ]
     assert {name: value for name, value in found.items() if name != "config"} == parsed("merge", *words)
 
 
@@ -60,7 +74,7 @@ def test_the_command_line_wins(tmp_path):
 def test_every_command_takes_one(command, tmp_path, capsys):
     file = write(tmp_path / "settings.yml", absent=1)
     with pytest.raises(SystemExit, match="2"):
-        parser().parse_args([command, "--config", file])
+        command_line().parse_args([command, "--config", file])
     assert f"error: {file}: there is no argument absent; known are " in capsys.readouterr().err
 
 
@@ -70,7 +84,8 @@ def test_every_command_takes_one(command, tmp_path, capsys):
         ("t: [0.5, half]", "argument --t: invalid float value: 'half'"),
         ("layout: {a: 1}", "layout is {'a': 1}; give one value"),
         ("layout: kept and fused", "argument --layout: invalid choice: 'kept and fused'"),
-        ("keep_norms: 1", "keep_norms is 1; say true or false"),
+        ("overwrite: 1", "overwrite is 1; say true or false"),
+        ("repair: [norms, luck]", "argument --repair: invalid choice: 'luck'"),
         ("t: []", "t is []; give one value or a list"),
         ("[1]", "holds no `argument: value` lines"),
         ("a: [", "cannot be read as YAML"),
@@ -114,14 +129,15 @@ def test_documents_for_machines(pair, tmp_path, capsys):
     assert document("align", *models, "-o", str(out / "x"), "--dry-run")["layers"] == 1
     aligned = document("align", *models, "-o", str(out / "alignment"))
     assert aligned["layers"][0]["distance_after"] < aligned["layers"][0]["distance_before"]
-    assert aligned["verdict"]["label"] == "aligned"
+    assert aligned["verdict"]["layers"][0]["label"] == "aligned"
     assert document("merge", *models, "-o", str(out / "merged"))["output"] == str(out / "merged")
     rewritten = document("apply", str(out / "alignment"), models[1], "-o", str(out / "aligned"))["output"]
     assert document("verify", models[1], rewritten)["equal"] is True
     assert document("card", str(out / "merged"), "--license", "mit")["output"].endswith("README.md")
     sent = document("push", str(out / "merged"), "me/ab", "--dry-run")
-    assert (sent["repository"], sent["license"]) == ("me/ab", "mit")
-    assert sent["files"]["README.md"] == (out / "merged/README.md").stat().st_size
+    assert (sent["repo_id"], sent["license"]) == ("me/ab", "mit")
+    shards = {file.name: file.stat().st_size for file in (out / "merged").glob("*.safetensors")}
+    assert shards.items() <= sent["files"].items()
 
 
 def test_quiet_and_verbose(pair, tmp_path):
@@ -135,7 +151,7 @@ def test_quiet_and_verbose(pair, tmp_path):
 
     assert shown("--quiet") == ("", "")
     text, progress = shown()
-    assert text.startswith("1 of 1 layers moved")
+    assert text.startswith("1 of 1 layers permuted")
     assert re.search(r"aligning: 100%.*B/s, 1 of 1 layers", progress)
 
 

@@ -1,12 +1,9 @@
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args
 
 from hf_moe_lmc import cli
-from hf_moe_lmc.cli.demo import VARIANTS
 from hf_moe_lmc.demo import run as demo_run
-from hf_moe_lmc.modeling import MoeVariant
 
 
 def test_unknown_variant(tmp_path):
@@ -53,7 +50,3 @@ def test_missing_data(tmp_path, capsys, monkeypatch):
 def test_one_seed(tmp_path, capsys):
     assert cli.main(["demo", "--output", str(tmp_path / "out"), "--seeds", "5"]) == 3
     assert capsys.readouterr().err == "error: the demo compares pairs: give at least two different seeds, not [5]\n"
-
-
-def test_variants_are_those_of_the_models():
-    assert get_args(MoeVariant) == VARIANTS

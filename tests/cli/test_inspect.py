@@ -39,7 +39,7 @@ def test_a_dense_layer_of_unknown_class_has_a_line_of_its_own():
     )
 
 
-def test_a_quantised_model_is_shown_and_not_compared(tmp_path, capsys):
+def test_a_quantised_model_is_shown(tmp_path, capsys):
     """DeepSeek-V3 as published, out of its configuration."""
     fp8 = {"activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8", "weight_block_size": [128, 128]}
     DeepseekV3Config(
@@ -55,9 +55,6 @@ def test_a_quantised_model_is_shown_and_not_compared(tmp_path, capsys):
     assert lines[-1].startswith("the weights are quantised (fp8): only experts can be reordered; dequantise")
     assert cli.main(["inspect", "--json", folder]) == 0
     assert json.loads(capsys.readouterr().out)["quantisation"] == "fp8"
-    for command in (["merge", folder, folder, "-o", str(tmp_path / "out")], ["verify", folder, folder]):
-        assert cli.main(command) == 3
-        assert f"error: {folder}: the weights are quantised (fp8), which lets experts be" in capsys.readouterr().err
 
 
 def test_json(tmp_path, capsys):

@@ -99,7 +99,7 @@ def test_a_closed_output_is_no_error(monkeypatch):
 
 def test_help_loads_no_heavy_library():
     script = (
-        "import sys; from hf_moe_lmc.cli.parser import parser; parser().format_help();"
+        "import sys; from hf_moe_lmc.cli.parser import command_line; command_line().format_help();"
         "print({'torch', 'transformers', 'numpy', 'huggingface_hub'} & sys.modules.keys())"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)

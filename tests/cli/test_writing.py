@@ -44,13 +44,15 @@ def equal(a: Path, b: Path) -> bool:
 
 @pytest.fixture(scope="module")
 def undisturbed(pair) -> Path:
-    assert cli.main(arguments(pair, pair / "undisturbed")) == 0
-    return pair / "undisturbed"
+    out = pair / "undisturbed" / "out"  # the card calls the folder by its name
+    out.parent.mkdir()
+    assert cli.main(arguments(pair, out)) == 0
+    return out
 
 
 def pausing(arguments: list[str], error: Path, at: Path) -> int:
     """The command, which creates the file `at` after its first step and waits there."""
-    from hf_moe_lmc.checkpoints.journal import Journal
+    from hf_moe_lmc.checkpoints.durable import Journal
 
     record = Journal.record
 
@@ -141,7 +143,7 @@ def may_mount() -> bool:
 
 def filling(arguments: list[str], error: Path, disk: Path) -> int:
     """The command, on a disk that is full after its first step."""
-    from hf_moe_lmc.checkpoints.journal import Journal
+    from hf_moe_lmc.checkpoints.durable import Journal
 
     record = Journal.record
 

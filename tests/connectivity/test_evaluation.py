@@ -1,22 +1,18 @@
 import pytest
 import torch
 from accelerate import Accelerator
+from scipy.optimize import minimize_scalar
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, StackDataset
 
-from hf_moe_lmc import align
-from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.alignment import apply_symmetries
-from hf_moe_lmc.connectivity import BorrowedWeights, evaluate, linear_path, measure
-from hf_moe_lmc.connectivity.predictions import score
+from hf_moe_lmc.connectivity import evaluate
+from hf_moe_lmc.connectivity.evaluation import best_temperature, score
 from hf_moe_lmc.errors import BadInputError
-from tests.layers import derangement
 from tests.models import build, inputs
-
-POINTS = (0.0, 0.3, 0.5, 1.0)
 
 
 def batches(model, accelerator, examples: int = 13, batch_size: int = 4):
+    """A loader of random data, and the data."""
     data = inputs(model, examples)
     generator = torch.Generator().manual_seed(2)
     if "input_ids" in data:
@@ -87,35 +83,45 @@ def test_nothing_to_predict(accelerator):
         evaluate(model, loader, accelerator)
 
 
-@pytest.mark.parametrize("name", ["moe_vit shared", "mixtral"])
-def test_barriers_of_a_model_with_itself(accelerator, name):
-    """0 to itself; not 0 to a random symmetric rewrite of itself; 0 again once that is aligned."""
-    model, scratch = build(name, dtype=torch.float32), build(name, seed=5, dtype=torch.float32)
-    loader, _ = batches(model, accelerator)
-    tensors, specs = model.state_dict(), alignable_layers(model)
-
-    def barrier(other):
-        return measure(BorrowedWeights(scratch), linear_path(tensors, other), POINTS, loader, accelerator).barrier
-
-    itself = barrier(tensors)
-    assert itself.loss_barrier == itself.accuracy_barrier == itself.loss_auc == 0.0
-    planted = {spec.name: derangement(spec.read(tensors)) for spec in specs}
-    moved = apply_symmetries(tensors, specs, planted)
-    assert abs(barrier(moved).loss_auc) > 1e-3
-    scratch.load_state_dict(moved)
-    back = apply_symmetries(moved, specs, align(model, scratch, "joint").symmetries)
-    aligned = barrier(back)
-    assert aligned.loss == itself.loss
-    assert aligned.loss_barrier == 0.0
+def classifier(scale: float):
+    """A model, batches whose labels are drawn from its own probabilities, and its logits times `scale`."""
+    model = build("moe_vit sparse", dtype=torch.float32)
+    with torch.no_grad():
+        for parameter in model.classifier.parameters():
+            parameter *= 0.3  # far from certain
+        data = inputs(model, 400)
+        labels = torch.multinomial(model(**data).logits.softmax(-1), 1, generator=torch.Generator().manual_seed(0))[
+            :, 0
+        ]
+        for parameter in model.classifier.parameters():
+            parameter *= scale
+        logits = model(**data).logits
+    return model, DataLoader(StackDataset(**data, labels=labels), batch_size=64), logits, labels
 
 
-def test_the_path_ends_are_the_models(accelerator):
-    a, b = (build("moe_vit dense", seed=seed, dtype=torch.float32) for seed in (0, 1))
-    loader, _ = batches(a, accelerator)
-    ends = [evaluate(model, loader, accelerator) for model in (a, b)]
-    scratch = build("moe_vit dense", seed=2, dtype=torch.float32)
-    path = measure(
-        BorrowedWeights(scratch), linear_path(a.state_dict(), b.state_dict()), POINTS, loader, accelerator
-    ).barrier
-    assert (path.loss[0], path.loss[-1]) == (ends[0].loss, ends[1].loss)
-    assert path.t == POINTS
+@pytest.mark.parametrize("scale", [0.5, 1.0, 2.5])
+def test_the_temperature_against_a_solver(scale):
+    """Scaled logits want the scale back."""
+    model, batches, logits, labels = classifier(scale)
+    found = best_temperature(model, batches, Accelerator(cpu=True))
+    solver = minimize_scalar(lambda x: F.cross_entropy(logits / 2**x, labels).item(), bounds=(-2, 2), method="bounded")
+    assert found == pytest.approx(2**solver.x, rel=0.02)
+    assert found == pytest.approx(scale, rel=0.3)
+
+
+def test_the_calibrated_loss_is_that_of_divided_logits():
+    model, batches, logits, labels = classifier(2.5)
+    found = evaluate(model, batches, Accelerator(cpu=True), temperature=2.0)
+    assert found.calibrated_loss == pytest.approx(F.cross_entropy(logits / 2, labels).item(), rel=1e-5)
+    assert found.loss == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert found.calibrated_loss < found.loss
+
+
+def test_no_more_than_four():
+    model, batches, _, _ = classifier(100.0)
+    assert best_temperature(model, batches, Accelerator(cpu=True)) == 4.0
+
+
+def test_nan_keeps_temperature_1():
+    model, batches, _, _ = classifier(float("nan"))
+    assert best_temperature(model, batches, Accelerator(cpu=True)) == 1.0

@@ -1,4 +1,4 @@
-"""Every kind of model that Transformers has with a Mixture of Experts; the others: test_evaluate_path."""
+"""Every kind of model that Transformers has with a Mixture of Experts; the others: test_path_evaluation."""
 
 import pytest
 import torch
@@ -12,8 +12,7 @@ from transformers import (
 )
 from transformers.models.auto.modeling_auto import MODEL_FOR_MASKED_LM_MAPPING_NAMES
 
-from hf_moe_lmc import merge
-from hf_moe_lmc.connectivity import evaluate_path
+from hf_moe_lmc import MoeAligner
 from hf_moe_lmc.errors import BadInputError
 from tests import families
 from tests.models import build
@@ -52,17 +51,21 @@ def batches(labels: torch.Tensor) -> DataLoader:
     return DataLoader(StackDataset(**inputs, labels=labels), batch_size=ROWS)
 
 
+def evaluate(a: PreTrainedModel, b: PreTrainedModel, data: DataLoader) -> None:
+    MoeAligner.from_pretrained(a, b).evaluate(None, data, 3, accelerator=Accelerator(cpu=True))
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_points_are_the_models_own_losses(kind):
-    """At both ends and of the merge; what a model adds for balance is no part of them."""
+    """At both endpoints and of the merge; what a model adds for balance is no part of them."""
     make, labels = KINDS[kind]
     if labels.ndim == 2:
         labels[0, -1] = -100
     (a, b), data = (make(0), make(1)), batches(labels)
-    options = {"arrangements": ("aligned",), "repairs": (), "resamples": 20, "accelerator": Accelerator(cpu=True)}
-    report = evaluate_path(a, b, None, data, 3, **options)
+    aligner = MoeAligner.from_pretrained(a, b)
+    report = aligner.evaluate(None, data, 3, variants=("aligned",), repairs=(), accelerator=Accelerator(cpu=True))
     (batch,) = data
-    for point, model in zip(report.curves["aligned"].evaluations, (a, merge(a, b), b), strict=True):
+    for point, model in zip(report.curves["aligned"].evaluations, (a, aligner.merge(), b), strict=True):
         with torch.no_grad():
             logits = model(**batch).logits
         expected = torch.nn.functional.cross_entropy(logits.flatten(0, -2), labels.flatten())
@@ -70,17 +73,17 @@ def test_the_points_are_the_models_own_losses(kind):
         assert point.loss == pytest.approx(expected.item(), rel=1e-4)
 
 
-def test_answers_without_logits():
+def test_outputs_without_logits():
     a, b = (mixtral(MixtralForQuestionAnswering, seed) for seed in (0, 1))
-    with pytest.raises(BadInputError, match="a MixtralForQuestionAnswering answers no logits"):
-        evaluate_path(a, b, None, batches(tokens(CLASSES, ROWS)), 3, accelerator=Accelerator(cpu=True))
+    with pytest.raises(BadInputError, match="a MixtralForQuestionAnswering gives no logits"):
+        evaluate(a, b, batches(tokens(CLASSES, ROWS)))
 
 
 def test_batches_without_labels():
     a, b = (mixtral(MixtralForSequenceClassification, seed) for seed in (0, 1))
     data = DataLoader(StackDataset(input_ids=tokens(30, ROWS, LENGTH)), batch_size=ROWS)
     with pytest.raises(BadInputError, match="a batch holds input_ids and no labels"):
-        evaluate_path(a, b, None, data, 3, accelerator=Accelerator(cpu=True))
+        evaluate(a, b, data)
 
 
 def test_no_masked_language_model_has_experts():

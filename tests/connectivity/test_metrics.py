@@ -5,32 +5,16 @@ import torch
 from accelerate import Accelerator
 from datasets import Features, Value
 
-from hf_moe_lmc.connectivity import evaluate_path
-from hf_moe_lmc.connectivity.metrics import (
-    Accuracy,
-    ExpectedCalibrationError,
-    LossBarrier,
-    Perplexity,
-    load_metric,
-)
+from hf_moe_lmc import MoeAligner
+from hf_moe_lmc.connectivity.calibration_error import ExpectedCalibrationError
+from hf_moe_lmc.connectivity.metrics import load_metric
 from hf_moe_lmc.errors import BadInputError, HubError
-from tests.connectivity import finetuned
+from tests.connectivity import siblings
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setattr("evaluate.config.HF_METRICS_CACHE", str(tmp_path))
-
-
-def test_perplexity():
-    assert Perplexity().compute(losses=[0.5, 1.5])["perplexity"] == pytest.approx(np.e)
-
-
-def test_accuracy_in_batches():
-    metric = Accuracy()
-    metric.add_batch(predictions=[1, 2, 3], references=[1, 0, 3])
-    metric.add_batch(predictions=[4], references=[0])
-    assert metric.compute()["accuracy"] == 0.5
 
 
 def test_calibration_error_equals_the_loop():
@@ -50,10 +34,6 @@ def test_calibration_error_equals_the_loop():
     assert sure["expected_calibration_error"] == pytest.approx(0.25)
 
 
-def test_loss_barrier():
-    assert LossBarrier().compute(predictions=[1.0, 4.0, 3.0], references=[0.0, 0.5, 1.0])["loss_barrier"] == 2.0
-
-
 class Columns(evaluate.Metric):
     """A metric as a user would write it, over whatever columns are named."""
 
@@ -69,36 +49,40 @@ class Columns(evaluate.Metric):
         return {f"mean {name}": np.mean(column) for name, column in columns.items()} | {"number": len(self.data)}
 
 
-def evaluated(*metrics, **options):
-    a, b = finetuned.pair("mixtral")
-    data, accelerator = finetuned.loader(0, 11), Accelerator(cpu=True)
-    options = {"arrangements": ("aligned",), "routing_tokens": 0, "resamples": 10} | options
-    return evaluate_path(a, b, None, data, 3, metrics=metrics, accelerator=accelerator, **options)
+def evaluated(*metrics):
+    return MoeAligner.from_pretrained(*siblings.pair("mixtral")).evaluate(
+        None,
+        siblings.loader(0, 11),
+        3,
+        variants=("aligned",),
+        repairs=("norms",),
+        metrics=metrics,
+        accelerator=Accelerator(cpu=True),
+    )
 
 
 def test_along_a_path():
     """At every point of every path, over the predictions that the losses are means of."""
-    report = evaluated(Perplexity(), Accuracy(), ExpectedCalibrationError(), Columns("losses", "confidences"))
+    report = evaluated(ExpectedCalibrationError(), Columns("losses", "confidences"))
     for curve in report.curves.values():
         for point in curve.evaluations:
-            assert point.metrics["perplexity"] == pytest.approx(np.exp(point.loss), rel=1e-5)
-            assert point.metrics["accuracy"] == pytest.approx(point.accuracy)
             assert point.metrics["mean losses"] == pytest.approx(point.loss, rel=1e-5)
             assert point.metrics["number"] == point.count == 11 * 31
             gap = abs(point.metrics["mean confidences"] - point.accuracy)
             assert point.metrics["expected_calibration_error"] >= gap - 1e-6
     naive = report.curves["naive"].evaluations
-    assert report.to_json()["paths"]["naive"]["metrics"]["perplexity"] == [p.metrics["perplexity"] for p in naive]
-    assert "| path: reference, least, most, other | perplexity | accuracy |" in report.markdown()
+    assert report.to_json()["paths"]["naive"]["metrics"]["mean losses"] == [p.metrics["mean losses"] for p in naive]
+    assert "| path: reference, least, most, other | expected_calibration_error | mean losses |" in report.markdown()
 
 
 def test_calibration_error_of_a_model():
-    a, _ = finetuned.pair("mixtral")
-    tokens = torch.stack([item["input_ids"] for item in finetuned.held_out(0, 11)])
+    a, _ = siblings.pair("mixtral")
+    (batch,) = siblings.loader(0, 11, batch_size=11)
     with torch.no_grad():
-        confidence, predicted = a(input_ids=tokens).logits[:, :-1].softmax(-1).flatten(0, 1).max(dim=-1)
+        logits = a(input_ids=batch["input_ids"]).logits[:, :-1]
+    confidence, predicted = logits.softmax(-1).flatten(0, 1).max(dim=-1)
     expected = ExpectedCalibrationError().compute(
-        predictions=predicted, references=tokens[:, 1:].flatten(), confidences=confidence
+        predictions=predicted, references=batch["labels"][:, 1:].flatten(), confidences=confidence
     )
     found = evaluated(ExpectedCalibrationError()).curves["naive"].evaluations[0]
     assert found.metrics == pytest.approx(expected, abs=1e-5)
@@ -110,11 +94,11 @@ def test_a_metric_that_asks_for_more():
 
 
 def test_metrics_by_name(monkeypatch):
-    assert isinstance(load_metric("perplexity"), Perplexity)
+    assert isinstance(load_metric("expected_calibration_error"), ExpectedCalibrationError)
 
     def missing(name):
         raise FileNotFoundError(f"Couldn't find a module script for {name}.\nMore.")
 
     monkeypatch.setattr(evaluate, "load", missing)
-    with pytest.raises(HubError, match=r"metric f2: Couldn't find .* without the network there are accuracy, "):
+    with pytest.raises(HubError, match=r"metric f2: Couldn't find .* without the network there is expected"):
         load_metric("f2")

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from accelerate import Accelerator
 
-from tests.connectivity import finetuned, path_job
+from tests.connectivity import path_job, siblings
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,11 +36,11 @@ def figures(value: object, name: str = "") -> dict[str, object]:
 
 def test_two_processes_give_the_figures_of_one(tmp_path):
     """Losses, barriers, intervals, routing, metrics and the chosen repair; the mean of means would be off."""
-    for family in finetuned.FAMILIES:
-        for end, model in zip("ab", finetuned.pair(family), strict=True):
-            model.save_pretrained(tmp_path / f"{family}-{end}")
+    for family in siblings.FAMILIES:
+        for name, model in zip("ab", siblings.pair(family), strict=True):
+            model.save_pretrained(tmp_path / f"{family}-{name}")
     two = run_job(2, tmp_path)
-    for family in finetuned.FAMILIES:
+    for family in siblings.FAMILIES:
         one = path_job.report(tmp_path, family, Accelerator(cpu=True))
         expected, found = figures(json.loads(json.dumps(one))), figures(two[family])
         assert expected.keys() == found.keys()

@@ -149,7 +149,7 @@ def test_the_code_of_the_pages_runs(page, folder, hub, tmp_path, monkeypatch):
         assert type(load(tmp_path / "merged")).__name__ == "MoeViTForImageClassification"
         assert Alignment.from_pretrained(tmp_path / "alignment").layers
         assert (tmp_path / "report" / "report.md").exists()
-    else:
+    elif page.name == "publishing.md":
         assert hub.repositories.keys() == {"me/digits-alignment", "me/digits-merged"}
 
 

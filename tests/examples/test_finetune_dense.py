@@ -85,7 +85,7 @@ def test_align_and_merge_writes_everything(run, request, manual, tmp_path, capsy
         [*copies, *data, "--t", "0.5", "1", "--points", "3", "--max_eval_samples", "16", "--output", str(output)]
     )
     printed = capsys.readouterr().out
-    assert "| layer | distance before | after | experts moved |" in printed
+    assert "| layer | distance before | after | experts permuted |" in printed
     report = json.loads((output / "path/report.json").read_text())
     assert report["examples"] == 12
     assert {"naive", "units", "aligned", "aligned + norms"} <= report["paths"].keys()

@@ -39,7 +39,7 @@ def test_a_merge_and_its_alignment_are_published(arguments, hub, tmp_path, capsy
     assert f"Pushed: {hub.url}/me/merged/commit/" in capsys.readouterr().out
     card = ModelCard(hub.repositories["me/merged"].files["README.md"].decode())
     assert card.data.license == "mit"
-    assert "equal up to rounding" in card.text
+    assert "outputs differ by rounding only" in card.text
     assert "report/curves.png" in card.text
     assert "report/curves.png" in hub.repositories["me/merged"].files
     found = AutoModelForImageClassification.from_pretrained("me/merged", cache_dir=tmp_path / "cache").state_dict()
@@ -50,6 +50,6 @@ def test_a_merge_and_its_alignment_are_published(arguments, hub, tmp_path, capsy
 
 def test_a_dry_run_sends_nothing(arguments, hub, capsys):
     push_merge.main([*arguments, "--dry_run"])
-    assert capsys.readouterr().out.startswith("to me/merged, licence mit:\n")
+    assert capsys.readouterr().out.startswith("to me/merged, license mit:\n")
     assert not hub.repositories
     assert (Path(arguments[-1]) / "report/report.json").exists()

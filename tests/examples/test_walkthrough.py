@@ -20,7 +20,11 @@ def test_the_script_runs_at_a_tiny_size(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     source = (EXAMPLES / "walkthrough.py").read_text("utf-8")
     assert "quick = []" in source
-    source = source.replace("quick = []", f"quick = {TINY}").replace("t=11", "t=3").replace("range(500)", "range(8)")
+    source = (
+        source.replace("quick = []", f"quick = {TINY}")
+        .replace("points=11", "points=3")
+        .replace("range(500)", "range(8)")
+    )
     page = render_walkthrough.rendered(
         source.replace("range(256)", "range(4)").replace("batch_size=128", "batch_size=2")
     )

@@ -3,9 +3,10 @@
 import base64
 import hashlib
 import json
+import re
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, urlsplit
@@ -63,7 +64,8 @@ class Repository:
 class Failure:
     """Answers to requests whose path contains `part`: `times` of them (None: all) get `status` and `body`.
 
-    Without a body, they get what they ask for. With `cut`, the connection ends before the last `cut` bytes.
+    Without a body, they get what they ask for. With `cut`, the connection ends before the last `cut` bytes. With
+    `parts`, they get what that yields, until they have had enough.
     """
 
     part: str
@@ -72,12 +74,15 @@ class Failure:
     times: int | None = None
     delay: float = 0
     cut: int = 0
+    headers: dict[str, str] = field(default_factory=dict)
+    parts: Callable[[], Iterable[bytes]] | None = None
 
 
 class Hub(ThreadingHTTPServer):
     """Repositories by name, planned failures, and the requests so far as (method, path).
 
-    Names are those of addresses: `org/name` is a model, `datasets/org/name` a data set.
+    Names are those of addresses: `org/name` is a model, `datasets/org/name` a data set. With `lfs`, weights are not
+    part of commits: they are sent before, as large files.
     """
 
     daemon_threads = True
@@ -88,6 +93,8 @@ class Hub(ThreadingHTTPServer):
         self.failures: list[Failure] = []
         self.requests: list[tuple[str, str]] = []
         self.role = "write"
+        self.lfs = False
+        self.large: dict[str, bytes] = {}
 
     @property
     def url(self) -> str:
@@ -101,7 +108,7 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    do_HEAD = do_POST = do_GET  # noqa: N815
+    do_HEAD = do_POST = do_PUT = do_GET  # noqa: N815
 
     def log_message(self, *args: object) -> None:
         pass
@@ -115,10 +122,17 @@ class Handler(BaseHTTPRequestHandler):
                 failure.times = None if failure.times is None else failure.times - 1
                 threading.Event().wait(failure.delay)
                 self.cut = failure.cut
+                if failure.parts:
+                    return self._stream(failure)
                 if failure.body is not None:
-                    return self._send(failure.status, failure.body.encode())
+                    return self._send(failure.status, failure.body.encode(), failure.headers)
         if "/resolve/" in path:
             return self._resolve(path)
+        if path.startswith("/lfs/"):
+            self.server.large[path.removeprefix("/lfs/")] = body
+            return self._send(200, b"")
+        if path.endswith(".git/info/lfs/objects/batch"):
+            return self._json({"transfer": "basic", "objects": list(map(self._upload, json.loads(body)["objects"]))})
         if path == "/api/validate-yaml":
             return self._validate(json.loads(body)["content"])
         if not self._is_member():
@@ -133,30 +147,44 @@ class Handler(BaseHTTPRequestHandler):
             return self._send(404, b'{"error": "Repository not found"}', {"X-Error-Code": "RepoNotFound"})
         repository, (_, *action) = self.server.repositories[name], address.removeprefix(name).split("/")
         if action[:1] == ["preupload"]:
-            files = [entry | {"uploadMode": "regular", "shouldIgnore": False} for entry in json.loads(body)["files"]]
-            return self._json(
-                {"files": [{key: file[key] for key in ("path", "uploadMode", "shouldIgnore")} for file in files]}
-            )
+            return self._json({"files": [self._mode(entry["path"]) for entry in json.loads(body)["files"]]})
         if action[:1] == ["commit"]:
             return self._commit(name, repository, body)
+        if action[:1] == ["refs"]:
+            return self._refs(repository)
         return self._list(name, repository, *action)
 
     def _is_member(self) -> bool:
         return self.headers.get("Authorization") == f"Bearer {TOKEN}"
 
+    def _mode(self, name: str) -> dict:
+        large = self.server.lfs and name.endswith(".safetensors")
+        return {"path": name, "uploadMode": "lfs" if large else "regular", "shouldIgnore": False}
+
+    def _upload(self, entry: dict) -> dict:
+        return entry | {"actions": {"upload": {"href": f"{self.server.url}/lfs/{entry['oid']}"}}}
+
+    def _refs(self, repository: Repository) -> None:
+        proposals = [f"refs/pr/{number}" for number in range(1, len(repository.proposals) + 1)]
+        listed = [{"name": ref, "ref": ref, "targetCommit": "0"} for ref in proposals]
+        self._json({"branches": [], "converts": [], "tags": [], "pullRequests": listed})
+
     def _list(
         self, name: str, repository: Repository, kind: str = "revision", revision: str = "main", *folder: str
     ) -> None:
-        number = repository.number(revision)
-        if not number:
+        number, sha = repository.number(revision), revision
+        if proposal := re.fullmatch("refs%2Fpr%2F([0-9]+)", revision):
+            files = repository.files | repository.proposals[int(proposal.group(1)) - 1]
+        elif number:
+            files, sha = repository.files_at(number), repository.shas[number - 1]
+        else:
             return self._send(404, b"", {"X-Error-Code": "RevisionNotFound"})
-        files = repository.files_at(number)
         if kind == "tree":
             return self._tree(files, "".join(f"{part}/" for part in folder))
         return self._json(
             {
                 "id": name,
-                "sha": repository.shas[number - 1],
+                "sha": sha,
                 "private": repository.private,
                 "siblings": [described(file, content) for file, content in files.items()],
             }
@@ -207,6 +235,10 @@ class Handler(BaseHTTPRequestHandler):
         files = {
             line["value"]["path"]: base64.b64decode(line["value"]["content"]) for line in lines if line["key"] == "file"
         }
+        for value in (line["value"] for line in lines if line["key"] == "lfsFile"):
+            if value["oid"] not in self.server.large:
+                return self._send(400, b'{"error": "A large file is missing."}')
+            files[value["path"]] = self.server.large[value["oid"]]
         proposed = parse_qs(urlsplit(self.path).query).get("create_pr") == ["1"]
         (repository.proposals if proposed else repository.commits).append(files)
         address = f"{self.server.url}/{name}"
@@ -230,8 +262,21 @@ class Handler(BaseHTTPRequestHandler):
         content = repository.files_at(number).get(file)
         if content is None:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
-        headers = {"ETag": f'"{hashlib.sha1(content).hexdigest()}"', "X-Repo-Commit": repository.shas[number - 1]}
+        listed = described(file, content)
+        tag = listed["lfs"]["sha256"] if "lfs" in listed else listed["blobId"]
+        headers = {"ETag": f'"{tag}"', "X-Repo-Commit": repository.shas[number - 1]}
         return self._send(200, repository.sent.get(file, content), headers)
+
+    def _stream(self, failure: Failure) -> None:
+        """The end of the connection is that of the answer."""
+        self.send_response(failure.status)
+        for key, value in failure.headers.items():
+            self.send_header(key, value)
+        self.end_headers()
+        with suppress(ConnectionError):
+            for part in failure.parts():
+                self.wfile.write(part)
+                self.wfile.flush()
 
     def _json(self, value: object) -> None:
         self._send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})

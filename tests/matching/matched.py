@@ -2,10 +2,11 @@
 
 import torch
 
-from hf_moe_lmc.matching import ExpertMatching, ExpertOrder, GaugedLayer, match_experts
+from hf_moe_lmc.matching import ExpertMatching, GaugedLayer, match_experts
 from hf_moe_lmc.matching.unit_matching import match_units, stacked
 from hf_moe_lmc.matching.units import Units
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
+from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import SignedPermutation
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from hf_moe_lmc.matching import align_layers
-from hf_moe_lmc.merging import interpolate_layers
+from hf_moe_lmc.merging import repaired_layer
 from hf_moe_lmc.merging.gauge import in_gauge_of
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, act
 from tests.layers import LAYER_KINDS, derangement, naive_forward, same_weights
@@ -48,7 +48,7 @@ def planted(layer: MoeLayer, sigma: float, seed: int = 1) -> MoeLayer:
 
 def merged(reference: MoeLayer, other: MoeLayer) -> MoeLayer:
     aligned = act(align_layers(reference, other, "joint").symmetry, other)
-    return interpolate_layers(reference, in_gauge_of(reference, aligned), 0.5)
+    return repaired_layer([reference, in_gauge_of(reference, aligned)], (0.5, 0.5))
 
 
 @pytest.mark.parametrize("sigma", [0.1, 1.0, 2.0, 3.0])
@@ -61,7 +61,7 @@ def test_planted_scales_and_signs_do_not_change_a_merge(kind, degree, sigma):
     torch.testing.assert_close(merged(layer, moved).tensors(), expected.tensors())
     # Control: averaged as it is, the merge is another one.
     aligned = act(align_layers(layer, moved, "joint").symmetry, moved)
-    plain = interpolate_layers(layer, aligned, 0.5).experts.up_proj
+    plain = repaired_layer([layer, aligned], (0.5, 0.5)).experts.up_proj
     assert (plain - expected.experts.up_proj).abs().max() > 0.05
 
 

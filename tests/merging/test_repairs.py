@@ -1,241 +1,132 @@
-"""Repairs with calibration data, on layers of every kind."""
+"""Laws of all repairs, on layers of every kind, between two endpoints and among three."""
 
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
-from torch.nn import functional as F
 
-from hf_moe_lmc.merging import (
-    ExpertCalibration,
-    LayerCalibration,
-    interpolate_layers,
-    refit_down_proj,
-    refit_random_units,
-    repair_preactivations,
-    rescale_outputs,
-    restore_moments,
-    solve_router,
-    token_weights,
-)
-from hf_moe_lmc.merging.conjugate_gradient import solve
-from hf_moe_lmc.merging.second_moments import restoring_map, second_moment
+from hf_moe_lmc.merging import AUTOMATIC, REPAIRS, needs_data, repaired_bank, repaired_layer
 from hf_moe_lmc.moe import act
-from tests.layers import LAYER_KINDS, derangement, naive_expert, naive_routing, same_weights
+from hf_moe_lmc.names import Repair
+from tests.layers import LAYER_KINDS, derangement, same_weights
+from tests.merging.endpoints import KINDS, SHARES, endpoints, statistics
 
-REPAIRS = [
-    rescale_outputs,
-    restore_moments,
-    repair_preactivations,
-    solve_router,
-    refit_down_proj,
-    refit_random_units,
-]
-T = 0.4
+both = pytest.mark.parametrize("shares", SHARES, ids=str)
+every = pytest.mark.parametrize("repair", REPAIRS)
 
 
-def activation(gate, up):
-    return F.relu(up) if gate is None else F.silu(gate) * up
+def test_the_table_has_the_names_that_are_offered():
+    assert set(REPAIRS) == {*get_args(Repair)}
+    assert set(AUTOMATIC) < set(REPAIRS)
+    assert needs_data(AUTOMATIC)
+    assert not needs_data(["norms", "gram"])
+    assert not needs_data([])
 
 
-def calibration(layer, number: int = 200) -> LayerCalibration:
-    tokens = torch.randn(number, layer.router.weight.shape[1], generator=torch.Generator().manual_seed(9)).double()
-    routed = torch.zeros(number, layer.experts.num_experts, dtype=torch.bool)
-    for row, token in zip(routed, tokens, strict=True):
-        row[naive_routing(layer, token)[1]] = True
-    shared = ExpertCalibration(tokens, torch.full((number, 1), 1 / number), activation)
-    return LayerCalibration(
-        ExpertCalibration(tokens, token_weights(routed), activation), shared if layer.shared_experts else None, True
-    )
+@both
+@every
+@pytest.mark.parametrize("kind", KINDS)
+def test_repairs_commute_with_symmetries(kind, repair, shares):
+    layers = endpoints(kind, shares)
+    known, symmetry = statistics(repaired_layer(layers, shares), 60), derangement(layers[0])
+    experts = replace(known.experts, weights=known.experts.weights[:, symmetry.experts.index])
+    scrambled = [act(symmetry, layer) for layer in layers]
+    found = repaired_layer(scrambled, shares, [repair], replace(known, experts=experts)).tensors()
+    repaired = repaired_layer(layers, shares, [repair], known)
+    assert not same_weights(repaired, repaired_layer(layers, shares))
+    # Only the router is solved for iteratively.
+    tolerance = {"rtol": 1e-4, "atol": 1e-4} if repair == "router" else {"rtol": 1e-9, "atol": 1e-9}
+    for name, tensor in act(symmetry, repaired).tensors().items():
+        torch.testing.assert_close(found[name], tensor, **tolerance)
 
 
-def three(kind: str):
-    """Both ends, the point 0.4 between them, and what reaches it."""
-    a, b = (LAYER_KINDS[kind](seed=seed) for seed in (0, 1))
-    merged = interpolate_layers(a, b, T)
-    return merged, a, b, calibration(merged)
-
-
-def with_calibration(repaired, a, b, calibrated):
-    yield repaired.experts, a.experts, b.experts, calibrated.experts
-    if repaired.shared_experts:
-        yield repaired.shared_experts, a.shared_experts, b.shared_experts, calibrated.shared_experts
-
-
-def test_weights_of_tokens():
-    routed = torch.tensor([[1, 0], [1, 0], [1, 0], [0, 0]]).bool()
-    found = token_weights(routed)
-    assert found.sum(dim=0).tolist() == pytest.approx([1, 1])
-    assert found[:, 1].tolist() == pytest.approx([0.25] * 4)  # a dead expert sees the layer's tokens
-    assert found[:, 0].tolist() == pytest.approx([17 / 67] * 3 + [16 / 67])
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_answers_equal_the_loop(kind):
-    layer = LAYER_KINDS[kind]()
-    found = calibration(layer, 7).experts
-    expected = torch.stack([naive_expert(layer.experts, 3, token) for token in found.tokens])
-    torch.testing.assert_close(found.answers(layer.experts, 3), expected)
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_rescaled_answers_have_the_size_between_the_ends(kind):
-    merged, a, b, calibrated = three(kind)
-    repaired = rescale_outputs(merged, a, b, T, calibrated)
-    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
-        for e in range(bank.num_experts):
-            sizes = [
-                (known.weights[:, e, None] * known.answers(end_bank, e).square()).sum().sqrt()
-                for end_bank in (bank, start, end)
-            ]
-            torch.testing.assert_close(sizes[0], (1 - T) * sizes[1] + T * sizes[2])
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_answers_are_moved_to_the_line_of_moments(kind):
-    """Token by token, biases included."""
-    merged, a, b, calibrated = three(kind)
-    repaired = restore_moments(merged, a, b, T, calibrated)
-    pairs = zip(*(with_calibration(layer, a, b, calibrated) for layer in (repaired, merged)), strict=True)
-    for (bank, start, end, known), (before, *_) in pairs:
-        for e in range(bank.num_experts):
-            found, first, last = (
-                second_moment(known.answers(end_bank, e), known.weights[:, e, None])
-                for end_bank in (before, start, end)
-            )
-            expected = known.answers(before, e) @ restoring_map(found, (1 - T) * first + T * last)
-            torch.testing.assert_close(known.answers(bank, e), expected)
-
-
-def test_what_one_size_leaves_of_the_difference():
-    """With many tokens, moments are nearly those of the line; of rescaled answers only the trace is."""
-    a, b = (LAYER_KINDS["swiglu"](F_=40, H=5, seed=seed) for seed in (0, 1))
-    merged = interpolate_layers(a, b, T)
-    calibrated, errors = calibration(merged, 2000), []
-    known = calibrated.experts
-    for repair in (restore_moments, rescale_outputs):
-        bank = repair(merged, a, b, T, calibrated).experts
-        found, start, end = (
-            [known.answers(x, e).T @ (known.weights[:, e, None] * known.answers(x, e)) for e in range(x.num_experts)]
-            for x in (bank, a.experts, b.experts)
-        )
-        wanted = [(1 - T) * x + T * y for x, y in zip(start, end, strict=True)]
-        errors.append(sum(float((x - y).norm() / y.norm()) for x, y in zip(found, wanted, strict=True)))
-    assert errors[0] < 0.1 * errors[1]
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_preactivations_have_the_statistics_between_the_ends(kind):
-    merged, a, b, calibrated = three(kind)
-    repaired = repair_preactivations(merged, a, b, T, calibrated)
-    for bank, start, end, known in with_calibration(repaired, a, b, calibrated):
-        for e in range(bank.num_experts):
-            weights = known.weights[:, e, None].double()
-            for found, first, last in zip(*(known.before_units(x, e) for x in (bank, start, end)), strict=True):
-                if found is None:
-                    continue
-                mean, size = ([(weights * x**p).sum(0) for x in (found, first, last)] for p in (1, 2))
-                if bank.up_bias is not None:
-                    torch.testing.assert_close(mean[0], (1 - T) * mean[1] + T * mean[2])
-                    size = [s - m**2 for s, m in zip(size, mean, strict=True)]
-                found, first, last = (s.sqrt() for s in size)
-                torch.testing.assert_close(found, (1 - T) * first + T * last)
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_the_router_equals_the_dense_solution(kind):
-    """Against the normal equations, written out with Kronecker products token by token."""
-    merged, a, b, calibrated = three(kind)
-    repaired = solve_router(merged, a, b, T, calibrated)
-    tokens, softmax = calibrated.experts.tokens, merged.group.router_translation
-
-    def rows(layer):
-        bias = layer.router.bias
-        return layer.router.weight if bias is None else torch.cat([layer.router.weight, bias[:, None]], dim=1)
-
-    if merged.router.bias is not None:
-        tokens = torch.cat([tokens, torch.ones(len(tokens), 1)], dim=1)
-    matrix, right = 0, 0
-    for share, end in ((1 - T, a), (T, b)):
-        one = 0
-        for x in tokens:
-            r = (rows(end) @ x).softmax(0) if softmax else (rows(end) @ x).sigmoid()
-            fisher = torch.diag(r) - torch.outer(r, r) if softmax else torch.diag(r * (1 - r))
-            one = one + share * torch.kron(fisher, torch.outer(x, x)) / len(tokens)
-        matrix, right = matrix + one, right + one @ (rows(end) - rows(merged)).flatten()
-    matrix = matrix + 0.1 * matrix.diagonal().mean() * torch.eye(len(matrix))
-    expected = rows(merged) + torch.linalg.solve(matrix, right).reshape(rows(merged).shape)
-    torch.testing.assert_close(rows(repaired), expected, rtol=1e-3, atol=1e-3)
-    assert (rows(repaired) - rows(merged)).norm() > 0.1 * rows(merged).norm()
-    blind = replace(calibrated, router_sees_tokens=False)
-    assert same_weights(solve_router(merged, a, b, T, blind), merged)
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-def test_the_refit_equals_the_dense_solution(kind):
-    merged, a, b, calibrated = three(kind)
-    repaired = refit_down_proj(merged, a, b, T, calibrated)
-    known, e = calibrated.experts, 2
-    units, weights = known.units(merged.experts, e), known.weights[:, e, None].double()
-    if merged.experts.down_bias is not None:
-        units = torch.cat([units, torch.ones(len(units), 1)], dim=1)
-    missing = (1 - T) * known.answers(a.experts, e) + T * known.answers(b.experts, e) - known.answers(merged.experts, e)
-    gram = units.T @ (weights * units)
-    gram = gram + 0.01 * gram.diagonal().mean() * torch.eye(len(gram))
-    change = torch.linalg.solve(gram, units.T @ (weights * missing))
-    expected = merged.experts.down_proj[e] + change[:7].T
-    torch.testing.assert_close(repaired.experts.down_proj[e], expected, rtol=1e-3, atol=1e-3)
-    if merged.experts.down_bias is not None:
-        bias = merged.experts.down_bias[e] + change[7]
-        torch.testing.assert_close(repaired.experts.down_bias[e], bias, rtol=1e-3, atol=1e-3)
-
-
-def test_random_units_keep_their_norms_and_nothing_else():
-    merged, a, b, calibrated = three("swiglu, shared experts")
-    found = refit_random_units(merged, a, b, T, calibrated)
-    for before, after in ((merged.experts, found.experts), (merged.shared_experts, found.shared_experts)):
-        for name in ("gate_proj", "up_proj"):
-            x, y = before.tensors()[name], after.tensors()[name]
-            torch.testing.assert_close(x.norm(dim=-1), y.norm(dim=-1))
-            assert torch.cosine_similarity(x, y, dim=-1).abs().mean() < 0.5
-    assert found.router is merged.router
-
-
-@pytest.mark.parametrize("kind", LAYER_KINDS)
-@pytest.mark.parametrize("repair", REPAIRS[:4], ids=lambda repair: repair.__name__)
-def test_repairs_commute_with_symmetries(repair, kind):
-    merged, a, b, calibrated = three(kind)
-    symmetry = derangement(merged)
-    moved = [act(symmetry, layer) for layer in (merged, a, b)]
-    order = symmetry.experts.index
-    experts = replace(calibrated.experts, weights=calibrated.experts.weights[:, order])
-    found = repair(*moved, T, replace(calibrated, experts=experts)).tensors()
-    for name, tensor in act(symmetry, repair(merged, a, b, T, calibrated)).tensors().items():
-        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("repair", REPAIRS[:4], ids=lambda repair: repair.__name__)
-def test_two_equal_ends_need_no_repair(repair):
+@both
+@every
+def test_equal_endpoints_need_no_repair(repair, shares):
     layer = LAYER_KINDS["mlp, shared experts"]()
-    repaired = repair(layer, layer, layer, T, calibration(layer)).tensors()
+    repaired = repaired_layer([layer] * len(shares), shares, [repair], statistics(layer)).tensors()
     for name, tensor in layer.tensors().items():
         torch.testing.assert_close(repaired[name], tensor)
 
 
-def test_an_expert_that_answers_nothing_stays_as_it_is():
-    merged, a, b, _ = three("swiglu")
-    merged, a, b = (
+@both
+@every
+def test_the_order_of_the_endpoints_does_not_count(repair, shares):
+    layers = endpoints("swiglu, shared experts", shares)
+    known = statistics(repaired_layer(layers, shares))
+    expected = repaired_layer(layers, shares, [repair], known).tensors()
+    for name, tensor in repaired_layer(layers[::-1], shares[::-1], [repair], known).tensors().items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-4)
+
+
+@both
+@pytest.mark.parametrize("repairs", [*([repair] for repair in REPAIRS), ["norms", "gram", "moments", "rescale"]])
+def test_a_bank_cut_into_experts_gives_the_same(repairs, shares):
+    """The writer's way: expert by expert."""
+    layers = endpoints(("swiglu", 1), shares)
+    known = statistics(repaired_layer(layers, shares)).experts
+    banks = [layer.experts for layer in layers]
+    whole = repaired_bank(banks, shares, repairs, 1, known)
+    for e in range(whole.num_experts):
+        alone = [bank.map(lambda tensor, e=e: tensor[e, None]) for bank in banks]
+        found = repaired_bank(alone, shares, repairs, 1, known.expert(e)).tensors()
+        for name, tensor in whole.tensors().items():
+            torch.testing.assert_close(found[name][0], tensor[e])
+
+
+@both
+@every
+def test_an_expert_without_outputs_stays_as_it_is(repair, shares):
+    layers = [
         replace(layer, experts=layer.experts.map(lambda tensor: tensor.index_fill(0, torch.tensor([1]), 0)))
-        for layer in (merged, a, b)
+        for layer in endpoints("swiglu", shares)
+    ]
+    repaired = repaired_layer(layers, shares, [repair], statistics(repaired_layer(layers, shares)))
+    assert all(torch.isfinite(tensor).all() for tensor in repaired.tensors().values())
+    assert not repaired.experts.down_proj[1].any()
+
+
+def test_one_repair_after_the_other():
+    """The second sees the first's result: rescaled outputs have the averaged size, whatever came before."""
+    shares = SHARES[0]
+    layers = endpoints("swiglu", shares)
+    known = statistics(repaired_layer(layers, shares))
+    once, first, last = (
+        repaired_layer(layers, shares, repairs, known)
+        for repairs in (["rescale"], ["norms", "rescale"], ["rescale", "norms"])
     )
-    for repair in REPAIRS:
-        repaired = repair(merged, a, b, T, calibration(merged))
-        assert all(torch.isfinite(tensor).all() for tensor in repaired.tensors().values())
+
+    def sizes(layer):
+        part = known.experts
+        return [(part.weights[:, e, None] * part.outputs(layer.experts, e).square()).sum() for e in range(5)]
+
+    torch.testing.assert_close(sizes(once), sizes(first))
+    assert not same_weights(once, first)
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(sizes(once), sizes(last))
 
 
-def test_conjugate_gradients():
-    root = torch.randn(9, 9, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    matrix, right = root @ root.T + torch.eye(9), torch.arange(18.0, dtype=torch.float64).reshape(9, 2)
-    expected = torch.linalg.solve(matrix, right)
-    torch.testing.assert_close(solve(lambda x: matrix @ x, right), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(solve(lambda x: matrix @ x, torch.zeros_like(right)), torch.zeros_like(right))
+@every
+def test_without_statistics_only_repairs_that_need_none(repair):
+    shares = SHARES[0]
+    layers = endpoints("swiglu, shared experts", shares)
+    alone = same_weights(repaired_layer(layers, shares, [repair]), repaired_layer(layers, shares))
+    assert alone == REPAIRS[repair].needs_data
+    mixed = repaired_layer(layers, shares, ["norms", repair])
+    if REPAIRS[repair].needs_data:
+        assert same_weights(mixed, repaired_layer(layers, shares, ["norms"]))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@every
+def test_arithmetic_is_in_float32_or_better(repair, dtype):
+    """Of 16-bit layers the result is that of the same layers in float32."""
+    shares = SHARES[0]
+    pair = endpoints("swiglu, shared experts", shares)
+    layers = [layer.with_tensors({k: v.to(dtype) for k, v in layer.tensors().items()}) for layer in pair]
+    known = statistics(pair[0])
+    found = repaired_layer(layers, shares, [repair], known)
+    wide = [layer.with_tensors({k: v.float() for k, v in layer.tensors().items()}) for layer in layers]
+    assert {tensor.dtype for tensor in found.tensors().values()} == {torch.float32}
+    assert same_weights(found, repaired_layer(wide, shares, [repair], known))

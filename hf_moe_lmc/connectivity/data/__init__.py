@@ -1,7 +1,16 @@
 """Rows of text or images -> examples of a model."""
 
-from .examples import examples_for, processor_of
-from .language_modeling import packed_blocks
+from .examples import Blocks, Examples, LabelledImages, packed_blocks
 from .rows import load_rows
+from .selection import examples_for, processor_of, split_calibration
 
-__all__ = ["examples_for", "load_rows", "packed_blocks", "processor_of"]
+__all__ = [
+    "Blocks",
+    "Examples",
+    "LabelledImages",
+    "examples_for",
+    "load_rows",
+    "packed_blocks",
+    "processor_of",
+    "split_calibration",
+]

@@ -1,79 +1,180 @@
-"""Rows -> the examples that a model is evaluated on."""
+"""Kinds of examples: blocks of tokens, labelled images, labelled texts, pairs of texts."""
 
-from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from array import array
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from transformers import AutoTokenizer, BaseImageProcessor, PreTrainedModel, PreTrainedTokenizerBase
-
-# Transformers 5.17 exports a stand-in that asks for torchvision, which processors of PIL do not need.
-from transformers.models.auto.image_processing_auto import AutoImageProcessor
+import torch
+from jaxtyping import Int
+from torch import Tensor
+from torch.utils.data import Dataset
+from transformers import BaseImageProcessor, PreTrainedTokenizerBase
 
 from hf_moe_lmc.errors import BadInputError
-
-from .classification import LABELS, LabelledImages, LabelledTexts, TextPairs, column
-from .language_modeling import Blocks, packed_blocks
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
 
-Examples = Blocks | LabelledImages | LabelledTexts | TextPairs
-Processor = PreTrainedTokenizerBase | BaseImageProcessor
+LABELS = ("label", "labels", "fine_label")
+TEXTS = ("text", "content")
 
 
-def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
-    """The image processor or the tokenizer of `checkpoint`, whichever `model` needs.
-
-    Raises:
-        BadInputError: the checkpoint has none.
-    """
-    images = model.main_input_name == "pixel_values"
-    try:
-        return cast(Processor, (AutoImageProcessor if images else AutoTokenizer).from_pretrained(checkpoint))
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        what, reason = "image processor" if images else "tokenizer", " ".join(str(error).split())
-        raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}") from error
-
-
-def examples_for(
-    model: PreTrainedModel, rows: "Rows", processor: Processor, *, length: int = 512, max_examples: int | None = None
-) -> Examples:
-    """Examples for `model` out of `rows`.
-
-    Images with their class for an image classifier; texts with their class for a sequence classifier; sources with
-    their targets for an encoder-decoder; blocks of tokens for a causal language model.
+class Blocks(Dataset[dict[str, Tensor]]):
+    """Blocks of S tokens; an item is `{"input_ids": [S], "labels": [S]}`, labels being the tokens themselves.
 
     Args:
-        model: says what it is.
-        rows: with the columns `image` and `label`, `text` and `label`, `source` and `target`, or `text`.
-        processor: the checkpoint's tokenizer or image processor.
-        length: tokens of a block or a sequence.
-        max_examples: the first so many.
+        tokens: `[N, S]`.
+    """
+
+    def __init__(self, tokens: Int[Tensor, "N S"]):
+        self.tokens = tokens
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return {"input_ids": self.tokens[index], "labels": self.tokens[index]}
+
+
+def packed_blocks(
+    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, block_size: int, max_blocks: int | None = None
+) -> Blocks:
+    """The tokens of all texts in a row, an end-of-text token after each, cut into blocks; the last, short one is left.
+
+    Texts without tokens, such as the empty lines that WikiText has as rows, are passed over.
+
+    Args:
+        texts: read only as far as needed.
+        tokenizer: of the model.
+        block_size: S.
+        max_blocks: how many blocks at most.
 
     Raises:
-        BadInputError: a column is missing, there is too little data, a class is none of the model's, or `model` is of
-            another kind.
+        BadInputError: the texts do not fill one block.
     """
-    causal = model.can_generate() and not model.config.is_encoder_decoder
-    if max_examples is not None and not causal:
-        rows = cast("Rows", rows.select(range(min(max_examples, len(rows)))))
-    if isinstance(processor, BaseImageProcessor):
-        _check_classes(rows, model)
-        return LabelledImages(rows, processor, getattr(model.config, "num_channels", 3))
-    if causal:
-        return packed_blocks(iter(rows[column(rows, ("text", "content"))]), processor, length, max_examples)
-    if model.config.is_encoder_decoder:
-        return TextPairs(rows, processor, length)
-    if type(model).__name__.endswith("ForSequenceClassification"):
-        _check_classes(rows, model)
-        return LabelledTexts(rows, processor, length)
-    raise BadInputError(f"no examples are made for a {type(model).__name__}; give `evaluate_path` batches with labels")
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    tokens = array("q")  # a list would take five times as much for the tokens of WikiText-103
+    for text in texts:
+        if ids := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+            tokens.extend([*ids, *end])
+        if max_blocks is not None and len(tokens) >= max_blocks * block_size:
+            break
+    number = min(len(tokens) // block_size, max_blocks or len(tokens))
+    if number == 0:
+        raise BadInputError(
+            f"the text has {len(tokens)} tokens, which do not fill one block of {block_size}; "
+            "give more text or a smaller block"
+        )
+    return Blocks(torch.frombuffer(tokens, dtype=torch.int64)[: number * block_size].reshape(number, block_size))
 
 
-def _check_classes(rows: "Rows", model: PreTrainedModel) -> None:
-    classes = range(cast(int, model.config.num_labels))
-    for found in rows[column(rows, LABELS)][:]:
-        if found not in classes:
-            raise BadInputError(
-                f"the data has the class {found}, the model only 0 to {classes[-1]}; give the data that it was trained "
-                "for, and a split with labels (often they are -1 in the test split)"
-            )
+class _Rows(Dataset[dict[str, Tensor]]):
+    """As many items as rows."""
+
+    def __init__(self, rows: "Rows"):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+
+class LabelledImages(_Rows):
+    """An item is `{"pixel_values": [C, height, width], "labels": class}`.
+
+    Args:
+        rows: with a column of images and one of classes.
+        processor: the checkpoint's.
+        channels: 1 or 3, of the model.
+
+    Raises:
+        BadInputError: a column is missing.
+    """
+
+    def __init__(self, rows: "Rows", processor: BaseImageProcessor, channels: int):
+        super().__init__(rows)
+        self._processor, self._mode = processor, {1: "L", 3: "RGB"}[channels]
+        self._image, self._label = column(rows, ("image", "img")), column(rows, LABELS)
+
+    @property
+    def labels(self) -> list[int]:
+        """The classes of all examples."""
+        return self._rows[self._label][:]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        pixels = self._processor(row[self._image].convert(self._mode), return_tensors="pt")["pixel_values"][0]
+        return {"pixel_values": pixels, "labels": torch.tensor(row[self._label])}
+
+
+class LabelledTexts(_Rows):
+    """An item is `{"input_ids": [S], "attention_mask": [S], "labels": class}`, padded to S or cut there.
+
+    Args:
+        rows: with a column of texts and one of classes.
+        tokenizer: the checkpoint's; needs a padding token.
+        length: S.
+
+    Raises:
+        BadInputError: a column is missing.
+    """
+
+    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
+        super().__init__(rows)
+        self._tokenizer, self._length = tokenizer, length
+        self._text, self._label = column(rows, ("text", "sentence")), column(rows, LABELS)
+
+    @property
+    def labels(self) -> list[int]:
+        """The classes of all examples."""
+        return self._rows[self._label][:]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        return _tokens(self._tokenizer, row[self._text], self._length) | {"labels": torch.tensor(row[self._label])}
+
+
+class TextPairs(_Rows):
+    """An item is `{"input_ids": [S], "attention_mask": [S], "labels": [S]}` for an encoder-decoder; padding is -100.
+
+    Args:
+        rows: with a column of sources and one of targets.
+        tokenizer: the checkpoint's; needs a padding token.
+        length: S.
+
+    Raises:
+        BadInputError: a column is missing.
+    """
+
+    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
+        super().__init__(rows)
+        self._tokenizer, self._length = tokenizer, length
+        self._source = column(rows, ("source", "text", "document", "article"))
+        self._target = column(rows, ("target", "summary", "highlights"))
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        row = self._rows[index]
+        target = _tokens(self._tokenizer, row[self._target], self._length)
+        labels = target["input_ids"].masked_fill(target["attention_mask"] == 0, -100)
+        return _tokens(self._tokenizer, row[self._source], self._length) | {"labels": labels}
+
+
+Examples = Blocks | LabelledImages | LabelledTexts | TextPairs
+
+
+def column(rows: "Rows", names: Sequence[str]) -> str:
+    """The first of `names` that is a column of `rows`.
+
+    Raises:
+        BadInputError: none is.
+    """
+    for name in names:
+        if name in rows.column_names:
+            return name
+    raise BadInputError(
+        f"the data has the columns {', '.join(rows.column_names)}; one must be called {' or '.join(names)}"
+    )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str, length: int) -> dict[str, Tensor]:
+    encoded: Any = tokenizer(text, truncation=True, padding="max_length", max_length=length, return_tensors="pt")
+    return {name: encoded[name][0] for name in ("input_ids", "attention_mask")}

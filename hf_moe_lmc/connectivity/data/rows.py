@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError
+from huggingface_hub.errors import HFValidationError, HTTPError
 from yaml import YAMLError
 
-from hf_moe_lmc.checkpoints.refusal import refusal
+from hf_moe_lmc.checkpoints.hub_errors import hub_cause, hub_error
 from hf_moe_lmc.errors import BadInputError, HubError
 
 if TYPE_CHECKING:
@@ -46,8 +46,9 @@ def load_rows(
     except HFValidationError:
         raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
-        if refused := _refused(error):
-            raise refusal(refused, f"dataset {source}", revision or "main") from error
+        if cause := hub_cause(error):
+            remedy = "no file or folder of that name is here"
+            raise hub_error(cause, f"dataset {source}", revision or "main", remedy=remedy) from error
         kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
         raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
@@ -77,15 +78,6 @@ def _of_the_hub(name: str, config: str | None, split: str, revision: str | None)
     return cast("Dataset", builder.as_dataset(split))
 
 
-def _refused(error: BaseException | None) -> Exception | None:
-    """The cause of `error` that is an answer of the Hub, or else the innermost one that is of the network."""
-    found = None
-    while error is not None and not isinstance(found, HfHubHTTPError):
-        found = error if isinstance(error, HTTPError | ConnectionError | TimeoutError) else found
-        error = error.__cause__
-    return found
-
-
 def _reason(error: Exception) -> str:
     """The first two lines: what is wrong and, often, what there is instead."""
     from datasets.exceptions import DatasetGenerationError
@@ -104,7 +96,7 @@ def _files(path: Path, split: str) -> tuple[str, list[str]]:
     suffixes = {file.suffix.lower() for file in files}
     builders = {BUILDERS[suffix] for suffix in suffixes if suffix in BUILDERS}
     if len(builders) != 1:
-        found = ", ".join(sorted(suffixes)) or "nothing"
-        raise BadInputError(f"{path} holds {found}; give files of one kind: {', '.join(BUILDERS)}")
+        held = ", ".join(sorted(suffixes)) or "nothing"
+        raise BadInputError(f"{path} holds {held}; give files of one kind: {', '.join(BUILDERS)}")
     (builder,) = builders
     return builder, [str(file) for file in files if BUILDERS.get(file.suffix.lower()) == builder]

@@ -70,9 +70,10 @@ def test_images(accelerator, tmp_path):
     model = build("moe_vit sparse", dtype=torch.float32)
     examples = examples_for(model, rows, processor_of(model, tmp_path), max_examples=2)
     assert len(examples) == 2
-    assert examples[1]["pixel_values"].shape == (1, 8, 8)
-    assert examples[1]["pixel_values"].mean() == pytest.approx(1)
-    assert int(examples[1]["labels"]) == 4
+    white = examples_for(model, rows, processor_of(model, tmp_path))
+    (white,) = (white[i] for i in range(3) if int(white[i]["labels"]) == 4)
+    assert white["pixel_values"].shape == (1, 8, 8)
+    assert white["pixel_values"].mean() == pytest.approx(1)
     assert evaluated(model, examples, accelerator).count == 2
 
 
@@ -83,7 +84,7 @@ def test_sequence_classification(accelerator):
     model = MixtralForSequenceClassification(config).eval()
     rows = Dataset.from_dict({"text": ["a b c", "d", "e f"], "label": [0, 1, 2]})
     short, long = (examples_for(model, rows, words(), length=length) for length in (3, 9))
-    assert short[1]["input_ids"].tolist() == [6, 0, 0]
+    assert [6, 0, 0] in [short[i]["input_ids"].tolist() for i in range(3)]
     a, b = (evaluated(model, examples, accelerator) for examples in (short, long))
     assert a.count == 3
     assert a.loss == pytest.approx(b.loss, rel=1e-5)

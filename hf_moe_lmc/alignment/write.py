@@ -1,0 +1,251 @@
+"""Weights written as checkpoints, step by step, into a new folder."""
+
+import json
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place, quantisation
+from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.names import Layout
+
+from .config import versions
+from .opened_model import OpenedModel
+from .weights import Weights
+
+FORMAT = 1  # of the manifest
+STEP_BYTES = 64 * 2**20  # small tensors are taken together up to here
+
+Finish = Callable[[Path, str], object]
+"""Given the folder of a checkpoint under construction, and the name that it will have."""
+
+
+@dataclass(frozen=True)
+class WriteOptions:
+    """The form of a written checkpoint.
+
+    Args:
+        layout: "kept", keys and shards as the input has them; "original", the keys that Transformers saves by default;
+            "fused", module names.
+        dtype: of all floating-point tensors; None keeps that of every tensor of the input.
+        overwrite: whether an earlier output of this package may be replaced.
+    """
+
+    layout: Layout = "kept"
+    dtype: torch.dtype | None = None
+    overwrite: bool = False
+
+
+@dataclass(frozen=True)
+class Output:
+    """One checkpoint to be written.
+
+    Args:
+        weights: of every module name of `like`; each is asked for once.
+        like: the model that gives keys, shapes, dtypes, configuration, tokenizer and other small files.
+        record: models and transforms that the weights are made of, in JSON values; part of the manifest.
+    """
+
+    weights: Weights = field(repr=False)
+    like: OpenedModel
+    record: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Step:
+    """Tensors that are computed and written together, and then forgotten.
+
+    Args:
+        name: of the layer, or of the first tensor.
+        names: module names of the tensors.
+        nbytes: their size in the input.
+    """
+
+    name: str
+    names: tuple[str, ...]
+    nbytes: int
+
+
+def write_checkpoints(
+    folder: Path,
+    outputs: Mapping[str, Output],
+    inputs: Sequence[OpenedModel],
+    options: WriteOptions,
+    finish: Finish = lambda folder, name: None,
+) -> None:
+    """Write checkpoints, all in one pass over their tensors; memory holds one step at a time.
+
+    `folder` appears complete or not at all. Killed and called again with the same arguments, it goes on where it was.
+
+    Args:
+        folder: new, or with `options.overwrite` an earlier output.
+        outputs: folder in `folder` ("" is `folder` itself) -> a checkpoint.
+        inputs: the models that the weights are computed from.
+        options: the form of all checkpoints.
+        finish: called for every checkpoint once its weights are complete, before `folder` appears; writes the
+            card, for example.
+
+    Raises:
+        OutputError: the output folder may not be written.
+        BadInputError: a result is NaN, infinite, or too large for its dtype.
+    """
+    about = {
+        "layout": options.layout,
+        "dtype": _name(options.dtype) if options.dtype else None,
+        "versions": versions(),
+    }
+    records = {name: output.record for name, output in outputs.items()}
+    recipe = {"inputs": [model.fingerprint for model in inputs], "outputs": records} | about
+    size = sum(written_bytes(output.like, options) for output in outputs.values())
+    paths = [path for model in inputs for path in model.paths]
+    with output_folder(folder, recipe, paths, size, options.overwrite) as staged:
+        writers = {
+            name: CheckpointWriter(
+                staged.path / name,
+                place(_stored(output.like), staged.path / name, options.layout, options.dtype),
+                _skeleton(output.like),
+            )
+            for name, output in outputs.items()
+        }
+        steps = _steps_of(outputs, writers, inputs)
+        with _progress(steps, staged.journal.done) as bar:
+            for step in steps:
+                if step.name not in staged.journal.done:
+                    digests = [_write(writers[name], outputs[name], step, inputs) for name in outputs]
+                    staged.journal.record(step.name, digests)
+                    bar.update(step.nbytes)
+        for model in inputs:
+            model.check_unchanged()
+        for number, (name, output) in enumerate(outputs.items()):
+            digests = {key: digest for note in staged.journal.done.values() for key, digest in note[number].items()}
+            lasting = writers[name].finish(digests)
+            _write_companions(output.like, staged.path / name, options)
+            manifest = {"format": FORMAT, **output.record, **about, "sha256": lasting}
+            (staged.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
+            finish(staged.path / name, (folder / name).absolute().name)
+        if "" not in outputs:
+            manifest = {"format": FORMAT, "folders": records} | about
+            (staged.path / MANIFEST_NAME).write_bytes(_as_json(manifest))
+
+
+def written_bytes(like: OpenedModel, options: WriteOptions) -> int:
+    """Size of the tensors of one checkpoint like that of a model."""
+    return sum(tensor.nbytes for tensor in place(_stored(like), Path(), options.layout, options.dtype).values())
+
+
+def cut_steps(
+    sizes: Mapping[str, int], layers: Iterable[MoeLayerSpec], groups: Iterable[Sequence[str]]
+) -> tuple[Step, ...]:
+    """The finest cut that keeps every layer, and every group of tensors stored in one, in one piece.
+
+    Args:
+        sizes: module name -> bytes, in the order of the checkpoint.
+        layers: the Mixture-of-Experts layers.
+        groups: module names that belong together.
+    """
+    part = {name: name for name in sizes}
+
+    def root(name: str) -> str:
+        while part[name] != name:
+            part[name] = name = part[part[name]]
+        return name
+
+    owners = [(layer.name, [name for name in layer.tensor_names if name in part]) for layer in layers]
+    for names in [*groups, *(names for _, names in owners)]:
+        for name in names[1:]:
+            part[root(name)] = root(names[0])
+    pieces: dict[str, list[str]] = {}
+    for name in sizes:
+        pieces.setdefault(root(name), []).append(name)
+    layer_of = {root(names[0]): layer for layer, names in reversed(owners) if names}
+    steps, loose = [], []
+
+    def flush() -> None:
+        if loose:
+            steps.append(Step(loose[0], tuple(loose), sum(sizes[name] for name in loose)))
+            loose.clear()
+
+    for key, names in pieces.items():
+        size = sum(sizes[name] for name in names)
+        if key in layer_of:
+            flush()
+            steps.append(Step(layer_of[key], tuple(names), size))
+        else:
+            if sum(sizes[name] for name in loose) + size > STEP_BYTES:
+                flush()
+            loose.extend(names)
+    flush()
+    return tuple(steps)
+
+
+def _steps_of(
+    outputs: Mapping[str, Output], writers: Mapping[str, CheckpointWriter], inputs: Sequence[OpenedModel]
+) -> tuple[Step, ...]:
+    sizes = {name: size for output in reversed(list(outputs.values())) for name, size in output.like.sizes.items()}
+    owners = [*(model.checkpoint for model in inputs if model.checkpoint), *writers.values()]
+    groups = [[name for name in group.names if name in sizes] for owner in owners for group in owner.groups]
+    layers = {spec.name: spec for output in outputs.values() for spec in output.like.layers}
+    return cut_steps(sizes, layers.values(), [group for group in groups if group])
+
+
+def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequence[OpenedModel]) -> dict[str, str]:
+    names = [name for name in step.names if name in output.like.sizes]
+    try:
+        return writer.write(output.weights, names)
+    except BadInputError:
+        for model in inputs:  # says more, if the fault is theirs
+            model.check_finite(name for name in names if name in model.sizes)
+        raise
+
+
+def _stored(model: OpenedModel) -> Any:
+    return model.checkpoint or _skeleton(model)
+
+
+def _skeleton(model: OpenedModel) -> PreTrainedModel:
+    if not isinstance(model.model, PreTrainedModel):
+        raise BadInputError(f"a {model.name} is no model of Transformers, and cannot be written as its checkpoint")
+    return model.model
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _progress(steps: Sequence[Step], done: Container[str]) -> tqdm:
+    total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s.name in done]))
+    return tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
+
+
+def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) -> None:
+    """Write the small files of a model, config.json in the dtype that was written."""
+    if like.source is None:
+        model = _skeleton(like)
+        model.config.save_pretrained(target)
+        if model.can_generate() and model.generation_config is not None:
+            model.generation_config.save_pretrained(target)
+        config = json.loads((target / "config.json").read_bytes())
+        config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
+        (target / "config.json").write_bytes(_as_json(config))
+    else:
+        quantised = quantisation(_skeleton(like).config) is not None
+        find_companions(like.source.folder, like.source.listed).copy(target, quantised)
+    if options.dtype:
+        config = json.loads((target / "config.json").read_bytes())
+        (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))
+
+
+def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """A config.json, and the configurations of parts in it, of a model in another dtype."""
+    known = {key: _with_dtype(value, dtype) if isinstance(value, dict) else value for key, value in config.items()}
+    return known | {key: _name(dtype) for key in ("dtype", "torch_dtype") if key in config}
+
+
+def _as_json(content: Mapping[str, Any]) -> bytes:
+    return json.dumps(content, indent=2).encode() + b"\n"

@@ -1,0 +1,81 @@
+"""Results of commands, as text for people and as JSON for machines."""
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, TextIO
+
+if TYPE_CHECKING:
+    from hf_moe_lmc.alignment import Alignment, MutualAlignment, Plan
+
+RED, GREEN = 31, 32
+
+
+@dataclass(frozen=True)
+class CommandResult:
+    """The outcome of a command.
+
+    Args:
+        text: for people; whole lines.
+        document: the same for machines (`--json`); JSON values.
+        code: exit code.
+    """
+
+    text: str
+    document: Mapping[str, Any]
+    code: int = 0
+
+
+def describe_plan(plan: "Plan") -> CommandResult:
+    """The result of `--dry-run`."""
+    return CommandResult(plan.text, asdict(plan))
+
+
+def describe_alignment(alignment: "Alignment | MutualAlignment", names: Sequence[str], output: str) -> CommandResult:
+    """The distances that an alignment achieves, and its folder; several models are called by their `names`."""
+    from hf_moe_lmc.alignment import Alignment
+
+    if isinstance(alignment, Alignment):
+        text, figures = _figures(alignment)
+        return CommandResult(f"{text}Written to {output}\n", {"output": output} | figures)
+    achieved = [_figures(part) for part in alignment]
+    return CommandResult(
+        "".join(f"{name}: {text}" for name, (text, _) in zip(names, achieved, strict=True))
+        + f"distance of all pairs of models: {alignment.reference_distance:.4g} with all aligned to the first, "
+        f"{alignment.distance:.4g} with all aligned to one another\nWritten to {output}\n",
+        {
+            "output": output,
+            "reference_distance": alignment.reference_distance,
+            "distance": alignment.distance,
+            "others": [{"model": name} | figures for name, (_, figures) in zip(names, achieved, strict=True)],
+        },
+    )
+
+
+def _figures(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
+    """Lines and JSON values."""
+    verdict = alignment.verdict()
+    text = f"{alignment.summary()}\n" + (f"{verdict.text()}\n" if verdict else "")
+    return text, {"verdict": verdict.to_json() if verdict else None, "layers": alignment.layer_table()}
+
+
+def text_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """One line per row under the head; numbers right, words left, two spaces between the columns."""
+    cells = [list(head), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    right = [all(isinstance(row[i], int | float) for row in rows) for i in range(len(head))]
+    lines = (
+        "  ".join(
+            cell.rjust(width) if numeric else cell.ljust(width)
+            for cell, width, numeric in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in cells
+    )
+    return "\n".join(lines)
+
+
+def coloured(text: str, colour: int, stream: TextIO) -> str:
+    """`text` as `stream` shows it in a colour; unchanged unless that is a terminal that wants any (no-color.org)."""
+    if not stream.isatty() or os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"

@@ -1,0 +1,72 @@
+"""One run of the command line: parse, run one command, and turn every failure into one line and an exit code."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from .failures import BROKEN_PIPE, INTERRUPTED, describe_failure
+from .parser import command_line
+from .results import RED, CommandResult, coloured
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Errors are one line on standard error; `--debug` adds the traceback.
+    """
+    options = command_line().parse_args(arguments)
+    try:
+        with _libraries(options.verbose, options.quiet), _terminated_like_interrupted():
+            result: CommandResult | None = options.run(options)
+            if result and options.json:
+                sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
+            elif result and not options.quiet:
+                sys.stdout.write(result.text)
+            sys.stdout.flush()
+            return result.code if result else 0
+    except KeyboardInterrupt:
+        sys.unraisablehook = lambda _: None  # of what was being made when the signal came, such as a progress bar
+        sys.stderr.write("interrupted; run the same command again to go on\n")
+        return INTERRUPTED
+    except BrokenPipeError:
+        # The reader has left (`| head`). Nothing may be written at exit either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except Exception as error:
+        if options.debug:
+            traceback.print_exc()
+        message, code = describe_failure(error)
+        sys.stderr.write(f"{coloured('error:', RED, sys.stderr)} {message}\n")
+        return code
+
+
+@contextmanager
+def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
+    """Without the log lines and warnings by which the libraries address programmers, unless these are wanted.
+
+    With `quiet` without progress bars, too.
+    """
+    # Read when the libraries are imported.
+    for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):
+        os.environ.setdefault(f"{library}_VERBOSITY", "info" if verbose else "error")
+    if quiet:
+        os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    with warnings.catch_warnings():
+        if not sys.warnoptions and not verbose:
+            warnings.simplefilter("ignore")
+        yield
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM raises KeyboardInterrupt, as SIGINT does, so that commands clean up after both."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

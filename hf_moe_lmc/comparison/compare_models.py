@@ -1,0 +1,267 @@
+"""Two whole models, layer by layer."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from huggingface_hub.utils import tqdm
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.alignment import OpenedModel
+from hf_moe_lmc.alignment.config_differences import config_differences
+from hf_moe_lmc.alignment.opened_model import Model
+from hf_moe_lmc.checkpoints import HubOptions, tied_names
+from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.symmetry import Permutation
+
+from .chance import pooled
+from .comparison import Comparison
+from .correspondence import Correspondence
+from .experts import ExpertComparison, compare_experts
+from .layers import LayerComparison, compare_layers, new_layer
+from .opening import open_readable
+from .routers import RouterComparison
+from .sentences import Evidence, describe
+from .tensors import TensorComparison, compare_tensors
+
+_SIZES = ("expert", "hidden_layers", "num_layers", "layer_types", "n_layer", "moe_layers", "architectures", "shared")
+
+
+def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: HubOptions | None = None) -> Comparison:
+    """What became of every expert, router and tensor: model `b` in terms of model `a`.
+
+    Neither is changed. Checkpoints are read layer by layer, so they may be larger than memory. The models may differ in
+    numbers of experts and layers, dtype, sharding and layout, and in class where their layers stand at the same places.
+
+    Args:
+        a, b: live models, folders, or repositories on the Hub (`org/model@revision`).
+        a_options, b_options: revision, subfolder, token, cache_dir, local_files_only.
+
+    Raises:
+        BadInputError: a checkpoint is damaged or incomplete.
+        HubError: the Hub does not give it.
+    """
+    return compare_opened(open_readable(a, a_options), open_readable(b, b_options))
+
+
+def compare_opened(a: OpenedModel, b: OpenedModel) -> Comparison:
+    """As `compare`, for models that are open already."""
+    work = _Work(a, b, Correspondence.of(a, b))
+    with tqdm(
+        total=sum(a.sizes.values()) + sum(b.sizes.values()),
+        desc="comparing",
+        unit="B",
+        unit_scale=True,
+        unit_divisor=1000,
+    ) as bar:
+        work.run(bar)
+    for side in (a, b):
+        side.check_unchanged()
+    return work.result()
+
+
+@dataclass
+class _Work:
+    """A comparison under way."""
+
+    a: OpenedModel
+    b: OpenedModel
+    correspondence: Correspondence
+    layers: list[LayerComparison] = field(default_factory=list)
+    tensors: list[TensorComparison] = field(default_factory=list)
+    dense: list[ExpertComparison] = field(default_factory=list)
+    seen_in_a: set[str] = field(default_factory=set)
+
+    def run(self, bar: tqdm) -> None:
+        seen_in_b: set[str] = set()
+        own = {spec.name: spec for spec in self.a.layers}
+        for spec in self.b.layers:
+            source = self._source(spec, own)
+            if source is None:
+                if spec.router:
+                    self.layers.append(new_layer(spec))
+                continue
+            tensors_a, tensors_b = self.a.read(source.tensor_names), self.b.read(spec.tensor_names)
+            self._layer(source, tensors_a, spec, tensors_b)
+            self.seen_in_a |= set(source.tensor_names)
+            seen_in_b |= set(spec.tensor_names)
+            bar.update(self._nbytes(self.a, source) + self._nbytes(self.b, spec))
+            bar.set_postfix_str(f"{len(self.layers)} of {len(self.b.layers)} layers", refresh=False)
+        for name in self.b.sizes:
+            if name not in seen_in_b:
+                self._tensor(name, bar)
+        for name in self.a.sizes:
+            if name not in self.seen_in_a and not self._is_tied(self.b, name):
+                self.tensors.append(TensorComparison(name, "missing", missing_in="B"))
+
+    def _source(self, spec: MoeLayerSpec, own: Mapping[str, MoeLayerSpec]) -> MoeLayerSpec | None:
+        """The layer of A at the place of one of B: of that name, or else, of as many, of that number."""
+        name = self.correspondence.name_in_a(spec.name)
+        if name in own:
+            return own[name]
+        if name is not None and len(self.a.layers) == len(self.b.layers):
+            return self.a.layers[self.b.layers.index(spec)]
+        return None
+
+    def _layer(
+        self,
+        spec_a: MoeLayerSpec,
+        tensors_a: Mapping[str, Tensor],
+        spec_b: MoeLayerSpec,
+        tensors_b: Mapping[str, Tensor],
+    ) -> None:
+        if spec_a.router is None and spec_b.router is None:
+            self._dense(spec_b, spec_a.read(tensors_a), spec_b.read(tensors_b))
+            return
+        layer, router = compare_layers(spec_a, tensors_a, spec_b, tensors_b)
+        self.layers.append(layer)
+        if spec_a.router is None or spec_b.router is None:
+            return
+        names, a, b = dict(spec_b.router.tensors), spec_a.router.read(tensors_a), spec_b.router.read(tensors_b)
+        self._router_tensors(names, router, a.tensors(), b.tensors())
+        if a.expert_table is not None and b.expert_table is not None:
+            self._add(_compare_tables(names["expert_table"], a.expert_table, b.expert_table, router), is_router=True)
+
+    def _dense(self, spec: MoeLayerSpec, a: MoeLayer, b: MoeLayer) -> None:
+        """A dense MLP among the layers: its units may stand in another order, which its tensors then say."""
+        shapes = [{name: tensor.shape for name, tensor in layer.experts.tensors().items()} for layer in (a, b)]
+        if shapes[0] != shapes[1]:
+            self.tensors += [TensorComparison(name, "shape") for name in spec.tensor_names]
+            return
+        expert = compare_experts(a.experts, b.experts, b.group)[0]
+        self.dense.append(expert)
+        kind = "moved" if expert.units == "reordered" and expert.kind in ("identical", "changed") else expert.kind
+        related = expert.source is not None
+        self.tensors += [
+            TensorComparison(name, kind, expert.change, is_matrix=True, is_related=related)
+            for name in spec.tensor_names
+        ]
+
+    def _router_tensors(
+        self, names: Mapping[str, str], router: RouterComparison, a: Mapping[str, Tensor], b: Mapping[str, Tensor]
+    ) -> None:
+        order = list(router.rows)
+        for own, tensor in b.items():
+            if own not in a:
+                self._add(TensorComparison(names[own], "missing", missing_in="A"), is_router=True)
+                continue
+            plain = compare_tensors(names[own], a[own], tensor)
+            if plain.kind == "identical" or order == list(range(len(a[own]))) or max(order) >= len(a[own]):
+                self._add(plain, is_router=True)
+                continue
+            moved = compare_tensors(names[own], a[own][order], tensor)
+            kind = "moved" if moved.kind in ("identical", "rounded", "changed") else moved.kind
+            self._add(replace(moved, kind=kind), is_router=True)
+
+    def _tensor(self, name: str, bar: tqdm) -> None:
+        source = self.correspondence.name_in_a(name)
+        if source is None or source not in self.a.sizes:
+            if not (source and self._is_tied(self.a, source)):
+                self._add(TensorComparison(name, "missing", missing_in="A"))
+            bar.update(self.b.sizes[name])
+            return
+        self.seen_in_a.add(source)
+        a, b = self.a.read([source])[source], self.b.read([name])[name]
+        self._add(compare_tensors(name, a, b))
+        bar.update(a.nbytes + b.nbytes)
+
+    def _add(self, tensor: TensorComparison, is_router: bool = False) -> None:
+        self.tensors.append(replace(tensor, is_router=is_router))
+
+    def _is_tied(self, side: OpenedModel, name: str) -> bool:
+        """Whether a model holds a tensor under the name of one that it is tied to."""
+        if not isinstance(side.model, PreTrainedModel):
+            return False
+        return bool(tied_names(side.model).get(name, set()) & side.sizes.keys())
+
+    @staticmethod
+    def _nbytes(side: OpenedModel, spec: MoeLayerSpec) -> int:
+        return sum(side.sizes[name] for name in spec.tensor_names if name in side.sizes)
+
+    def result(self) -> Comparison:
+        """The comparison, once all is read."""
+        experts = [e for layer in self.layers for e in (*layer.experts, *layer.shared_experts)] + self.dense
+        scores = [expert.z for expert in experts if expert.z is not None]
+        related = any(e.source is not None for e in experts) or any(tensor.is_related for tensor in self.tensors)
+        settings = self._settings()
+        same = (
+            not settings
+            and all(layer.keeps_function for layer in self.layers)
+            and all(_keeps_function(tensor) for tensor in self.tensors)
+        )
+        evidence = Evidence(
+            tuple(self.layers),
+            tuple(self.tensors),
+            settings,
+            missing_layers=tuple(self._missing_layers()),
+            told=frozenset(tensor.name for tensor in self.tensors if self._is_of_missing_layer(tensor)),
+            same_function=same,
+        )
+        return Comparison(
+            self.a.name,
+            self.b.name,
+            describe(evidence),
+            evidence.layers,
+            evidence.tensors,
+            related,
+            same,
+            pooled(scores) if scores else None,
+        )
+
+    def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
+        if tensor.missing_in == "A":
+            return self.correspondence.name_in_a(tensor.name) is None
+        stacks = self.correspondence.layers
+        lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
+        return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
+
+    def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
+        if tensor.missing_in == "A":
+            return self.correspondence.name_in_a(tensor.name) is None
+        stacks = self.correspondence.layers
+        lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
+        return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
+
+    def _settings(self) -> tuple[str, ...]:
+        """Differences of the configurations that change the function, but for sizes, which the weights show."""
+        if type(self.a.model) is not type(self.b.model):
+            return (f"A is a {type(self.a.model).__name__}, B a {type(self.b.model).__name__}",)
+        harmful, _ = config_differences(*(getattr(side.model, "config", None) or {} for side in (self.a, self.b)))
+        words = (text.replace(" in the reference", " in A").replace(" in the other", " in B") for text in harmful)
+        return tuple(text for text in words if not _is_size(text.partition(" ")[0]))
+
+    def _missing_layers(self) -> Iterator[str]:
+        for stack, numbers in self.correspondence.layers.items():
+            missing = self.correspondence.missing(stack)
+            new = [number for number, source in numbers.items() if source is None]
+            if missing:
+                yield f"B is A without {_layer_list(missing)} of {stack}, renumbered"
+            if new:
+                yield f"{_layer_list(new)} of {stack} in B are nowhere in A"
+
+
+def _compare_tables(name: str, a: Tensor, b: Tensor, router: RouterComparison) -> TensorComparison:
+    """The experts that a table names for every token, by the slots that they moved to."""
+    plain = compare_tensors(name, a, b)
+    if plain.kind != "identical" and sorted(router.rows) == list(range(len(router.rows))):
+        slots = Permutation(torch.tensor(router.rows)).inverse().index
+        if len(slots) > int(a.max()) and torch.equal(slots[a.long()], b.long()):
+            return TensorComparison(name, "moved")
+    return plain
+
+
+def _is_size(field_name: str) -> bool:
+    return any(part in field_name for part in _SIZES) and "per_tok" not in field_name and "top" not in field_name
+
+
+def _keeps_function(tensor: TensorComparison) -> bool:
+    if tensor.is_router:  # the layer has judged it
+        return True
+    return tensor.kind in ("identical", "moved", "rounded") and (tensor.change or 0.0) < 1e-6
+
+
+def _layer_list(numbers: Sequence[int]) -> str:
+    listed = ", ".join(map(str, numbers))
+    return f"layer {listed}" if len(numbers) == 1 else f"layers {listed}"

@@ -1,0 +1,200 @@
+"""One expert of B against one of A, units in the same order: which kind of the same, and how much changed."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hf_moe_lmc.moe import ExpertBank
+
+from .rows import column_squares, is_rounded, squares, wide
+
+Kind = Literal[
+    "identical",
+    "rounded",
+    "changed",
+    "moved",
+    "copied",
+    "unrelated",
+    "gate_up_swapped",
+    "interleaving",
+    "transposed",
+    "scaled",
+    "zero",
+    "not_finite",
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+FACTOR = 0.01  # factors nearer to 1 are changes of the weights
+ROUNDING = 1e-5  # relative distances below it are rounding of float32
+GAIN = 0.5  # what a sign, a scale or a factor must leave of the distance at most to be believed
+_SIGNED = ("up_proj", "up_bias", "down_proj")
+
+
+@dataclass(frozen=True)
+class Freedom:
+    """What leaves the function of a unit alone: the sign of its up_proj row, and the degree of its free scale."""
+
+    signs: bool
+    scale_degree: int
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How one expert comes from another of which every unit has its partner at its place.
+
+    Args:
+        kind: "identical", "rounded", "changed" or "scaled".
+        change: `|b - a| / |a|` over all tensors, signs, unit scales and factors undone; None if identical.
+        signs, scales: whether some units have another sign, or another scale that their function does not see.
+        factors: by which gate, up and down are off, of a kind "scaled"; up and down as one in up where units may be
+            rescaled.
+    """
+
+    kind: Literal["identical", "rounded", "changed", "scaled"]
+    change: float | None
+    signs: bool = False
+    scales: bool = False
+    factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+
+
+def one_expert(experts: ExpertBank, e: int) -> ExpertBank:
+    """The bank of expert e alone (views)."""
+    return experts.map(lambda tensor: tensor[e : e + 1])
+
+
+def widened(expert: ExpertBank) -> ExpertBank:
+    """The bank in float32 or better."""
+    dtype = wide(*expert.tensors().values())
+    return expert.map(lambda tensor: tensor.to(dtype))
+
+
+def fit(a: ExpertBank, b: ExpertBank, freedom: Freedom) -> Fit:
+    """How expert b comes from expert a, both banks of one, as stored, units in one order."""
+    if _same_bits(a, b):
+        return Fit("identical", None)
+    sums = _Sums.of(a, b)
+    flipped = sums.dots(*_SIGNED) < 0 if freedom.signs else torch.zeros(1, dtype=torch.bool)
+    if not flipped.any():
+        return _rescaling_fit(a, b, sums, freedom)
+    signs = torch.where(flipped, -1.0, 1.0)
+    b = _times(b, {name: signs for name in _SIGNED if name in b.tensors()})
+    if _same_bits(a, b):
+        return Fit("identical", None, signs=True)
+    return replace(_rescaling_fit(a, b, _Sums.of(a, b), freedom), signs=True)
+
+
+@dataclass(frozen=True)
+class _Sums:
+    """`|a - b|^2`, `|a|^2` and `|b|^2` of the units of two experts, by name of the tensor; down_bias as a whole."""
+
+    distances: dict[str, Float[Tensor, " n"]]
+    norms: dict[str, Float[Tensor, " n"]]
+    other_norms: dict[str, Float[Tensor, " n"]]
+
+    @classmethod
+    def of(cls, a: ExpertBank, b: ExpertBank) -> "_Sums":
+        """The sums, in one pass."""
+        x, y, found = a.tensors(), b.tensors(), {}
+        for name in x:
+            if name == "down_proj":
+                found[name] = column_squares(x[name][0], y[name][0])
+            else:
+                # A row per unit; down_bias, which belongs to none, is one row.
+                rows = [
+                    t[0] if t.ndim == 3 else t if name == "down_bias" else t[0][:, None] for t in (x[name], y[name])
+                ]
+                found[name] = squares(*rows)
+        return cls(*({name: sums[part].double() for name, sums in found.items()} for part in range(3)))
+
+    @property
+    def change(self) -> float:
+        """`|b - a| / |a|`."""
+        norm = sum(part.sum().item() for part in self.norms.values())
+        return math.sqrt(sum(part.sum().item() for part in self.distances.values()) / norm) if norm > 0 else math.inf
+
+    def dots(self, *names: str) -> Float[Tensor, " n"]:
+        """`<a, b>` of every unit over the tensors of these names."""
+        known = [name for name in names if name in self.norms]
+        return sum(((self.norms[n] + self.other_norms[n] - self.distances[n]) / 2 for n in known), torch.zeros(1))
+
+    def factors(self, *names: str) -> Float[Tensor, " n"]:
+        """`<a, b> / |a|^2` of every unit over these tensors."""
+        known = [name for name in names if name in self.norms]
+        return _quotient(self.dots(*known), sum((self.norms[name] for name in known), torch.zeros(1)))
+
+    def change_after(self, factors: Mapping[str, Tensor]) -> float:
+        """`change`, had b been divided by factors; to the rounding of float32 only."""
+        norm = total = 0.0
+        for name, factor in factors.items():
+            rest = self.norms[name] - 2 * self.dots(name) / factor + self.other_norms[name] / factor**2
+            norm, total = norm + self.norms[name].sum().item(), total + rest.clamp(min=0).sum().item()
+        return math.sqrt(total / norm) if norm > 0 else math.inf
+
+
+def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, freedom: Freedom) -> Fit:
+    """The fit of experts whose signs agree, with the factors and scales that explain most of the distance, if any."""
+    change = sums.change
+    if change > FACTOR / 2:
+        constant = {name: _quotient(sums.dots(name).sum(), sums.norms[name].sum()) for name in sums.norms}
+        by_unit = dict(constant)
+        if freedom.scale_degree:
+            up, down = sums.factors("up_proj", "up_bias"), sums.factors("down_proj")
+            by_unit |= {name: up for name in ("up_proj", "up_bias") if name in constant} | {"down_proj": down}
+        for factors in (constant, by_unit):
+            if sums.change_after(factors) < GAIN * change:
+                rest = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in factors.items()})).change
+                return _scaled(factors, freedom, rest)
+    eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
+    is_rounding = eps < ROUNDING and change < 4 * eps
+    return Fit("rounded" if is_rounding or _is_rounded(a, b, change) else "changed", change)
+
+
+def _scaled(factors: Mapping[str, Tensor], freedom: Freedom, change: float) -> Fit:
+    gate, up, down = (factors.get(name, torch.ones(())) for name in ("gate_proj", "up_proj", "down_proj"))
+    if freedom.scale_degree:  # only what is left of the product is a factor
+        up, down = up**freedom.scale_degree * down, torch.ones(())
+    off = tuple(part.double().median().item() for part in (gate, up, down))
+    if max(abs(factor - 1) for factor in off) > FACTOR:
+        # pyrefly: ignore[bad-argument-type]
+        return Fit("scaled", change if change > ROUNDING else None, factors=off)
+    return Fit("rounded" if change < ROUNDING else "changed", change, scales=True)
+
+
+def _same_bits(a: ExpertBank, b: ExpertBank) -> bool:
+    x, y = a.tensors(), b.tensors()
+    return all(x[name].dtype == y[name].dtype and torch.equal(x[name], y[name]) for name in x)
+
+
+def _is_rounded(a: ExpertBank, b: ExpertBank, change: float) -> bool:
+    if change > 0.15:  # what float8 does
+        return False
+    x, y = a.tensors(), b.tensors()
+    return all(is_rounded(x[name][0], y[name][0]) for name in x)
+
+
+def _rows(name: str, tensor: Tensor) -> Tensor:
+    """A row per unit; down_bias, which belongs to none, is one row."""
+    return tensor[0] if tensor.ndim == 3 else tensor if name == "down_bias" else tensor[0][:, None]
+
+
+def _quotient(product: Tensor, norm: Tensor) -> Tensor:
+    """1 where it would be 0 or not finite."""
+    return torch.where((norm > 0) & (product != 0), product / norm, 1.0)
+
+
+def _times(expert: ExpertBank, factors: Mapping[str, Tensor]) -> ExpertBank:
+    """The expert with tensors times a number, or a number per unit; signs do not round, other numbers widen."""
+    changed = {}
+    for name, factor in factors.items():
+        tensor = expert.tensors()[name]
+        is_sign = bool((factor.abs() == 1).all())
+        dtype = tensor.dtype if is_sign else torch.promote_types(tensor.dtype, torch.float32)
+        factor = factor.to(dtype)
+        of_columns = factor.ndim == 0 or tensor.ndim == 2 or name == "down_proj"
+        changed[name] = tensor.to(dtype) * (factor if of_columns else factor[..., None])
+    return replace(expert, **changed)

@@ -1,0 +1,197 @@
+"""One Mixture-of-Experts layer of B against one of A: experts, shared experts and router."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.adapters.layouts import PackedExperts
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
+from hf_moe_lmc.symmetry import Permutation, SignedPermutation
+
+from .experts import ExpertComparison, compare_experts, name_slots
+from .kinds import Kind
+from .packed import compare_packed_experts
+from .routers import RouterComparison, RouterVerdict, compare_routers, nearest_rows
+
+
+@dataclass(frozen=True)
+class LayerComparison:
+    """What became of one layer.
+
+    Args:
+        name: module name of the block in B.
+        source: its name in A.
+        router: what its router rows did; see `RouterComparison`.
+        router_change: relative distance of its rows, in the order that the verdict names; None where nothing changed.
+        experts: one per slot of B.
+        missing: experts of A that no slot of B holds.
+        shared_experts: one per shared expert of B, as they are stored.
+        num_experts: E of A.
+        note: why experts were not compared, in words; None where they were.
+        keeps_function: whether all that moved and changed, changed nothing of what the layer computes.
+    """
+
+    name: str
+    source: str
+    router: RouterVerdict
+    router_change: float | None
+    experts: tuple[ExpertComparison, ...]
+    missing: tuple[int, ...]
+    shared_experts: tuple[ExpertComparison, ...]
+    num_experts: int
+    note: str | None = None
+    keeps_function: bool = False
+
+    @property
+    def sources(self) -> tuple[int | None, ...]:
+        """The expert of A that every slot of B holds."""
+        return tuple(expert.source for expert in self.experts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its part of the JSON document."""
+        return {
+            "name": self.name,
+            "router": self.router,
+            "experts": [expert.to_dict() for expert in self.experts],
+            "missing": list(self.missing),
+            "shared_experts": [expert.to_dict() for expert in self.shared_experts],
+        }
+
+
+def compare_layers(
+    spec_a: MoeLayerSpec, tensors_a: Mapping[str, Tensor], spec_b: MoeLayerSpec, tensors_b: Mapping[str, Tensor]
+) -> tuple[LayerComparison, RouterComparison]:
+    """What became of a layer, and of its router.
+
+    Args:
+        spec_a, spec_b: where the layers live; a dense one is a single expert.
+        tensors_a, tensors_b: their tensors, under module names.
+    """
+    a, b = spec_a.read(tensors_a), spec_b.read(tensors_b)
+    group = b.group if a.router is None else a.group
+    if isinstance(spec_a.experts, PackedExperts) and isinstance(spec_b.experts, PackedExperts):
+        experts, note = compare_packed_experts(spec_a.experts, tensors_a, spec_b.experts, tensors_b), None
+    elif group.product_keys:
+        experts, note = _compare_product_keys(a, b), None
+    else:
+        experts, note = _compare_banks(a.experts, b.experts, group, getattr(spec_b.experts, "is_interleaved", False))
+    shared_group = SymmetryGroup(unit_signs=group.shared_unit_signs, unit_scale_degree=group.shared_unit_scale_degree)
+    shared: list[ExpertComparison] = []
+    if b.shared_experts is not None and a.shared_experts is not None:
+        shared, shared_note = _compare_banks(a.shared_experts, b.shared_experts, shared_group, False)
+        note = note or shared_note
+    elif b.shared_experts is not None:
+        shared = [ExpertComparison(slot, "unrelated") for slot in range(b.shared_experts.num_experts)]
+    sources = [expert.source for expert in experts]
+    router = compare_routers(a.router, b.router, sources, group)
+    held = {source for source in sources if source is not None}
+    missing = tuple(i for i in range(a.experts.num_experts) if i not in held) if note is None else ()
+    layer = LayerComparison(
+        name=spec_b.name,
+        source=spec_a.name,
+        router=router.verdict,
+        router_change=router.change,
+        experts=tuple(experts),
+        missing=missing,
+        shared_experts=tuple(shared),
+        num_experts=a.experts.num_experts,
+        note=note,
+        keeps_function=_keeps_function(a, b, group, experts, shared, router) and note is None,
+    )
+    return layer, router
+
+
+def new_layer(spec: MoeLayerSpec) -> LayerComparison:
+    """A layer of B that A does not have."""
+    experts = tuple(ExpertComparison(slot, "unrelated") for slot in range(spec.num_experts))
+    return LayerComparison(
+        spec.name, "", "unrelated", None, experts, (), (), spec.num_experts, note="A has no such layer"
+    )
+
+
+def _compare_banks(
+    a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool
+) -> tuple[list[ExpertComparison], str | None]:
+    if a.num_units == 0 or b.num_units == 0:
+        side = "A" if a.num_units == 0 else "B"
+        note = (
+            f"they are quantised in {side} only; dequantise it (load with dequantize=True and save) and compare again"
+        )
+        return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
+    x, y = ({name: tuple(t.shape[1:]) for name, t in bank.tensors().items()} for bank in (a, b))
+    if x != y:
+        name = min(name for name in x.keys() | y.keys() if x.get(name) != y.get(name))
+        note = f"{name} of an expert is {_shape(x.get(name))} in A and {_shape(y.get(name))} in B"
+        return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
+    return compare_experts(a, b, group, is_interleaved), None
+
+
+def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:
+    """Experts (i, j) that two keys choose: one order of the keys is that of the slots, and of the units in each."""
+    order = nearest_rows(a.router, b.router, a.group) if a.router and b.router else []
+    if sorted(order) != list(range(a.experts.num_experts)) or a.experts.num_experts != b.experts.num_experts:
+        return compare_experts(a.experts, b.experts, a.group)
+    slots = Permutation(torch.tensor(order)).inverse()  # the slot of B that holds each expert of A
+    units = SignedPermutation.unsigned(Permutation(slots.index.repeat(len(order), 1)))
+    experts = compare_experts(a.experts, b.experts.permute_experts(slots).permute_units(units), a.group)
+    moved = "in place" if slots.is_identity else "reordered"
+    back = [
+        replace(
+            experts[i],
+            slot=slot,
+            kind=_unnamed(experts[i]),
+            units=moved if experts[i].source is not None else None,
+        )
+        for slot, i in enumerate(order)
+    ]
+    return name_slots(back)
+
+
+def _unnamed(expert: ExpertComparison) -> Kind:
+    """The kind of an expert before slots were compared."""
+    if expert.kind in ("moved", "copied"):
+        return "identical" if expert.change is None else "changed"
+    return expert.kind
+
+
+def _shape(shape: tuple[int, ...] | None) -> str:
+    return "absent" if shape is None else " x ".join(map(str, shape))
+
+
+def _keeps_function(
+    a: MoeLayer,
+    b: MoeLayer,
+    group: SymmetryGroup,
+    experts: Sequence[ExpertComparison],
+    shared: Sequence[ExpertComparison],
+    router: RouterComparison,
+) -> bool:
+    """Whether the layer computes the same up to rounding of float32."""
+    order = [expert.source for expert in experts]
+    if sorted(order, key=lambda i: -1 if i is None else i) != list(range(a.experts.num_experts)):
+        return False
+    follows = router.verdict in ("unmoved", "with experts") and router.change is None and list(router.rows) == order
+    return (
+        follows
+        and all(_is_unchanged(expert) for expert in (*experts, *shared))
+        and all(expert.source == expert.slot for expert in shared)
+        and _admits(group, [i for i in order if i is not None])
+    )
+
+
+def _is_unchanged(expert: ExpertComparison) -> bool:
+    return expert.kind in ("identical", "rounded", "moved") and (expert.change or 0.0) < 1e-6
+
+
+def _admits(group: SymmetryGroup, order: list[int]) -> bool:
+    """Whether the layer admits an order of its experts."""
+    if order == sorted(order):
+        return True
+    if group.fixed_experts:
+        return False
+    size = len(order) // group.expert_groups
+    return all(len({i // size for i in order[start : start + size]}) == 1 for start in range(0, len(order), size))

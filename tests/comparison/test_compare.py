@@ -1,0 +1,167 @@
+"""What may differ between two models, and what routers, shared experts and other tensors are then called."""
+
+import copy
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from hf_moe_lmc.cli import main
+from hf_moe_lmc.comparison import compare, plot_comparison
+from tests.comparison import plants
+from tests.comparison.plants import edit, routed
+from tests.families import build
+
+
+def kinds(comparison):
+    return {expert.kind for layer in comparison.layers for expert in layer.experts}
+
+
+@pytest.fixture(scope="module")
+def qwen():
+    return build("qwen2_moe", experts=6)
+
+
+@pytest.mark.parametrize(
+    ("plant", "kind"),
+    [
+        (plants.scaled, "scaled"),
+        (plants.swapped, "gate_up_swapped"),
+        (plants.interleaved, "interleaving"),
+        (plants.transposed_down, "transposed"),
+        (plants.unrelated, "unrelated"),
+        (plants.zero, "zero"),
+        (plants.changed, "changed"),
+    ],
+)
+@pytest.mark.parametrize("family", ["qwen2_moe", "deepseek_v3"])
+def test_shared_experts(family, plant, kind):
+    a = build(family, experts=6)
+    b, generator = copy.deepcopy(a), torch.Generator().manual_seed(1)
+    for spec in routed(b):
+        edit(b, spec, lambda layer: (plant(layer.shared_experts, 0, generator), layer)[1])
+    comparison = compare(a, b)
+    assert {expert.kind for layer in comparison.layers for expert in layer.shared_experts} == {kind}
+    assert kinds(comparison) == {"identical"}
+    assert not comparison.same_function
+
+
+def test_selection_biases_of_groups():
+    a = build("deepseek_v3", experts=6)
+    b = copy.deepcopy(a)
+    bias = b.model.layers[1].mlp.gate.e_score_correction_bias
+    bias.add_(torch.tensor([0.1, -0.1, 0.2, -0.2, 0.1, -0.1]) * bias.abs().max())
+    comparison = compare(a, b)
+    changed = {tensor.name: tensor.kind for tensor in comparison.tensors if tensor.kind != "identical"}
+    assert changed == {"model.layers.1.mlp.gate.e_score_correction_bias": "changed"}
+    assert not comparison.same_function
+
+
+def test_an_order_that_breaks_groups_is_no_symmetry():
+    a = build("deepseek_v3", experts=6)
+    b = copy.deepcopy(a)
+    for spec in routed(b):
+        order = torch.tensor([0, 2, 1, 3, 4, 5])  # groups of two
+        edit(b, spec, lambda layer, order=order: layer.with_tensors(
+            {name: t if name.startswith("shared") else t[order] for name, t in layer.tensors().items()}
+        ))  # fmt: skip
+    comparison = compare(a, b)
+    assert {layer.router for layer in comparison.layers} == {"with experts"}
+    assert not comparison.same_function
+
+
+@torch.no_grad()
+def test_other_tensors(qwen):
+    b = copy.deepcopy(qwen)
+    layer = b.model.layers[1]
+    layer.self_attn.q_proj.weight.normal_()
+    layer.self_attn.o_proj.weight.mul_(3)
+    layer.self_attn.k_proj.weight.zero_()
+    layer.self_attn.v_proj.weight.add_(0.05 * torch.randn_like(layer.self_attn.v_proj.weight))
+    b.lm_head.weight.copy_(b.lm_head.weight.bfloat16().float())
+    found = {tensor.name: tensor.kind for tensor in compare(qwen, b).tensors if tensor.kind != "identical"}
+    prefix = "model.layers.1.self_attn"
+    assert found == {
+        f"{prefix}.q_proj.weight": "unrelated",
+        f"{prefix}.o_proj.weight": "scaled",
+        f"{prefix}.k_proj.weight": "zero",
+        f"{prefix}.v_proj.weight": "changed",
+        "lm_head.weight": "rounded",
+    }
+
+
+def test_layouts_shards_and_live_models(qwen, tmp_path):
+    qwen.save_pretrained(tmp_path / "experts", max_shard_size=40_000)
+    qwen.save_pretrained(tmp_path / "fused", save_original_format=False)
+    for a, b in ((tmp_path / "experts", tmp_path / "fused"), (tmp_path / "fused", qwen)):
+        comparison = compare(a, b)
+        assert comparison.sentences[0].startswith("A and B are identical, bit for bit")
+        assert comparison.same_function
+
+
+def test_layers_that_only_one_model_has():
+    a, b = build("mixtral", experts=4), build("mixtral", experts=4, seed=5)
+    config = copy.deepcopy(a.config)
+    config.num_hidden_layers = 4
+    deeper = type(a)(config).eval()
+    deeper.load_state_dict(a.state_dict(), strict=False)
+    comparison = compare(a, deeper)
+    assert [layer.note for layer in comparison.layers] == [None, None, None, "A has no such layer"]
+    assert not comparison.same_function
+    assert not compare(a, b).related
+
+
+def test_widths_that_differ_are_named():
+    a, b = build("mixtral", experts=4), build("qwen3_moe", experts=4)
+    comparison = compare(a, b)
+    assert any("32 x 48 in A and 32 x 24 in B" in sentence for sentence in comparison.sentences)
+    assert any("A is a MixtralForCausalLM, B a Qwen3MoeForCausalLM" in sentence for sentence in comparison.sentences)
+
+
+def test_quantised_experts_are_compared_as_bytes(tmp_path):
+    model = build("mixtral", experts=4, dtype=torch.bfloat16)
+    model.save_pretrained(tmp_path / "a")
+    file, config = tmp_path / "a" / "model.safetensors", tmp_path / "a" / "config.json"
+    fields = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "fp8"}}
+    tensors = load_file(file)
+    for name in [name for name in tensors if ".experts." in name]:
+        tensors[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
+        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
+    (tmp_path / "b").mkdir()
+    swapped = {name.replace("experts.0.", "experts.x."): tensor for name, tensor in tensors.items()}
+    swapped = {name.replace("experts.1.", "experts.0."): tensor for name, tensor in swapped.items()}
+    swapped = {name.replace("experts.x.", "experts.1."): tensor for name, tensor in swapped.items()}
+    for folder, own in ((tmp_path / "a", tensors), (tmp_path / "b", swapped)):
+        save_file(own, folder / "model.safetensors", {"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(fields))
+    comparison = compare(tmp_path / "a", tmp_path / "b")
+    for layer in comparison.layers:
+        assert [(e.kind, e.source) for e in layer.experts[:3]] == [("moved", 1), ("moved", 0), ("identical", 2)]
+        assert layer.router == "unmoved"
+    plain = compare(model, tmp_path / "b")
+    assert any("quantised in B only" in sentence for sentence in plain.sentences)
+
+
+def test_command(qwen, tmp_path, capsys):
+    qwen.save_pretrained(tmp_path / "a")
+    plants.planted(qwen, {2: plants.swapped})[0].save_pretrained(tmp_path / "b")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+    assert main(["compare", a, b, "--plot", str(tmp_path / "picture.png"), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document.keys() == {"sentences", "related", "same_function", "layers", "tensors"}
+    expert = document["layers"][0]["experts"][2]
+    assert expert.keys() == {"slot", "kind", "source", "change", "units", "z"}
+    assert (expert["kind"], expert["source"]) == ("gate_up_swapped", 2)
+    assert (tmp_path / "picture.png").stat().st_size > 1000
+    assert main(["compare", a, b, "--exit-code", "--table"]) == 1
+    assert "gate_up_swapped" in capsys.readouterr().out
+    assert main(["compare", a, a, "--exit-code"]) == 0
+
+
+def test_picture_of_any_comparison(tmp_path):
+    a = build("mixtral", experts=4)
+    b = build("mixtral", experts=2)
+    plot_comparison(compare(a, b), tmp_path / "fewer.svg")
+    plot_comparison(compare(b, a), tmp_path / "more.svg")
+    assert "missing" in (tmp_path / "fewer.svg").read_text()
