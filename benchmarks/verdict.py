@@ -27,8 +27,9 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel, Qwe
 
 from hf_moe_lmc import align
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.matching import ExpertOrder, LayerEvidence
+from hf_moe_lmc.matching import LayerEvidence
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, SymmetryGroup
+from hf_moe_lmc.names import ExpertOrder
 from tests import families
 from tests.connectivity.finetuned import manual
 from tests.matching.known_pairs import KnownPair, changed, known_pairs, noisy, scrambled
