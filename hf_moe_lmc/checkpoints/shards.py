@@ -81,7 +81,10 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
 OTHER_FORMATS = {
     (ADAPTER_NAME,): "it is a PEFT adapter: merge it into its base model first (merge_and_unload)",
     ("*.distcp", "*/*.distcp"): "it is a distributed checkpoint: bring it together first (accelerate merge-weights)",
-    ("zero_to_fp32.py", "global_step*"): "it is a DeepSpeed checkpoint: bring it together first (zero_to_fp32.py --safe_serialization)",
+    (
+        "zero_to_fp32.py",
+        "global_step*",
+    ): "it is a DeepSpeed checkpoint: bring it together first (zero_to_fp32.py --safe_serialization)",
     ("*.gguf",): "it is GGUF: convert it first (from_pretrained(..., gguf_file=...), then save_pretrained)",
     ("*.bin", "*.pt*"): "pickles are never read: convert it first (model.save_pretrained)",
 }

@@ -278,7 +278,7 @@ class _Sketches:
         rewrites: list[Rewrite | None] = [None, None]
         if hypothesis and hypothesis.fault:
             rewrites[hypothesis.of_b] = hypothesis.fault.rewrite
-        sides = [(self.a, self.usable, rewrites[0]), (self.b, self.slots, rewrites[1])]
+        sides = [(self.a, self.known, rewrites[0]), (self.b, self.slots, rewrites[1])]
         own, others = (
             [sketch(rewrite(one) if rewrite else one) for one in (one_expert(bank, e) for e in numbers)]
             for bank, numbers, rewrite in sides

@@ -181,12 +181,14 @@ def _label_lines(
         _label(panel, 0.5, min(level, below - LABEL_DISTANCE), "ensemble of the endpoints", "black")
 
 
-def _label(panel: "Axes", x: float, y: float, text: str, colour: str, **style: Any) -> None:
+def _label(panel: "Axes", x: float, y: float, text: str, colour: str, fontweight: str = "normal") -> None:
     from matplotlib.patheffects import withStroke
 
     halo = [withStroke(linewidth=3, foreground="white")]
-    style = {"ha": "center", "va": "center", "fontsize": "small", "zorder": 4} | style
-    panel.text(x, y, text, color=colour, transform=panel.transAxes, path_effects=halo, **style)
+    panel.text(
+        x, y, text, color=colour, transform=panel.transAxes, path_effects=halo, fontweight=fontweight,
+        ha="center", va="center", fontsize="small", zorder=4,
+    )  # fmt: skip
 
 
 def _apart(heights: Sequence[float]) -> list[float]:

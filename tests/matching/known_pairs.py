@@ -97,9 +97,7 @@ def known_pairs(layer: MoeLayer, fresh: MoeLayer, seed: int) -> dict[str, KnownP
             "in_place",
             reference=with_experts(layer, changed(layer, zero, 0), (0,)),
         ),
-        "two experts swapped, with their router rows": pair(
-            act(_swap(layer), near), "aligned"
-        ),
+        "two experts swapped, with their router rows": pair(act(_swap(layer), near), "aligned"),
         "upcycled, noise 0": pair(upcycled(0.0, 1), "in_place", reference=upcycled(0.0, 1)),
         **{
             f"upcycled twice, noise {noise}": pair(
