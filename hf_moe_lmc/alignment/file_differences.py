@@ -60,8 +60,9 @@ def _difference(a: Any, b: Any) -> str | None:
     if a == b:
         return None
     if isinstance(a, dict) and isinstance(b, dict):
-        tokens, others = a.get("tokens", a), b.get("tokens", b)
-        for token in sorted(tokens.keys() | others.keys()):
+        known = (a.get("tokens"), b.get("tokens"))
+        tokens, others = known if all(isinstance(part, dict) for part in known) else (a, b)
+        for token in sorted(tokens.keys() | others.keys(), key=str):
             if (number := tokens.get(token)) != (number_other := others.get(token)):
                 return f" (token {token!r} is {number} in the reference, {number_other} in the other)"
         part = min(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))

@@ -14,7 +14,7 @@ from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import max_abs, output_folder, sync
+from hf_moe_lmc.checkpoints import OF_A_CARD, max_abs, output_folder, sync
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
 
@@ -99,7 +99,7 @@ def align_into(
         "versions": versions(),
     }
     paths = [path for side in pair.models for path in side.paths]
-    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, SAVED_FILES)
+    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, (*SAVED_FILES, *OF_A_CARD))
     with folder if processes().is_main_process else nullcontext() as staged:
         (kept,) = broadcast_object_list([staged.scratch if staged else None])
         # On another machine the folder may not exist; layers are then aligned there again.

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hf_moe_lmc.checkpoints import HubOptions
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
+PLOT_FORMATS = (".png", ".svg", ".pdf")
 
 Run = Callable[[argparse.Namespace], CommandResult | None]
 """Runs a command; None where another process reports."""
@@ -44,9 +45,14 @@ def add_pair(command: argparse.ArgumentParser) -> None:
 def add_hub(command: argparse.ArgumentParser) -> None:
     """Access to the Hub, of all models of a command."""
     hub = command.add_argument_group("Hub")
-    hub.add_argument("--token", help="of the Hub (default: that of `hf auth login` or HF_TOKEN)")
+    add_token(hub)
     hub.add_argument("--cache-dir", metavar="FOLDER", help="of downloads (default: that of the Hub's client)")
     hub.add_argument("--local-files-only", action="store_true", help="use the cache only, never the network")
+
+
+def add_token(command: Any) -> None:
+    """The token of the Hub."""
+    command.add_argument("--token", help="of the Hub (default: that of `hf auth login` or HF_TOKEN)")
 
 
 def add_output(command: argparse.ArgumentParser, result: str) -> None:
@@ -102,7 +108,37 @@ def size(text: str) -> int:
     """Bytes of a size such as 4GB or 512MiB."""
     from accelerate.utils import convert_file_size_to_int
 
-    return convert_file_size_to_int(text)
+    try:
+        number = convert_file_size_to_int(text)
+    except (ValueError, OverflowError):
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4GB or 512MiB")
+    return number
+
+
+def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """Whole numbers from `least` to `most`, as the type of an argument."""
+
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return value
+
+    return number
+
+
+def plot_file(text: str) -> Path:
+    """A file that a plot can be written to."""
+    file = Path(text)
+    if file.suffix.lower() not in PLOT_FORMATS or not file.absolute().parent.is_dir():
+        formats = ", ".join(PLOT_FORMATS)
+        raise argparse.ArgumentTypeError(f"{text!r} is no file in an existing folder that ends in one of {formats}")
+    return file
 
 
 def hub_options(options: argparse.Namespace) -> "HubOptions":

@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .arguments import whole_number
+
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
@@ -28,14 +30,18 @@ def add_data(command: argparse.ArgumentParser, split: str, why: str, required: b
         "--dataset-revision", metavar="NAME", help="branch, tag or commit of a dataset on the Hub (default: main)"
     )
     data.add_argument("--split", default=split, help=f"split of the dataset (default: {split})")
-    data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
+    data.add_argument(
+        "--length", type=whole_number(1, 2**24), default=512, help="tokens of a block or a sequence (default: 512)"
+    )
     data.add_argument(
         "--calibration-examples",
-        type=int,
+        type=whole_number(0),
         default=CALIBRATION_EXAMPLES,
         help=f"{why} (default: {CALIBRATION_EXAMPLES})",
     )
-    data.add_argument("--batch-size", type=int, default=8, help="examples of a batch, per process (default: 8)")
+    data.add_argument(
+        "--batch-size", type=whole_number(1), default=8, help="examples of a batch, per process (default: 8)"
+    )
     return data
 
 

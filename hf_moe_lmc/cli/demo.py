@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from hf_moe_lmc.names import MoeVariant
 
-from .arguments import add_command
+from .arguments import add_command, whole_number
 from .results import CommandResult
 
 
@@ -21,7 +21,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "and measure the loss along all paths. Run again with the same --output, it does not train again.",
     )
     demo.add_argument("-o", "--output", metavar="FOLDER", type=Path, help="output folder (default: demo-VARIANT)")
-    demo.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)")
+    demo.add_argument(
+        "--seeds", type=whole_number(0), nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)"
+    )
     demo.add_argument(
         "--variant", choices=get_args(MoeVariant), default="sparse", help="how experts are combined (default: sparse)"
     )
