@@ -22,6 +22,9 @@ def describe_failure(error: Exception) -> tuple[str, int]:
     """(one line, exit code)."""
     if isinstance(error, MoeLmcError):
         return str(error), error.exit_code
+    if _is_of_another_process(error):
+        remedy = "see what it said, and run the same command again to go on"
+        return f"another process of this job has ended; {remedy}", INTERRUPTED
     if _is_of_the_network(error):
         return f"the Hub or the network failed: {one_line(str(error))}; try again later", HubError.exit_code
     if isinstance(error, OSError) and error.strerror:
@@ -29,6 +32,11 @@ def describe_failure(error: Exception) -> tuple[str, int]:
         place = one_line(str(error.filename or "the disk"))
         return f"{place}: {error.strerror}; {remedy} and try again", OutputError.exit_code
     return f"{type(error).__name__}: {one_line(str(error))}; this was not foreseen, see it with --debug", UNEXPECTED
+
+
+def _is_of_another_process(error: Exception) -> bool:
+    """Whether torch.distributed has lost one: its own errors, and plain ones of Gloo."""
+    return type(error).__name__.startswith("Dist") or (isinstance(error, RuntimeError) and "/gloo/" in str(error))
 
 
 def _is_of_the_network(error: Exception) -> bool:
