@@ -56,8 +56,8 @@ from hf_moe_lmc.alignment import (
     align_pair,
     aligned,
     mean,
+    merged,
     open_models,
-    repaired,
     temporarily_loaded,
 )
 from hf_moe_lmc.connectivity import (
@@ -246,7 +246,7 @@ def chain_of_all_data(
     """The midpoint under all repairs of `AUTOMATIC`, calibrated on all batches."""
     specs = pair.reference.layers
     statistics = gather_statistics(saved, mean(models, HALF), specs, batches)
-    return repaired(models, HALF, specs, AUTOMATIC, statistics)
+    return merged(models, HALF, specs, AUTOMATIC, statistics)
 
 
 def table(found: Sequence[dict]) -> str:

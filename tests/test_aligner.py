@@ -195,7 +195,7 @@ def test_every_route_computes_the_same(three, points, repairs, tmp_path):
     specs = alignable_layers(models[0])
     states = [model.state_dict() for model in models[:number]]
     symmetries = [alignment.symmetries for alignment in known[number]]
-    expected = [naive_merge(states, specs, point, repairs, symmetries) for point in shares]
+    expected = [naive_merge(states, specs, point, repairs, symmetries, gauge=True) for point in shares]
     first = None
     for route in ROUTES:
         places = along(route, models, folders, number)
@@ -240,6 +240,7 @@ def test_every_route_takes_a_dtype_and_a_layout(three, route, tmp_path):
         (0.7, 0.3),
         (),
         [alignment.symmetries for alignment in known[2]],
+        gauge=True,
     )
     in_memory = [merge(places[0], places[1:], dtype=dtype, **options) for dtype in (torch.float64, "float64")]
     for found in (type(models[0]).from_pretrained(wide), *in_memory):

@@ -32,7 +32,7 @@ from .metrics import check_metrics
 from .repair_choice import Calibrated, choose_repairs, repaired_name
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
-from .variants import VARIANTS, variant_weights
+from .variants import MATCHED, VARIANTS, variant_weights
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -120,13 +120,14 @@ def evaluate_path(
         chains = _single_repairs(settings.repairs, calibration)
         if "auto" in settings.repairs and calibration.batches and "aligned" in settings.variants:
             weights = variant_weights("aligned", pair, alignment, settings.seed)
-            calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
+            calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator, True)
             choice = choose_repairs(calibrated, (0.5, 0.5))
             chains = list(dict.fromkeys([*chains, choice.repairs]))
         for variant in VARIANTS:
             if variant == "naive" or variant in settings.variants:
                 weights = variant_weights(variant, pair, alignment, settings.seed)
-                calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
+                specs, gauge = pair.reference.layers, variant in MATCHED
+                calibrated = Calibrated(saved, [saved, weights], specs, calibration, accelerator, gauge)
                 evaluation.run(variant, calibrated, chains)
     curves = evaluation.curves
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:

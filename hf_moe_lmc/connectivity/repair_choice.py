@@ -8,7 +8,7 @@ from typing import Literal
 from accelerate import Accelerator
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.alignment import MergeRepairs, SavedWeights, Shares, Weights, mean, repaired
+from hf_moe_lmc.alignment import MergeRepairs, SavedWeights, Shares, Weights, merged
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import AUTOMATIC, LayerStatistics, needs_data
 from hf_moe_lmc.names import Repair
@@ -27,6 +27,7 @@ class Calibrated:
         specs: the Mixture-of-Experts layers.
         data: the calibration data, on the devices.
         accelerator: the processes; each does the same.
+        gauge: whether they are averaged in one gauge; see `hf_moe_lmc.alignment.merged`.
     """
 
     saved: SavedWeights
@@ -34,18 +35,19 @@ class Calibrated:
     specs: Sequence[MoeLayerSpec]
     data: CalibrationData
     accelerator: Accelerator
+    gauge: bool = False
     _statistics: dict[Shares, Mapping[str, LayerStatistics]] = field(default_factory=dict, init=False, repr=False)
 
     def weights(self, shares: Shares, repairs: Sequence[Repair] = ()) -> Weights:
         """The mean at some shares under repairs."""
         statistics = self.statistics(shares) if needs_data(repairs) and 1 not in shares else None
-        return repaired(self.models, shares, self.specs, repairs, statistics)
+        return merged(self.models, shares, self.specs, repairs, statistics, gauge=self.gauge)
 
     def statistics(self, shares: Shares) -> Mapping[str, LayerStatistics]:
         """Layer name -> its statistics in the mean at some shares."""
         if shares not in self._statistics:
             self._statistics.clear()  # tokens of one point at a time
-            statistics = gather_statistics(self.saved, mean(self.models, shares), self.specs, self.data.fitted)
+            statistics = gather_statistics(self.saved, self.weights(shares), self.specs, self.data.fitted)
             self._statistics[shares] = statistics
         return self._statistics[shares]
 

@@ -6,7 +6,8 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from hf_moe_lmc.alignment import Alignment, AlignmentConfig, CheckedModels, Weights, align_pair, aligned, mean
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.alignment import Alignment, AlignmentConfig, CheckedModels, Weights, align_pair, aligned, merged
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Variant
 
@@ -18,13 +19,16 @@ VARIANTS: Mapping[Variant, str] = {
 }
 """Variant of the other model -> its meaning."""
 
+MATCHED: tuple[Variant, ...] = ("units", "aligned")
+"""Variants that are averaged in one gauge; the others, as controls, as they are."""
+
 WeightPath = Callable[[float], Weights]
 """t in [0, 1] -> the weights of a model under module names; t = 0 is the reference, t = 1 the other."""
 
 
-def linear_path(reference: Weights, other: Weights) -> WeightPath:
-    """`t -> (1 - t) reference + t other`."""
-    return lambda t: mean([reference, other], (1 - t, t))
+def linear_path(reference: Weights, other: Weights, specs: Sequence[MoeLayerSpec] = ()) -> WeightPath:
+    """`t -> (1 - t) reference + t other`, the layers of `specs` in the free scales of the reference."""
+    return lambda t: merged([reference, other], (1 - t, t), specs, gauge=True)
 
 
 def variant_weights(variant: Variant, pair: CheckedModels, alignment: Alignment, seed: int) -> Weights:
