@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc import align, apply, cli, merge
+from hf_moe_lmc import align, apply, cli, compare, merge
 from hf_moe_lmc.alignment import load_model, open_model
 from hf_moe_lmc.alignment.random_rewrite import scramble
 from tests import families
@@ -51,6 +51,18 @@ def test_a_merge_is_that_of_the_dequantised_models(name, tmp_path):
     for key, tensor in a.state_dict().items():
         exact = torch.lerp(tensor.float(), aligned[key].float(), 0.25)
         assert torch.equal(merged[key], exact.to(merged[key].dtype)), key
+
+
+@pytest.mark.parametrize("name", ["fp8 blocks", "mxfp4"])
+def test_a_model_and_its_quantised_self_are_compared(name, tmp_path):
+    model = built(name)
+    model.save_pretrained(tmp_path / "a")
+    quantised(name, model, tmp_path / "b")
+    assert "B is A quantised: " in compare(tmp_path / "a", tmp_path / "b").sentences[0]
+    assert "A is B quantised: " in compare(tmp_path / "b", tmp_path / "a").sentences[0]
+    with torch.no_grad():
+        model.model.norm.weight.mul_(1.01)
+    assert "quantised" not in str(compare(model, tmp_path / "b").sentences)
 
 
 def outputs(name: str, model: PreTrainedModel) -> Tensor:
