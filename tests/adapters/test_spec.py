@@ -8,6 +8,7 @@ import torch
 from hf_moe_lmc.adapters import alignable_layers, moe_layers
 from hf_moe_lmc.adapters.families import FAMILIES
 from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
+from hf_moe_lmc.moe import act
 from tests import families
 from tests.adapters.test_discovery import LAYOUTS
 from tests.battery import CHANGED, PRESERVED
