@@ -1,4 +1,4 @@
-"""Hooks of the site (`mkdocs.yml`): the README is its first page; files outside docs/ that pages link to are part of it."""
+"""Hooks of the site (`mkdocs.yml`): the README is its first page; it holds files outside docs/ that pages link to."""
 
 from pathlib import Path
 
