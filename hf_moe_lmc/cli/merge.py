@@ -3,10 +3,11 @@
 import argparse
 from typing import TYPE_CHECKING, Any, get_args
 
-from hf_moe_lmc.names import Repair
+from hf_moe_lmc.names import Repair, Vocabulary
 
 from .arguments import (
     MODEL,
+    add_allowed,
     add_command,
     add_hub,
     add_matching,
@@ -68,6 +69,13 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "rescale and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, one "
         "model is loaded",
     )
+    add_allowed(merge)
+    merge.add_argument(
+        "--vocabulary",
+        choices=get_args(Vocabulary),
+        help="of models with other numbers of tokens, of which one extends the other: keep the tokens that all have, "
+        "or all; the result has the tokenizer and the settings of the model that has these",
+    )
     add_output(merge, "folder of the merge")
     add_writing(merge)
     add_matching(merge)
@@ -103,7 +111,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         alignment = None
         aligner.merge("none", **keywords)
     else:
-        aligner.check_output(options.output, options.overwrite)
+        aligner.check_merge(**keywords)
         alignment = aligner.align(alignment_config(options), device=options.device, memory=options.memory)
         # These weights were aligned a moment ago.
         aligner.merge(alignment, **keywords | {"allow_other_weights": True})
@@ -133,6 +141,8 @@ def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, A
         "dtype": torch_dtype(options.dtype),
         "overwrite": options.overwrite,
         "allow_other_weights": options.allow_other_weights,
+        "allow_difference": options.allow_difference,
+        "vocabulary": options.vocabulary,
         "device": options.device,
         "memory": options.memory,
     }

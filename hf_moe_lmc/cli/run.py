@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 from .failures import BROKEN_PIPE, INTERRUPTED, describe_failure
 from .parser import command_line
-from .results import RED, CommandResult, coloured
+from .results import RED, YELLOW, CommandResult, coloured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -23,6 +23,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with _libraries(options.verbose, options.quiet), _terminated_like_interrupted():
             result: CommandResult | None = options.run(options)
+            for warning in result.warnings if result else ():
+                sys.stderr.write(f"{coloured('warning:', YELLOW, sys.stderr)} {warning}\n")
             if result and options.json:
                 sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
             elif result and not options.quiet:
