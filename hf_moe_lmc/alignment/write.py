@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place, quantisation
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
+from hf_moe_lmc.progress import Progress
 
 from .config import versions
 from .opened_model import OpenedModel
@@ -220,9 +220,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _progress(steps: Sequence[Step], done: Container[str]) -> tqdm:
+def _progress(steps: Sequence[Step], done: Container[str]) -> Progress:
     total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s.name in done]))
-    return tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
+    return Progress(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
 
 
 def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) -> None:

@@ -44,7 +44,7 @@ def run(options: argparse.Namespace) -> CommandResult:
 
 
 def render(inspection: "Inspection", quantisation: str | None = None) -> str:
-    """The table, layers that differ in their number only in one row, and lines about the whole model."""
+    """Lines about the whole model, and the table; layers that differ in their number only are one row."""
     rows = [
         (
             name,
@@ -64,11 +64,9 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
     routed = sum(layer.router is not None for layer in inspection.layers)
     dense = f" and {len(inspection.layers) - routed} dense" if routed < len(inspection.layers) else ""
     lines = [
-        text_table(HEAD, rows),
-        "",
         f"{inspection.model_class}: {routed} Mixture-of-Experts{dense} layers, {_short(inspection.parameters)} "
         f"parameters, {_short(inspection.bytes)}B, 10^{inspection.log10_symmetries:.0f} expert orders, unit orders and "
-        "signs",
+        "signs"
     ]
     if inspection.unaligned:
         lines.append(f"dense, class not known: merged as they are: {', '.join(inspection.unaligned)}")
@@ -77,7 +75,7 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
             f"the weights are quantised ({quantisation}): only experts can be reordered; dequantise for all else; "
             "bytes are those after"
         )
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", text_table(HEAD, rows)]) + "\n"
 
 
 def fold(layers: Sequence["LayerInspection"]) -> list[tuple[str, "LayerInspection"]]:
