@@ -1,6 +1,8 @@
 """`hf-moe-lmc merge`."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from hf_moe_lmc.names import Repair, Vocabulary
@@ -24,6 +26,7 @@ from .results import CommandResult, describe_alignment, describe_plan
 
 if TYPE_CHECKING:
     from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.alignment import Alignment
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -69,6 +72,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "rescale and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, one "
         "model is loaded",
     )
+    merge.add_argument(
+        "--force", action="store_true", help="merge even if the verdict calls the experts of a layer unrelated"
+    )
     add_allowed(merge)
     merge.add_argument(
         "--vocabulary",
@@ -103,9 +109,11 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if options.dry_run:
         alignment = [None] * len(options.other) if options.alignment else alignment_config(options)
         return describe_plan(aligner.plan_merge(alignment, **keywords))
+    warnings: list[str] = []
     if options.alignment:
         alignments = [load_alignment(name, options) for name in options.alignment]
         alignment = alignments[0] if len(alignments) == 1 else None
+        warnings = _unrelated(alignments, options)
         aligner.merge(alignments, **keywords)
     elif options.expert_order == "none":
         alignment = None
@@ -113,13 +121,33 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     else:
         aligner.check_merge(**keywords)
         alignment = aligner.align(alignment_config(options), device=options.device, memory=options.memory)
+        warnings = _unrelated(alignment if isinstance(alignment, Sequence) else [alignment], options)
         # These weights were aligned a moment ago.
         aligner.merge(alignment, **keywords | {"allow_other_weights": True})
     if not processes().is_main_process:
         return None
     if alignment is None:
-        return CommandResult(f"Written to {options.output}\n", {"output": options.output})
-    return describe_alignment(alignment, options.other, options.output)
+        return CommandResult(f"Written to {options.output}\n", {"output": options.output}, warnings=warnings)
+    return replace(describe_alignment(alignment, options.other, options.output), warnings=warnings)
+
+
+def _unrelated(alignments: "Sequence[Alignment]", options: argparse.Namespace) -> list[str]:
+    """A warning for every model that has layers without any related expert.
+
+    Raises:
+        IncompatiblePairError: there is one, and no --force.
+    """
+    from hf_moe_lmc.errors import IncompatiblePairError
+
+    warnings = []
+    for name, alignment in zip(options.other, alignments, strict=False):
+        verdict = alignment.verdict()
+        if verdict and (number := verdict.counts.get("unrelated")):
+            layers = f"{number} of {len(verdict.layers)} layers of {name} hold no expert related to the reference's"
+            warnings.append(f"{layers}: their mean is neither")
+    if warnings and not options.force:
+        raise IncompatiblePairError(f"{'; '.join(warnings)}; to merge them all the same, --force")
+    return warnings
 
 
 def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, Any]:
