@@ -46,7 +46,7 @@ from .alignment import (
 from .alignment.live_weights import OnDevice
 from .alignment.merge import check_layers
 from .alignment.plan import both
-from .checkpoints import HubOptions, check_output, quantisation
+from .checkpoints import HubOptions, check_output
 from .connectivity import (
     VARIANTS,
     Calibrated,
@@ -140,7 +140,7 @@ class MoeAligner:
             IncompatiblePairError: classes, layers or tensors differ.
             BadInputError, UnsupportedArchitectureError, HubError: one of them cannot be used.
         """
-        return cls(open_models([reference, *others], hub, quantised=True))
+        return cls(open_models([reference, *others], hub))
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -262,7 +262,7 @@ class MoeAligner:
     ) -> None:
         """Raise what `merge` with the same arguments would raise before it aligns."""
         self._points(t, options.get("shares"))
-        self._check_mergeable(options)
+        self.models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
         if output is not None:
             paths = [path for model in self.models.models for path in model.paths]
             check_output(Path(output), paths, options.get("overwrite", False))
@@ -303,7 +303,7 @@ class MoeAligner:
         places, pair = points_of(points, t), self.models
         settings = PathSettings(variants, repairs, metrics, seed=seed, memory=memory)
         data_for_repairs = CalibrationData.of(calibration)
-        self._check_mergeable({"allow_difference": allow_difference})
+        pair.check_mergeable(allow_difference)
         if len(pair.others) != 1:
             raise BadInputError(f"a path has two models, not {len(pair.models)}")
         if isinstance(alignment, Alignment):
@@ -360,16 +360,6 @@ class MoeAligner:
         if len(points) < len(dict.fromkeys(t)) or not points:
             raise BadInputError(f"t is {list(t)}; give one value or several that differ by more than 1e-12")
         return points
-
-    def _check_mergeable(self, options: MergeOptions) -> None:
-        self.models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
-        for model in self.models.models:
-            if model.checkpoint and (method := quantisation(model.checkpoint.model.config)):
-                raise BadInputError(
-                    f"{model.name}: the weights are quantised ({method}), which lets experts be reordered (align, "
-                    "apply), but nothing be computed; load the model with dequantize=True in its quantisation config, "
-                    "and save it with save_original_format=False first"
-                )
 
     def _merge(self, alignment: GivenAlignment, options: MergeOptions) -> Merge:
         merge = partial(
@@ -468,7 +458,7 @@ def apply(
         IncompatiblePairError: the alignment was made for another model.
         BadInputError, UnsupportedArchitectureError, HubError, OutputError: the model or the output is unusable.
     """
-    opened = open_model(model, hub, quantised=output is not None)
+    opened = open_model(model, hub)
     if output is None:
         return load_aligned(opened, alignment, LoadOptions(dtype=dtype) if dtype else None, not allow_other_weights)
     write_aligned(
@@ -492,7 +482,7 @@ def plan_apply(
     **hub: Unpack[HubOptions],
 ) -> Plan:
     """Return the needs of `apply` with the same arguments."""
-    opened = open_model(model, hub, quantised=True)
+    opened = open_model(model, hub)
     check_output(Path(output), opened.paths, overwrite)
     return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite))
 
