@@ -74,7 +74,7 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
         for name, value in vars(cls).items()
         if isinstance(value, property) or (inspect.isfunction(value) and not name.startswith(("_", "validate")))
     ]
-    sources = [*(sys.modules.get(name) for name in own - {"builtins"}), *readers, *READERS]
+    sources: list[Any] = [*(sys.modules.get(name) for name in own - {"builtins"}), *readers, *READERS]
     try:
         read = READ_ALWAYS.union(*map(_names_in, sources))
     except (OSError, TypeError):  # typed by hand, made at run time, or compiled
