@@ -113,5 +113,6 @@ def _mean(row: dict, path: str) -> float:
 
 PLOTS: dict[str, Callable[[Table, Mapping[str, dict]], Figure | None]] = {
     "verification": plot_paths,
+    "language": plot_paths,
     "study": plot_study,
 }
