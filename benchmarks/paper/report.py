@@ -15,7 +15,7 @@ from hf_moe_lmc.merging import AUTOMATIC
 from .grid import GRID, Table, introduction, load_grid
 from .plots import PLOTS
 from .run import RUNS, holds
-from .tables import SHAPES, merging
+from .tables import SHAPES, accuracy_gains, merging
 
 
 def render(introduction: str, tables: Sequence[Table], rows: Mapping[str, dict], pictures: Mapping[str, str]) -> str:
@@ -30,7 +30,8 @@ def render(introduction: str, tables: Sequence[Table], rows: Mapping[str, dict],
     parts.append(
         "## Does merging pay?\n\nMidpoint or mean of predictions, minus the endpoints; below 0 is better in loss.\n"
     )
-    parts.append(merging([row for name, row in rows.items() if not name.startswith("study")]))
+    reported = [row for name, row in rows.items() if not name.startswith("study")]
+    parts += [accuracy_gains([row for row in reported if "+" not in row["cell"]["data"]]), merging(reported)]
     parts += [_not_run(tables, rows), _chosen_otherwise(rows)]
     return "\n".join(parts)
 

@@ -137,6 +137,20 @@ def merging(rows: Sequence[Row]) -> str:
     return markdown(head, lines)
 
 
+def accuracy_gains(rows: Sequence[Row]) -> str:
+    """A sentence: accuracy of midpoints and of the mean of predictions above the mean of the two endpoints."""
+    parts = []
+    for kind in ("mean of predictions", "auto", "auto + norms"):
+        gains = [100 * _above_mean(found, kind) for row in rows for found in _results(row)]
+        parts.append(f"{shown(kind)} {fmean(gains):+.2f} pp (largest {max(gains):+.2f})")
+    return f"Accuracy minus the mean of the endpoints', mean over {len(gains)} pairs: {', '.join(parts)}.\n"
+
+
+def _above_mean(found: dict, kind: str) -> float:
+    at = found["ensemble"] if kind == "mean of predictions" else found[kind]["midpoint"]
+    return at["accuracy"] - fmean([found["naive"]["accuracy"][0], found["naive"]["accuracy"][-1]])
+
+
 def markdown(head: Line, lines: Sequence[Line]) -> str:
     """A Markdown table; all columns but the first aligned to the right."""
     rules = ["---", *["---:"] * (len(head) - 1)]
