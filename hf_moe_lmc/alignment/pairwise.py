@@ -36,8 +36,7 @@ def align_pair(
     """Weight matching of two models: per layer the symmetry that brings the second close to the first.
 
     Checkpoints are read layer by layer; under `accelerate launch` or `torchrun` the processes, all of which must call
-    this, divide the layers of checkpoints and all get the same alignment. Of quantised checkpoints only the experts are
-    ordered, by their routers.
+    this, divide the layers of checkpoints and all get the same alignment.
 
     Args:
         pair: two models.

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place, quantisation
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
 from hf_moe_lmc.progress import Progress
@@ -236,8 +236,7 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
         (target / "config.json").write_bytes(_as_json(config))
     else:
-        quantised = quantisation(_skeleton(like).config) is not None
-        find_companions(like.source.folder, like.source.listed).copy(target, quantised)
+        find_companions(like.source.folder, like.source.listed).copy(target)
     if options.dtype:
         config = json.loads((target / "config.json").read_bytes())
         (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> CommandResult:
     from hf_moe_lmc.checkpoints import quantisation
 
     model = open_skeleton(options.model, hub_options(options))
-    inspection, method = inspect(model), quantisation(model.config)
+    inspection, method = inspect(model), (quantisation(model.config) or {}).get("quant_method")
     document = asdict(inspection) | {"log10_symmetries": inspection.log10_symmetries, "quantisation": method}
     return CommandResult(render(inspection, method), document)
 
@@ -71,10 +71,7 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
     if inspection.unaligned:
         lines.append(f"dense, class not known: merged as they are: {', '.join(inspection.unaligned)}")
     if quantisation:
-        lines.append(
-            f"the weights are quantised ({quantisation}): only experts can be reordered; dequantise for all else; "
-            "bytes are those after"
-        )
+        lines.append(f"the weights are quantised ({quantisation}); bytes are those after they are dequantised")
     return "\n".join([*lines, "", text_table(HEAD, rows)]) + "\n"
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -198,6 +199,7 @@ class _Work:
             missing_layers=tuple(self._missing_layers()),
             told=frozenset(tensor.name for tensor in self.tensors if self._is_of_missing_layer(tensor)),
             same_function=same,
+            quantised=self._quantised(),
         )
         return Comparison(
             self.a.name,
@@ -209,6 +211,10 @@ class _Work:
             same,
             pooled(scores) if scores else None,
         )
+
+    def _quantised(self) -> Literal["A", "B"] | None:
+        a, b = (bool(side.checkpoint and side.checkpoint.is_quantised) for side in (self.a, self.b))
+        return None if a == b else "A" if a else "B"
 
     def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
         if tensor.missing_in == "A":

@@ -52,7 +52,7 @@ def test_a_quantised_model_is_shown(tmp_path, capsys):
         ["model.layers.0-2.mlp", "1", "18432", "7168"],
         ["model.layers.3-60.mlp", "256", "2048", "7168"],
     ]
-    assert lines[1].startswith("the weights are quantised (fp8): only experts can be reordered; dequantise")
+    assert lines[1].startswith("the weights are quantised (fp8); bytes are those after")
     assert cli.main(["inspect", "--json", folder]) == 0
     assert json.loads(capsys.readouterr().out)["quantisation"] == "fp8"
 
