@@ -229,7 +229,7 @@ def test_every_route_aligns_on_the_way(three, config, tmp_path):
 
 @pytest.mark.parametrize("route", ROUTES)
 def test_every_route_takes_a_dtype_and_a_layout(three, route, tmp_path):
-    models, folders, known = three
+    models, folders, _ = three
     places, options = along(route, models, folders, 2), {"alignment": "none", "t": 0.3}
     wide = merge(places[0], places[1:], output=tmp_path / "out", dtype=torch.float64, layout="fused", **options)
     config = json.loads((wide / "config.json").read_text())
