@@ -25,6 +25,7 @@ import json
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import replace
@@ -48,6 +49,7 @@ from transformers import (
 )
 
 from hf_moe_lmc.alignment import (
+    Alignment,
     AlignmentConfig,
     CheckedModels,
     Weights,
@@ -202,26 +204,31 @@ def measured(
             saved.load(weights)
             return evaluate(reference, data, accelerator).loss
 
-        for variant, weights in variants(pair).items():
+        alignment = align_pair(pair, AlignmentConfig())
+        for variant, weights in variants(pair, alignment).items():
             models, gauge = [saved, weights], variant not in ("naive", "random")
             calibrated = Calibrated(saved, models, specs, CalibrationData(list(calibration)), accelerator, gauge)
             chosen[variant] = choose_repairs(calibrated, HALF, variant).repairs
             chains = {"": ()} | {f" + {repair}": (repair,) for repair in SINGLE if variant in REPAIRED}
             chains |= {" + auto": chosen[variant]}
+            if variant in REPAIRED:
+                chains |= {" + stronger": ("stronger",), " + stronger + auto": ("stronger", *chosen[variant])}
             losses |= {f"{variant}{name}": loss(calibrated.weights(HALF, chain)) for name, chain in chains.items()}
         both = [saved, pair.others[0].tensors]
         losses["endpoint experts"] = fmean(loss(endpoint_experts(both, HALF, specs, endpoint)) for endpoint in (0, 1))
         losses["pick"] = loss(picked_units(both, HALF, specs))
     above = {name: loss - fmean(endpoints) for name, loss in losses.items()}
-    return {"endpoint_loss": fmean(endpoints), "chosen": chosen, "above": above}
+    # The first layer is the re-initialised one.
+    evidence = next(layer.evidence for layer in alignment.layers.values() if layer.evidence)
+    verdict = {"label": evidence.label, "order_z": evidence.order_z, "z": [expert.z for expert in evidence.experts]}
+    return {"endpoint_loss": fmean(endpoints), "verdict": verdict, "chosen": chosen, "above": above}
 
 
-def variants(pair: CheckedModels) -> dict[str, Weights]:
+def variants(pair: CheckedModels, alignment: Alignment) -> dict[str, Weights]:
     """The other model as it is, aligned, and under controls."""
     (other,) = pair.others
     shuffled = CheckedModels((pair.reference, replace(other, tensors=shuffled_layers(other.tensors, other.layers))))
     names: tuple[Variant, ...] = ("naive", "random", "units", "aligned")
-    alignment = align_pair(pair, AlignmentConfig())
     return {
         **{variant: variant_weights(variant, pair, alignment, seed=0) for variant in names},
         "shuffled": variant_weights("aligned", shuffled, align_pair(shuffled, AlignmentConfig()), seed=0),
@@ -243,6 +250,11 @@ def table(found: Sequence[dict]) -> str:
         lines.append(_line(f"auto repaired {variant}", *map(str, counts)))
     lines.append(
         _line("loss of the endpoints", *(f"{fmean(r['endpoint_loss'] for r in own):.3f}" for own in cells.values()))
+    )
+    labels = (Counter(row["verdict"]["label"] for row in own) for own in cells.values())
+    lines.append(_line("verdicts", *(", ".join(f"{label} {n}" for label, n in found.items()) for found in labels)))
+    lines.append(
+        _line("least z of an expert", *(f"{min(min(r['verdict']['z']) for r in own):.0f}" for own in cells.values()))
     )
     lines.append(_line("pairs", *(str(len(own)) for own in cells.values())))
     return "\n".join(lines) + "\n"
