@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -68,7 +68,7 @@ def _draw_distances(panel: "Axes", alignment: Alignment) -> None:
     dots = "o" if len(layers) <= MOST_LABELS else None
     control = {place: evidence.random_distance for place in places if (evidence := layers[place].evidence)}
     if control:
-        style = {"marker": "_", "markersize": 14, "linestyle": "none"} if dots else {"linewidth": 1}
+        style: dict[str, Any] = {"marker": "_", "markersize": 14, "linestyle": "none"} if dots else {"linewidth": 1}
         panel.plot(list(control), list(control.values()), color=_RANDOM, label="a random order", **style)
     for colour, label in ((_BEFORE, "before"), (_AFTER, "after")):
         heights = [getattr(layer, f"distance_{label}") for layer in layers]
