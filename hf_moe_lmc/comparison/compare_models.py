@@ -1,5 +1,6 @@
 """Two whole models, layer by layer."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -16,7 +17,6 @@ from hf_moe_lmc.checkpoints import HubOptions, tied_names
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation
 
-from .chance import pooled
 from .comparison import Comparison
 from .correspondence import Correspondence
 from .experts import ExpertComparison, compare_experts
@@ -207,15 +207,8 @@ class _Work:
             evidence.tensors,
             related,
             same,
-            pooled(scores) if scores else None,
+            sum(scores) / math.sqrt(len(scores)) if scores else None,  # Stouffer
         )
-
-    def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
-        if tensor.missing_in == "A":
-            return self.correspondence.name_in_a(tensor.name) is None
-        stacks = self.correspondence.layers
-        lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
-        return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
 
     def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
         if tensor.missing_in == "A":

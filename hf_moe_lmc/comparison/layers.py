@@ -13,7 +13,7 @@ from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .experts import ExpertComparison, compare_experts, name_slots
-from .kinds import Kind
+from .fit import Kind
 from .packed import compare_packed_experts
 from .routers import RouterComparison, RouterVerdict, compare_routers, nearest_rows
 
@@ -78,11 +78,11 @@ def compare_layers(
     elif group.product_keys:
         experts, note = _compare_product_keys(a, b), None
     else:
-        experts, note = _compare_banks(a.experts, b.experts, group, getattr(spec_b.experts, "is_interleaved", False))
+        experts, note = _compare_banks(a.experts, b.experts, group)
     shared_group = SymmetryGroup(unit_signs=group.shared_unit_signs, unit_scale_degree=group.shared_unit_scale_degree)
     shared: list[ExpertComparison] = []
     if b.shared_experts is not None and a.shared_experts is not None:
-        shared, shared_note = _compare_banks(a.shared_experts, b.shared_experts, shared_group, False)
+        shared, shared_note = _compare_banks(a.shared_experts, b.shared_experts, shared_group)
         note = note or shared_note
     elif b.shared_experts is not None:
         shared = [ExpertComparison(slot, "unrelated") for slot in range(b.shared_experts.num_experts)]
@@ -113,9 +113,7 @@ def new_layer(spec: MoeLayerSpec) -> LayerComparison:
     )
 
 
-def _compare_banks(
-    a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool
-) -> tuple[list[ExpertComparison], str | None]:
+def _compare_banks(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> tuple[list[ExpertComparison], str | None]:
     if a.num_units == 0 or b.num_units == 0:
         side = "A" if a.num_units == 0 else "B"
         note = (
@@ -127,7 +125,7 @@ def _compare_banks(
         name = min(name for name in x.keys() | y.keys() if x.get(name) != y.get(name))
         note = f"{name} of an expert is {_shape(x.get(name))} in A and {_shape(y.get(name))} in B"
         return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
-    return compare_experts(a, b, group, is_interleaved), None
+    return compare_experts(a, b, group), None
 
 
 def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:

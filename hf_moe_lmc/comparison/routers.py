@@ -8,10 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hf_moe_lmc.matching import solve_assignment
+from hf_moe_lmc.matching import CERTAIN, matrix_similarity, solve_assignment
 from hf_moe_lmc.moe import Router, SymmetryGroup
-
-from .chance import RELATED, trace_test
 
 RouterVerdict = Literal["unmoved", "with experts", "without experts", "changed", "unrelated"]
 
@@ -128,9 +126,7 @@ def _is_related(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], order: list[
     if not kept:
         return False
     slots, rows = (torch.tensor(part) for part in zip(*kept, strict=True))
-    own, other = (part - part.mean(dim=1, keepdim=True) for part in (x[rows], y[slots]))
-    total, variance = trace_test(own, other)
-    return variance > 0 and total / math.sqrt(variance) > RELATED
+    return matrix_similarity(x[rows], y[slots]).z.item() >= CERTAIN
 
 
 def _fits(own: list[int], experts: list[int]) -> bool:
