@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place, quantisation
+from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
+from hf_moe_lmc.progress import Progress
 
 from .config import versions
 from .opened_model import OpenedModel
@@ -220,9 +220,9 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _progress(steps: Sequence[Step], done: Container[str]) -> tqdm:
+def _progress(steps: Sequence[Step], done: Container[str]) -> Progress:
     total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s.name in done]))
-    return tqdm(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
+    return Progress(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
 
 
 def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) -> None:
@@ -236,8 +236,7 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
         (target / "config.json").write_bytes(_as_json(config))
     else:
-        quantised = quantisation(_skeleton(like).config) is not None
-        find_companions(like.source.folder, like.source.listed).copy(target, quantised)
+        find_companions(like.source.folder, like.source.listed).copy(target)
     if options.dtype:
         config = json.loads((target / "config.json").read_bytes())
         (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))

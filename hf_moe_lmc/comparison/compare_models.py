@@ -3,10 +3,9 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -20,6 +19,7 @@ from hf_moe_lmc.alignment.opened_model import Model
 from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, find_source, meta_model, read_config, tied_names
 from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.symmetry import Permutation
 
 from .comparison import Comparison
@@ -53,7 +53,7 @@ def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: 
 def compare_opened(a: OpenedModel, b: OpenedModel) -> Comparison:
     """As `compare`, for models that are open already."""
     work = _Work(a, b, Correspondence.of(a, b))
-    with tqdm(
+    with Progress(
         total=sum(a.sizes.values()) + sum(b.sizes.values()),
         desc="comparing",
         unit="B",
@@ -78,7 +78,7 @@ class _Work:
     dense: list[ExpertComparison] = field(default_factory=list)
     seen_in_a: set[str] = field(default_factory=set)
 
-    def run(self, bar: tqdm) -> None:
+    def run(self, bar: Progress) -> None:
         seen_in_b: set[str] = set()
         own = {spec.name: spec for spec in self.a.layers}
         for spec in self.b.layers:
@@ -159,7 +159,7 @@ class _Work:
             kind = "moved" if moved.kind in ("identical", "rounded", "changed") else moved.kind
             self._add(replace(moved, kind=kind), is_router=True)
 
-    def _tensor(self, name: str, bar: tqdm) -> None:
+    def _tensor(self, name: str, bar: Progress) -> None:
         source = self.correspondence.name_in_a(name)
         if source is None or source not in self.a.sizes:
             if not (source and self._is_tied(self.a, source)):
@@ -202,6 +202,7 @@ class _Work:
             missing_layers=tuple(self._missing_layers()),
             told=frozenset(tensor.name for tensor in self.tensors if self._is_of_missing_layer(tensor)),
             same_function=same,
+            quantised=self._quantised(),
         )
         return Comparison(
             self.a.name,
@@ -213,6 +214,10 @@ class _Work:
             same,
             sum(scores) / math.sqrt(len(scores)) if scores else None,  # Stouffer
         )
+
+    def _quantised(self) -> Literal["A", "B"] | None:
+        a, b = (bool(side.checkpoint and side.checkpoint.is_quantised) for side in (self.a, self.b))
+        return None if a == b else "A" if a else "B"
 
     def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
         if tensor.missing_in == "A":
@@ -267,7 +272,7 @@ def _layer_list(numbers: Sequence[int]) -> str:
 def _open(model: Model, options: HubOptions | None = None) -> OpenedModel:
     """As `open_model`, and models without any Mixture of Experts, or with one that is not known: of these the MLPs."""
     try:
-        return open_model(model, options, quantised=True)
+        return open_model(model, options)
     except UnsupportedArchitectureError:
         if isinstance(model, nn.Module):
             return OpenedModel(type(model).__name__, model, LiveWeights(model), _dense_layers(model))
@@ -275,7 +280,7 @@ def _open(model: Model, options: HubOptions | None = None) -> OpenedModel:
             options, model = cast(HubOptions, {**(options or {}), **model.options}), model.name
         source = find_source(model, options)
         skeleton = meta_model(read_config(source.folder))
-        checkpoint = Checkpoint.open(source.folder, skeleton, quantised=True)
+        checkpoint = Checkpoint.open(source.folder, skeleton)
         return OpenedModel(source.name, skeleton, checkpoint, _dense_layers(skeleton), source)
 
 

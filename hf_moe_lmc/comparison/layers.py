@@ -6,11 +6,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from xxhash import xxh3_128
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.adapters.layouts import PackedExperts
-from hf_moe_lmc.checkpoints import tensor_bytes
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
@@ -74,9 +71,7 @@ def compare_layers(
     """
     a, b = spec_a.read(tensors_a), spec_b.read(tensors_b)
     group = b.group if a.router is None else a.group
-    if isinstance(spec_a.experts, PackedExperts) and isinstance(spec_b.experts, PackedExperts):
-        experts, note = _compare_packed_experts(spec_a.experts, tensors_a, spec_b.experts, tensors_b), None
-    elif group.product_keys:
+    if group.product_keys:
         experts, note = _compare_product_keys(a, b), None
     else:
         experts, note = _compare_banks(a.experts, b.experts, group)
@@ -115,51 +110,12 @@ def new_layer(spec: MoeLayerSpec) -> LayerComparison:
 
 
 def _compare_banks(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> tuple[list[ExpertComparison], str | None]:
-    if a.num_units == 0 or b.num_units == 0:
-        side = "A" if a.num_units == 0 else "B"
-        note = (
-            f"they are quantised in {side} only; dequantise it (load with dequantize=True and save) and compare again"
-        )
-        return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
     x, y = ({name: tuple(t.shape[1:]) for name, t in bank.tensors().items()} for bank in (a, b))
     if x != y:
         name = min(name for name in x.keys() | y.keys() if x.get(name) != y.get(name))
         note = f"{name} of an expert is {_shape(x.get(name))} in A and {_shape(y.get(name))} in B"
         return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
     return compare_experts(a, b, group), None
-
-
-def _compare_packed_experts(
-    layout_a: PackedExperts, a: Mapping[str, Tensor], layout_b: PackedExperts, b: Mapping[str, Tensor]
-) -> list[ExpertComparison]:
-    """What every quantised expert of B is: one of A bit for bit, scales included, or "changed" in its place.
-
-    Args:
-        layout_a, layout_b: which tensors hold the experts.
-        a, b: these tensors.
-    """
-    sources: dict[bytes, list[int]] = {}
-    for expert in range(layout_a.num_experts):
-        sources.setdefault(_digest(layout_a, a, expert), []).append(expert)
-    experts = []
-    for slot in range(layout_b.num_experts):
-        equal = sources.get(_digest(layout_b, b, slot), [])
-        if equal:
-            experts.append(ExpertComparison(slot, "identical", slot if slot in equal else equal[0]))
-        else:
-            experts.append(ExpertComparison(slot, "changed", slot if slot < layout_a.num_experts else None))
-    return name_slots(experts)
-
-
-def _digest(layout: PackedExperts, tensors: Mapping[str, Tensor], expert: int) -> bytes:
-    """Of all that is stored of an expert, under the names that do not hold its number."""
-    digest = xxh3_128()
-    stacked = [(name.removeprefix(layout.name), tensors[name][expert]) for name in layout.stacked]
-    listed = [(names[0].removeprefix(layout.name), tensors[names[expert]]) for names in layout.listed]
-    for name, tensor in sorted((*stacked, *listed), key=lambda pair: pair[0]):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor_bytes(tensor.cpu().contiguous()))
-    return digest.digest()
 
 
 def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:

@@ -168,7 +168,7 @@ def _column_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float
         return torch.linalg.vector_norm(matrices, dim=1, dtype=dtype)
     squares = matrices.new_zeros(matrices.shape[0], matrices.shape[2], dtype=dtype)
     for total, matrix in zip(squares, matrices, strict=True):
-        for block in matrix.split(_ROWS) if len(matrix) else ():  # quantised experts may hold no weights
+        for block in matrix.split(_ROWS):
             rows = block.to(dtype).square()
             while (half := len(rows) // 2) > 0:  # torch sums vectorised columns in another order than the last ones
                 if len(rows) % 2:
