@@ -58,8 +58,8 @@ def run(options: argparse.Namespace) -> CommandResult:
     return CommandResult(render(found, options.dtype, causes), document, EQUAL if found.equal else NOT_EQUAL)
 
 
-def render(found: "Verification", dtype: str) -> str:
-    """The verdict, a line for each kind of input, what else has changed, and the table of the layers."""
+def render(found: "Verification", dtype: str, causes: Sequence[str]) -> str:
+    """The verdict, its causes, a line for each kind of input, what else has changed, and the table of the layers."""
     rows = [
         (
             layer.name,
@@ -77,9 +77,10 @@ def render(found: "Verification", dtype: str) -> str:
     changed = f"changed outside these layers: {', '.join(found.changed_tensors)}\n" if found.changed_tensors else ""
     equal, colour = ("equal up to rounding", GREEN) if found.equal else ("NOT EQUAL", RED)
     verdict = coloured(equal, colour, sys.stdout)
+    lines = "".join(f"{line}\n" for line in causes)
     return (
         f"{verdict} (relative differences in {dtype}; tolerance {found.output_tolerance:.0e} for the median output, "
-        f"{found.block_tolerance:.0e} for layers)\n{outputs}{changed}\n{text_table(HEAD, rows)}\n"
+        f"{found.block_tolerance:.0e} for layers)\n{lines}{outputs}{changed}\n{text_table(HEAD, rows)}\n"
     )
 
 
