@@ -162,9 +162,9 @@ class _Banks:
 
     def _similarities(self, a: ExpertBank, b: ExpertBank, pairs: Sequence[tuple[int, int]]) -> NullTest:
         """Beside chance, by the measure of alignments."""
-        layers = (MoeLayer(None, bank, None, self.group) for bank in (a, b))
+        own, other = (MoeLayer(None, bank, None, self.group) for bank in (a, b))
         units = max(_UNITS, _ENTRIES // (3 * a.num_units * min(_HIDDEN, a.up_proj.shape[2])))
-        return expert_similarities(*layers, pairs, units, _HIDDEN)
+        return expert_similarities(own, other, pairs, units, _HIDDEN)
 
     def _try_fault(self, j: int, i: int, cosine: float, fault: Fault) -> None:
         """Match expert j to expert i under a fault, if that explains it."""

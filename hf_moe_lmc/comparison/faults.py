@@ -91,8 +91,8 @@ def find_row_fault(a: ExpertBank, b: ExpertBank) -> tuple[float, Fault]:
         a, b: banks of one gated expert.
     """
     both = (interleaved, joined, lambda x: interleaved(swapped(x)), lambda x: swapped(joined(x)))
-    rewrites = [("gate_up_swapped", swapped), *(("interleaving", rewrite) for rewrite in both)]
-    faults = [Fault(kind, rewrite, of_b) for kind, rewrite in rewrites for of_b in (False, True)]
+    faults = [Fault("gate_up_swapped", swapped, of_b=False)]  # its own inverse
+    faults += [Fault("interleaving", rewrite, of_b) for rewrite in both for of_b in (False, True)]
     cosines = [
         sum(float(x @ y) for x, y in zip(*map(_row_sketches, fault.apply(a, b)), strict=True)) for fault in faults
     ]
