@@ -12,7 +12,7 @@ from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import candidates, glimpsed_distances
-from .faults import Fault, find_row_fault, find_transpositions
+from .faults import PROJECTIONS, Fault, find_row_fault, find_transpositions
 from .fit import Fit, Kind, fit, one_expert, widened
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
@@ -86,10 +86,19 @@ class _Banks:
 
     def compare(self) -> list[ExpertComparison]:
         slots = range(self.b.num_experts)
+        states = [_state(one_expert(self.a, i)) for i in range(self.a.num_experts)]
+        self.known = [i for i, state in enumerate(states) if state is None]
+        zeros = [i for i, state in enumerate(states) if state == "zero"]
         for j in slots:
             if kind := _state(one_expert(self.b, j)):
                 self.results[j] = ExpertComparison(j, kind)
-        self.known = [e for e in range(self.a.num_experts) if _state(one_expert(self.a, e)) is None]
+                equal = [
+                    i for i in zeros if fit(one_expert(self.a, i), one_expert(self.b, j), self.group).change is None
+                ]
+                if equal:
+                    i = j if j in equal else equal[0]
+                    zeros.remove(i)
+                    self._record(j, i, Fit("identical", None), "in place")
         if self.known and self.a.num_units:
             self._recognise_in_place([j for j in slots if j not in self.results])
             self._match([j for j in slots if j not in self.results])
@@ -153,7 +162,7 @@ class _Banks:
 
     def _is_empty(self, j: int) -> bool:
         """Whether a projection of slot j is next to nothing beside those of A."""
-        for name in ("gate_proj", "up_proj", "down_proj"):
+        for name in PROJECTIONS:
             if (other := getattr(self.b, name)) is not None:
                 own = torch.stack([getattr(self.a, name)[i].float().norm() for i in self.known])
                 if other[j].float().norm() < _EMPTY * own.median():
@@ -227,12 +236,12 @@ def _scales_differ(a: ExpertBank, b: ExpertBank) -> bool:
 
 
 def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
-    """Whether an expert computes nothing, or nothing that is a number."""
+    """Whether a value is no number, or a projection has none but zeros."""
     extremes = [bound for tensor in expert.tensors().values() if tensor.numel() for bound in tensor.aminmax()]
     if not all(bool(bound.isfinite()) for bound in extremes):
         return "not_finite"
-    down = [part for part in (expert.down_proj, expert.down_bias) if part is not None and part.numel()]
-    return "zero" if down and not any(bool(part.any()) for part in down) else None
+    projections = [getattr(expert, name) for name in PROJECTIONS if getattr(expert, name) is not None]
+    return None if all(bool(projection.any()) for projection in projections) else "zero"
 
 
 def name_slots(experts: list[ExpertComparison]) -> list[ExpertComparison]:

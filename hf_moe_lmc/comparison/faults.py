@@ -14,6 +14,8 @@ from .candidates import sketch
 from .fit import one_expert
 
 FaultKind = Literal["gate_up_swapped", "interleaving", "transposed"]
+PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+
 Turn = Callable[[Tensor], Tensor]
 
 
@@ -91,7 +93,7 @@ def find_row_fault(a: ExpertBank, b: ExpertBank) -> tuple[float, Fault]:
         a, b: banks of one gated expert.
     """
     both = (interleaved, joined, lambda x: interleaved(swapped(x)), lambda x: swapped(joined(x)))
-    faults = [Fault("gate_up_swapped", swapped, of_b=False)]  # its own inverse
+    faults = [Fault("gate_up_swapped", swapped, of_b) for of_b in (False, True)]
     faults += [Fault("interleaving", rewrite, of_b) for rewrite in both for of_b in (False, True)]
     cosines = [
         sum(float(x @ y) for x, y in zip(*map(_row_sketches, fault.apply(a, b)), strict=True)) for fault in faults
@@ -118,7 +120,7 @@ def find_transpositions(
         known: the experts of A that are looked at.
         slots: those of B.
     """
-    parts = [name for name in ("gate_proj", "up_proj", "down_proj") if getattr(a, name) is not None]
+    parts = [name for name in PROJECTIONS if getattr(a, name) is not None]
     in_one = tuple(_IN_ONE) if a.gate_proj is not None else ()
     sides = [[_sketches(one_expert(bank, e), parts) for e in numbers] for bank, numbers in ((a, known), (b, slots))]
     own, others = ({name: torch.stack([one[name] for one in side]) for name in side[0]} for side in sides)
