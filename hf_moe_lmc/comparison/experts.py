@@ -92,9 +92,7 @@ class _Banks:
         for j in slots:
             if kind := _state(one_expert(self.b, j)):
                 self.results[j] = ExpertComparison(j, kind)
-                equal = [
-                    i for i in zeros if fit(one_expert(self.a, i), one_expert(self.b, j), self.group).change is None
-                ]
+                equal = [i for i in zeros if kind == "zero" and torch.equal(self.a.down_proj[i], self.b.down_proj[j])]
                 if equal:
                     i = j if j in equal else equal[0]
                     zeros.remove(i)
