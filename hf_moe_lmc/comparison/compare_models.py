@@ -101,10 +101,13 @@ class _Work:
                 self.tensors.append(TensorComparison(name, "missing", missing_in="B"))
 
     def _source(self, spec: MoeLayerSpec, own: Mapping[str, MoeLayerSpec]) -> MoeLayerSpec | None:
-        """The layer of A at the place of one of B: of that name, or else, of as many, of that number."""
+        """The layer of A at the place of one of B: of that name or block, or else, of as many, of that number."""
         name = self.correspondence.name_in_a(spec.name)
         if name in own:
             return own[name]
+        block = [layer for layer in own.values() if name and layer.name.rpartition(".")[0] == name.rpartition(".")[0]]
+        if len(block) == 1:
+            return block[0]
         if name is not None and len(self.a.layers) == len(self.b.layers):
             return self.a.layers[self.b.layers.index(spec)]
         return None
@@ -285,15 +288,15 @@ def _open(model: Model, options: HubOptions | None = None) -> OpenedModel:
 
 
 def _dense_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
-    """Every module called `mlp` with the linears of an MLP, as a layer without router.
+    """Every module with the linears of an MLP and nothing else that has weights, as a layer without router.
 
     Its class need not be known: nothing is rewritten, and what its units admit is asked of the other model.
     """
     layers = []
     for name, module in model.named_modules():
         linears = {child for child, part in module.named_children() if isinstance(part, nn.Linear)}
-        for gate, up, down in LINEARS if name.rpartition(".")[2] == "mlp" else ():
-            if linears == {linear for linear in (gate, up, down) if linear}:
+        for gate, up, down in LINEARS:
+            if linears and linears == {linear for linear in (gate, up, down) if linear}:
                 has_bias = module.get_submodule(down).bias is not None
                 layout = DenseMlp(name, up, down, gate, has_bias)
                 layers.append(MoeLayerSpec(name, None, layout, None, SymmetryGroup(fixed_experts=True)))

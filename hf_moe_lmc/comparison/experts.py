@@ -21,7 +21,8 @@ _FAULTY = 0.5  # cosine that experts must reach under a fault; half of it makes 
 _RATIO = 0.1  # difference in the logarithms of norms that shows other scales
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of a projection, relative to those of A, below which it is as good as zero
-_UNITS, _HIDDEN, _ENTRIES = 8, 128, 2**20  # what is looked at for a z: units, hidden coordinates; at least so much
+_GLANCE, _LOOK = (2, 64), (8, 128)  # units and hidden coordinates that z rests on: in place, and otherwise
+_ENTRIES = 2**20  # of the similarities of small experts, of which more units are looked at
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class ExpertComparison:
 
 
 def compare_experts(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> list[ExpertComparison]:
-    """What every expert of bank b is in terms of bank a, experts of the same shapes.
+    """What every expert of bank b is in terms of bank a, experts of the same shapes; kinds as if all were in place.
 
     Experts whose units stand at their places, in whatever slot, are recognised by a few rows and compared in one pass.
     Of all others, sketches that see no order, sign or scale tell which to match, units are matched exactly, and faults
@@ -72,7 +73,7 @@ def compare_experts(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> list[
         a, b: as stored; NaN and infinite values are allowed.
         group: what leaves the function of their units alone.
     """
-    return name_slots(_Banks(a, b, group).compare())
+    return _Banks(a, b, group).compare()
 
 
 @dataclass
@@ -119,7 +120,7 @@ class _Banks:
                 sources[j] = i
                 self._record(j, i, result, "in place")
         if sources:
-            scores = self._similarities(self.a, self.b, [(i, j) for j, i in sources.items()]).z.tolist()
+            scores = self._similarities(self.a, self.b, [(i, j) for j, i in sources.items()], _GLANCE).z.tolist()
             for j, z in zip(sources, scores, strict=True):
                 self.results[j] = replace(self.results[j], z=z)
 
@@ -167,11 +168,14 @@ class _Banks:
                     return True
         return False
 
-    def _similarities(self, a: ExpertBank, b: ExpertBank, pairs: Sequence[tuple[int, int]]) -> NullTest:
+    def _similarities(
+        self, a: ExpertBank, b: ExpertBank, pairs: Sequence[tuple[int, int]], look: tuple[int, int] = _LOOK
+    ) -> NullTest:
         """Beside chance, by the measure of alignments."""
         own, other = (MoeLayer(None, bank, None, self.group) for bank in (a, b))
-        units = max(_UNITS, _ENTRIES // (3 * a.num_units * min(_HIDDEN, a.up_proj.shape[2])))
-        return expert_similarities(own, other, pairs, units, _HIDDEN)
+        units, hidden = look
+        units = max(units, _ENTRIES // (3 * a.num_units * min(hidden, a.up_proj.shape[2])))
+        return expert_similarities(own, other, pairs, units, hidden)
 
     def _try_fault(self, j: int, i: int, cosine: float, fault: Fault) -> None:
         """Match expert j to expert i under a fault, if that explains it."""
@@ -240,18 +244,3 @@ def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
         return "not_finite"
     projections = [getattr(expert, name) for name in PROJECTIONS if getattr(expert, name) is not None]
     return None if all(bool(projection.any()) for projection in projections) else "zero"
-
-
-def name_slots(experts: list[ExpertComparison]) -> list[ExpertComparison]:
-    """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
-    named, held = [], set()
-    for expert in experts:
-        kind = expert.kind
-        if kind in ("identical", "rounded", "changed") and expert.source is not None:
-            if expert.source in held:
-                kind = "copied"
-            elif expert.source != expert.slot:
-                kind = "moved"
-        held.add(expert.source)
-        named.append(replace(expert, kind=kind))
-    return named
