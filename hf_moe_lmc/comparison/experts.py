@@ -12,7 +12,7 @@ from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import candidates, glimpsed_distances
-from .faults import PROJECTIONS, Fault, find_row_fault, find_transpositions
+from .faults import PROJECTIONS, Fault, find_row_faults, find_transpositions
 from .fit import Fit, Kind, fit, one_expert, widened
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
@@ -146,7 +146,8 @@ class _Banks:
         for j in filter(self._is_left, slots):
             i, cosine = rows[j]
             if self.a.gate_proj is not None and cosine > _FAULTY / 2:
-                self._try_fault(j, i, *find_row_fault(one_expert(self.a, i), one_expert(self.b, j)))
+                for agreement, fault in find_row_faults(one_expert(self.a, i), one_expert(self.b, j)):
+                    self._try_fault(j, i, agreement, fault)
         if self.group.unit_order and (left := [j for j in slots if self._is_left(j)]):
             for one in find_transpositions(self.a, self.b, self.known, left):
                 self._try_fault(*one)

@@ -14,6 +14,7 @@ from .candidates import sketch
 from .fit import one_expert
 
 FaultKind = Literal["gate_up_swapped", "interleaving", "transposed"]
+_EQUAL = 0.01  # difference of cosines of sketches that says nothing
 PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
 
 Turn = Callable[[Tensor], Tensor]
@@ -86,8 +87,10 @@ def joined(experts: ExpertBank) -> ExpertBank:
     return _on_gate_up(experts, lambda gate, up: _alternate(_joined(gate, up)))
 
 
-def find_row_fault(a: ExpertBank, b: ExpertBank) -> tuple[float, Fault]:
-    """The mistake of rows of gate_proj for those of up_proj under which two experts agree most, with the cosine.
+def find_row_faults(a: ExpertBank, b: ExpertBank) -> list[tuple[float, Fault]]:
+    """The mistakes of rows of gate_proj for those of up_proj under which two experts agree most, with the cosine.
+
+    Two, where the agreement does not tell whether the fault or the signs of units came first.
 
     Args:
         a, b: banks of one gated expert.
@@ -95,11 +98,11 @@ def find_row_fault(a: ExpertBank, b: ExpertBank) -> tuple[float, Fault]:
     both = (interleaved, joined, lambda x: interleaved(swapped(x)), lambda x: swapped(joined(x)))
     faults = [Fault("gate_up_swapped", swapped, of_b) for of_b in (False, True)]
     faults += [Fault("interleaving", rewrite, of_b) for rewrite in both for of_b in (False, True)]
-    cosines = [
-        sum(float(x @ y) for x, y in zip(*map(_row_sketches, fault.apply(a, b)), strict=True)) for fault in faults
-    ]
-    best = max(range(len(faults)), key=cosines.__getitem__)
-    return cosines[best] / 2, faults[best]
+    cosines = []
+    for fault in faults:
+        own, other = map(_row_sketches, fault.apply(a, b))
+        cosines.append(sum(float(x @ y) for x, y in zip(own, other, strict=True)) / 2)
+    return [(cosine, fault) for cosine, fault in zip(cosines, faults, strict=True) if cosine > max(cosines) - _EQUAL]
 
 
 def _row_sketches(expert: ExpertBank) -> list[Float[Tensor, " n"]]:
