@@ -1,5 +1,7 @@
 """The orchestrator: models, their alignment, and every workflow on them. The command line and the demo call it."""
 
+from __future__ import annotations  # `help` shows names of types instead of all that they stand for
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -377,7 +379,25 @@ def align(
     memory: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> Alignment | MutualAlignment:
-    """Align one model, or several, to `reference`: `MoeAligner.from_pretrained(...).align(config, ...)`."""
+    """Match the experts and units of one model, or of several, to those of `reference`; see `MoeAligner.align`.
+
+    `align("A", "B")` needs no data and changes neither model; checkpoints are read layer by layer.
+
+    Args:
+        reference, other: folders, repositories on the Hub (`org/model@revision`), or live models.
+        config: the expert order ("auto", "gate", "gram", "joint", "units"), or an `AlignmentConfig`.
+        output: a new folder for the alignment.
+        overwrite: whether an earlier output may be replaced.
+        device: where layers are matched, such as "cuda:1".
+        memory: bytes that one layer of both models, and all that is computed from it, may take.
+        hub: revision, subfolder, token, cache_dir, local_files_only.
+
+    Returns:
+        an `Alignment`; of several models a `MutualAlignment`.
+
+    Raises:
+        As `MoeAligner.from_pretrained` and `MoeAligner.align`.
+    """
     aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
     return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
 
@@ -391,7 +411,24 @@ def merge(
     output: str | Path | None = None,
     **options: Unpack[Keywords],
 ) -> Merged:
-    """Merge `reference` and one model, or several: `MoeAligner.from_pretrained(...).merge(alignment, t, ...)`."""
+    """Average `reference` and one model, or several, aligned: `(1 - t) reference + t other`; see `MoeAligner.merge`.
+
+    `merge("A", "B", output="merged")` aligns first and writes a checkpoint; without `output` it returns a model.
+
+    Args:
+        reference, other: folders, repositories on the Hub (`org/model@revision`), or live models; none is changed.
+        alignment: from `align`; or the expert order to align by first; "none" averages the models as they are.
+        t: 0 is the reference, 1 the other, by default 0.5; several make several merges.
+        output: a new folder.
+        options: `shares`, `repairs`, `calibration`, `dtype`, `layout`, `overwrite`, `device`, `memory` and others of
+            `MergeOptions`; and revision, subfolder, token, cache_dir, local_files_only.
+
+    Returns:
+        the folder `output`; without it a model, or one for each t.
+
+    Raises:
+        As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
+    """
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
     aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
     return aligner.merge(alignment, t, output=output, **cast(MergeOptions, options))

@@ -21,7 +21,8 @@ DRAWS = 16
 CERTAIN = 6.0
 """The z from which on weights are related: Student's t of 15 degrees of freedom exceeds it once in 80,000."""
 
-_ROWS = 64
+_ROWS = 64  # of a product at least, and
+_COSINES = 2**18  # so many entries where rows are short: what follows the product stays in the cache
 _ROUNDING = 1e-6  # of a similarity of at most 1
 
 
@@ -195,7 +196,8 @@ def _similarities(
 ) -> Float[Tensor, "n k"]:
     """Weighted means of the greatest cosines of sampled units with the units of one expert, for all permutations."""
     parts = [torch.cat([getattr(sample, name).flatten(0, 1) for sample in samples]) for name in ("kept", "signed")]
-    blocks = zip(*(part.split(_ROWS) for part in parts), strict=True)
+    rows = max(_ROWS, _COSINES // max(1, len(kept)))
+    blocks = zip(*(part.split(rows) for part in parts), strict=True)
     best = torch.cat([(a @ kept.T + (b @ signed.T).abs()).amax(dim=1) for a, b in blocks])
     empty = not (kept.any() or signed.any())
     means = []

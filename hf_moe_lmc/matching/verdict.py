@@ -242,12 +242,14 @@ def _z_scores(
     every = list(dict.fromkeys([*pairs, *table]))
     routers = router_similarities(a, b) if choice else None
     z, shared_z, order_z = [], [], None
-    for look in _LOOKS:
-        similarities = expert_similarities(a, b, every, *_look(a.experts, *look))
+    # Small experts are looked at whole, once.
+    looks = {tuple(_look(bank, *look) for bank in (a.experts, a.shared_experts) if bank): None for look in _LOOKS}
+    for own, *common in looks:
+        similarities = expert_similarities(a, b, every, *own)
         z = similarities.select(range(len(pairs))).z.tolist()
         if a.shared_experts is not None:
-            own = [(e, e) for e in range(a.shared_experts.num_experts)]
-            shared_z = expert_similarities(a, b, own, *_look(a.shared_experts, *look), shared=True).z.tolist()
+            same = [(e, e) for e in range(a.shared_experts.num_experts)]
+            shared_z = expert_similarities(a, b, same, *common[0], shared=True).z.tolist()
         if choice:
             gains = [_order_test(similarities.select(map(every.index, table)), len(tested))]
             gains += [routers.order_gain(order)] if routers else []
@@ -259,8 +261,8 @@ def _z_scores(
 
 def _look(experts: ExpertBank, units: int, hidden: int) -> tuple[int, int]:
     """More units of small experts than of large ones."""
-    size = 3 * experts.num_units * min(hidden, experts.up_proj.shape[2])
-    return max(units, _ENTRIES // size), hidden
+    hidden = min(hidden, experts.up_proj.shape[2])
+    return min(experts.num_units, max(units, _ENTRIES // (3 * experts.num_units * hidden))), hidden
 
 
 def _order_test(table: NullTest, size: int) -> NullTest:
