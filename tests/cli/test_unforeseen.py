@@ -91,7 +91,7 @@ def copied(folder: Path, name: str) -> Path:
 @given(draw=st.data())
 def test_settings(folder, capsys, draw):
     model = copied(folder, "b")
-    files = ["config.json"] * 6 + ["vocab.json", "tokenizer_config.json", "generation_config.json"]
+    files = ["config.json"] * 6 + ["vocab.json", "vocab.json", "tokenizer_config.json", "generation_config.json"]
     break_json(draw, model / draw.draw(st.sampled_from(files)))
     foreseen(capsys, folder, "merge", folder / "a", model, "--expert-order", "gate", "-o", folder / "out")
 
