@@ -80,7 +80,8 @@ def read_alignment(folder: Path) -> Parts:
         return (
             layers,
             _config(config),
-            *(None if record is None else of_record(ModelRecord, record) for record in (reference, other)),
+            None if reference is None else of_record(ModelRecord, reference),
+            None if other is None else of_record(ModelRecord, other),
         )
     except KeyError as error:
         raise BadInputError(f"{folder} does not hold an alignment: {error.args[0]} is missing") from None
