@@ -44,15 +44,15 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         nargs="+",
         choices=get_args(Variant),
         default=get_args(Variant),
-        help="of the other model; naive is always there (default: all)",
+        help="which paths; naive is always there (default: all)",
     )
     evaluate.add_argument(
         "--repair",
         nargs="+",
         choices=(*get_args(Repair), "auto"),
         default=("norms", "rescale", "auto"),
-        help="which repairs, each on every path; auto: those of norms, gram and moments that together give "
-        "the aligned midpoint its lowest loss on calibration examples that no repair was calibrated on "
+        help="which repairs, each on every path; auto: norms, gram and moments, one after the other, where they "
+        "lower the midpoint's loss on calibration examples that they were not calibrated on "
         "(default: norms rescale auto)",
     )
     evaluate.add_argument(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from hf_moe_lmc.alignment.alignment_plot import MOST_LABELS, short_names, shown_ticks
 
 from .comparison import Comparison
-from .kinds import Kind
+from .fit import Kind
 from .layers import LayerComparison
 
 if TYPE_CHECKING:
