@@ -45,7 +45,7 @@ MISTAKES = [
     ("align a b -o a", 5, ["a"]),
     ("apply alignment c -o out", 4, ["--allow-other-weights"]),
     ("apply newer b -o out", 3, ["install a newer hf_moe_lmc"]),
-    ("merge a b --alignment b -o out", 3, ["b does not hold an alignment"]),
+    ("merge a b --alignment b -o out", 3, ["b holds a model and no alignment"]),
     ("push a org/x --dry-run", 3, ["give a folder that merge, apply or align wrote"]),
 ]
 
