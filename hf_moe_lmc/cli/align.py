@@ -35,8 +35,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_matching(align)
     align.add_argument(
         "--plot",
-        metavar="FILE",
         type=plot_file,
+        metavar="FILE",
         help="plot the distances of all layers, and the similarity of the first one's experts",
     )
     add_hub(align)

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from hf_moe_lmc.alignment import Alignment, AlignmentConfig
     from hf_moe_lmc.checkpoints import HubOptions
 
+MOST = 2**31 - 1
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
-PLOT_FORMATS = (".png", ".svg", ".pdf")
+
+PLOTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
 Run = Callable[[argparse.Namespace], CommandResult | None]
 """Runs a command; None where another process reports."""
@@ -116,6 +118,29 @@ def add_matching(command: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number that is not less than `least`."""
+
+    def whole_number(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        if number > MOST:
+            raise argparse.ArgumentTypeError(f"{number} is more than {MOST}")
+        return number
+
+    return whole_number
+
+
+def plot_file(text: str) -> Path:
+    """The file of a plot, in a folder that exists and a format that matplotlib writes."""
+    file = Path(text)
+    if file.suffix.lower() not in PLOTS:
+        raise argparse.ArgumentTypeError(f"{text} ends in none of {', '.join(PLOTS)}")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}; make it first")
+    return file
+
+
 def size(text: str) -> int:
     """Bytes of a size such as 4GB or 512MiB."""
     from accelerate.utils import convert_file_size_to_int
@@ -127,30 +152,6 @@ def size(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4GB or 512MiB")
     return number
-
-
-def whole_number(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
-    """Whole numbers from `least` to `most`, as the type of an argument."""
-
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
-        return value
-
-    return number
-
-
-def plot_file(text: str) -> Path:
-    """A file that a plot can be written to."""
-    file = Path(text)
-    if file.suffix.lower() not in PLOT_FORMATS or not file.absolute().parent.is_dir():
-        formats = ", ".join(PLOT_FORMATS)
-        raise argparse.ArgumentTypeError(f"{text!r} is no file in an existing folder that ends in one of {formats}")
-    return file
 
 
 def hub_options(options: argparse.Namespace) -> "HubOptions":

@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from .arguments import whole_number
+from .arguments import at_least
 
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
@@ -36,18 +36,14 @@ def add_data(command: argparse.ArgumentParser, split: str, why: str, required: b
         help="column of the text, or of conversations for the tokenizer's chat template (default: text, content, "
         "messages or conversations)",
     )
-    data.add_argument(
-        "--length", type=whole_number(1, 2**24), default=512, help="tokens of a block or a sequence (default: 512)"
-    )
+    data.add_argument("--length", type=at_least(2), default=512, help="tokens of a block or a sequence (default: 512)")
     data.add_argument(
         "--calibration-examples",
-        type=whole_number(0),
+        type=at_least(0),
         default=CALIBRATION_EXAMPLES,
         help=f"{why} (default: {CALIBRATION_EXAMPLES})",
     )
-    data.add_argument(
-        "--batch-size", type=whole_number(1), default=8, help="examples of a batch, per process (default: 8)"
-    )
+    data.add_argument("--batch-size", type=at_least(1), default=8, help="examples of a batch, per process (default: 8)")
     return data
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from hf_moe_lmc.names import MoeVariant
 
-from .arguments import add_command, whole_number
+from .arguments import add_command, at_least
 from .results import CommandResult
 
 
@@ -24,7 +24,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     demo.add_argument("-o", "--output", metavar="FOLDER", type=Path, help="output folder (default: demo-VARIANT)")
     demo.add_argument(
-        "--seeds", type=whole_number(0), nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)"
+        "--seeds", type=at_least(0), nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)"
     )
     demo.add_argument(
         "--variant", choices=get_args(MoeVariant), default="sparse", help="how experts are combined (default: sparse)"

@@ -13,11 +13,11 @@ from .arguments import (
     add_command,
     add_hub,
     add_pair,
+    at_least,
     hub_options,
     load_alignment,
     size,
     torch_dtype,
-    whole_number,
 )
 from .data import add_data, add_loading, calibration_data, examples_of, load_options
 from .results import CommandResult
@@ -49,10 +49,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "examples that are set apart, and not evaluated on, to calibrate temperatures and repairs and to choose "
         "repairs; 0 leaves all that out",
     )
-    data.add_argument("--max-examples", type=whole_number(1), help="evaluate on so many examples (default: all)")
-    evaluate.add_argument(
-        "--points", type=whole_number(3, 10_000), default=11, help="points of every path (default: 11)"
-    )
+    data.add_argument("--max-examples", type=at_least(2), help="evaluate on so many examples (default: all)")
+    evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
     evaluate.add_argument(
         "--variants",
         nargs="+",
@@ -86,7 +84,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "disk at every point (default: 0, from disk)",
     )
     evaluate.add_argument(
-        "--seed", type=whole_number(0), default=0, help="of the random element and the bootstrap (default: 0)"
+        "--seed", type=at_least(0), default=0, help="of the random element and the bootstrap (default: 0)"
     )
     add_allowed(evaluate)
     add_hub(evaluate)
@@ -97,8 +95,10 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     from hf_moe_lmc.aligner import MoeAligner
     from hf_moe_lmc.alignment import accelerator_of_all
     from hf_moe_lmc.checkpoints import check_output, output_folder
+    from hf_moe_lmc.connectivity import points_of
     from hf_moe_lmc.connectivity.report import REPORT_FILES, REPORT_NAME
 
+    points_of(options.points)
     given = (options.reference, options.other, options.alignment, options.dataset)
     inputs = [Path(name) for name in given if name and os.path.exists(name)]
     check_output(options.output, inputs, options.overwrite, REPORT_NAME, REPORT_FILES)
