@@ -233,9 +233,11 @@ class _Work:
         """Differences of the configurations that change the function, but for sizes, which the weights show."""
         if type(self.a.model) is not type(self.b.model):
             return (f"A is a {type(self.a.model).__name__}, B a {type(self.b.model).__name__}",)
-        harmful, _ = config_differences(*(getattr(side.model, "config", None) or {} for side in (self.a, self.b)))
-        words = (text.replace(" in the reference", " in A").replace(" in the other", " in B") for text in harmful)
-        return tuple(text for text in words if not _is_size(text.partition(" ")[0]))
+        return tuple(
+            difference.text.replace(" in the reference", " in A").replace(" in the other", " in B")
+            for difference in config_differences(self.a.model, self.b.model)
+            if difference.harmful and not _is_size(difference.name)
+        )
 
     def _missing_layers(self) -> Iterator[str]:
         for stack, numbers in self.correspondence.layers.items():
