@@ -23,7 +23,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     compare.add_argument("a", metavar="A", help=MODEL)
     compare.add_argument("b", metavar="B", help="the model to be described in terms of A")
     compare.add_argument("--table", action="store_true", help="a row for every expert and every tensor")
-    compare.add_argument("--plot", type=plot_file, metavar="FILE", help="a picture: layers down, experts across")
+    compare.add_argument("--plot", type=plot_file, metavar="FILE", help="plot it: layers down, experts across")
     compare.add_argument(
         "--exit-code", action="store_true", help="exit with 1 unless both compute the same function, as git diff does"
     )
