@@ -1,10 +1,9 @@
 """Adds to one base what a fine-tune of another base learned: `BASE + scale (FINE_TUNE - OTHER_BASE)`, aligned.
 
     python examples/add_delta.py base other-base fine-tune-of-other-base --output added
-    hf-moe-lmc merge base fine-tune other-base --alignment al al --shares 1 1 -1 --extrapolate --allow-other-weights -o added
 
-The second line is the same on the command line, `al` being the folder of `hf-moe-lmc align base other-base -o al`. The
-two bases are aligned once; the fine-tune, which is in the order of its own base, takes the same alignment.
+The two bases are aligned once; the fine-tune, which is in the order of its own base, takes the same alignment. The same
+on the command line is in docs/on-a-base.md.
 """
 
 import sys
