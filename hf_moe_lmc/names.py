@@ -11,8 +11,8 @@ Layout = Literal["kept", "original", "fused"]
 Repair = Literal["norms", "gram", "moments", "rescale", "router"]
 """Repairs of an average; see `hf_moe_lmc.merging.REPAIRS`."""
 
-Variant = Literal["naive", "random", "units", "aligned"]
-"""Variants of the other model that a path is evaluated for; see `hf_moe_lmc.connectivity.VARIANTS`."""
+Variant = Literal["naive", "random", "units", "aligned", "pick", "reference_experts", "other_experts"]
+"""Paths between two models, controls included; see `hf_moe_lmc.connectivity.VARIANTS`."""
 
 MoeVariant = Literal["dense", "sparse", "shared"]
 """Ways to combine experts in the paper's models; see `hf_moe_lmc.modeling.MoeFields`."""

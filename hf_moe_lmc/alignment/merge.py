@@ -21,7 +21,7 @@ from .job import processes
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
-from .weights import Weights, aligned, repaired, shared, verified
+from .weights import Weights, aligned, merged, shared, verified
 from .write import Finish, Output, WriteOptions, write_checkpoints
 
 Alignments = Sequence[Alignment | None]
@@ -118,6 +118,11 @@ class Merge:
         """Layer name -> symmetry, of every other model."""
         return [alignment.symmetries if alignment else {} for alignment in self.alignments]
 
+    @property
+    def in_gauge(self) -> bool:
+        """Whether models take the free scales of the first; without any alignment they are averaged as they are."""
+        return any(self.alignments)
+
     def write(
         self,
         folder: Path,
@@ -200,7 +205,7 @@ class Merge:
         self, inputs: Sequence[Weights], shares: Shares, repairs: MergeRepairs, dtype: torch.dtype | None
     ) -> Weights:
         specs, statistics = self.models.reference.layers, repairs.statistics.get(shares)
-        return repaired(inputs, shares, specs, repairs.repairs, statistics, dtype)
+        return merged(inputs, shares, specs, repairs.repairs, statistics, dtype, gauge=self.in_gauge)
 
     def like(self, shares: Shares) -> OpenedModel:
         """The model that the merge is like: the first with a share, so that at t = 1 it is the other model."""

@@ -23,7 +23,7 @@ COLOURS = {
 """Variant of the other model -> colour (Okabe and Ito, for colour-blind eyes); `REST` for any other."""
 
 REST = "#009e73"
-CONTROLS = ("random", "shuffled")
+CONTROLS = ("random", "shuffled", "pick", "reference_experts", "other_experts")
 """Variants that do not stretch the axes; faint, as are the repairs of what was not aligned."""
 
 DASHES: dict[str, Any] = {

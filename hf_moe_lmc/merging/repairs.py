@@ -43,7 +43,7 @@ REPAIRS: Mapping[Repair, RepairMethod] = {
 }
 
 AUTOMATIC: tuple[Repair, ...] = ("norms", "gram", "moments")
-"""The repairs that "auto" chooses from, in the order in which they are applied: each leaves less to the next."""
+"""The repairs of "auto", one after the other: each leaves less to the next."""
 
 
 def needs_data(repairs: Sequence[Repair]) -> bool:

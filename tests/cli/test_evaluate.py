@@ -74,7 +74,7 @@ def test_without_calibration(folder, tmp_path):
     found = json.loads((tmp_path / "out/report.json").read_text())
     assert list(found["paths"]) == ["naive", "naive + norms", "aligned", "aligned + norms"]
     assert found["dtype"] == "bfloat16"
-    assert found["repair"] is None
+    assert found["repair"] == {}
     errors = found["paths"]["naive"]["metrics"]["expected_calibration_error"]
     assert all(0 < error < 1 for error in errors)
 
