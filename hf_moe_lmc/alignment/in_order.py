@@ -7,7 +7,7 @@ from hf_moe_lmc.moe import ExpertBank
 
 from .pair import CheckedModels
 
-COSINE = 0.7  # of two units at one place; of units that are not the same one it is near 0
+COSINE = 0.9  # of two units at one place; near 0 of units that are not the same one, less where a free scale doubled
 
 
 def in_order(models: CheckedModels) -> bool:

@@ -31,7 +31,7 @@ def run(tmp_path_factory):
     for step in range(10):
         with torch.no_grad():
             for parameter in model.parameters():
-                parameter.add_(0.002 * torch.randn_like(parameter))
+                parameter.add_(0.001 * torch.randn_like(parameter))
         saved = type(model)(model.config)
         saved.load_state_dict(model.state_dict())
         saved.to(torch.float32 if step % 3 else torch.bfloat16).save_pretrained(folder / str(step), **SAVED[step % 2])
@@ -60,7 +60,7 @@ def test_models_in_one_order(family):
     model, other, unrelated = build(family, experts=4), build(family, experts=4), build(family, experts=4, seed=1)
     with torch.no_grad():
         for parameter in other.parameters():
-            parameter.add_(0.2 * torch.randn_like(parameter))
+            parameter.add_(0.05 * torch.randn_like(parameter))
     assert in_order(check_models([open_model(one) for one in (model, other)]))
     layers = scramble(build(family, experts=4))[1].layers
     last = Alignment({name: layer for name, layer in layers.items() if name == max(layers)})
