@@ -38,19 +38,19 @@ def run(tmp_path_factory):
     return [folder / str(step) for step in range(10)]
 
 
-@pytest.mark.parametrize("shares", [[1.0] * 10, EXPONENTIAL], ids=["window", "exponential"])
-def test_ten_checkpoints_of_one_run(run, shares, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    ("shares", "order"), [([1.0] * 10, []), (EXPONENTIAL, ["--expert-order", "none"])], ids=["window", "exponential"]
+)
+def test_ten_checkpoints_of_one_run(run, shares, order, tmp_path, monkeypatch, capsys):
     """Nothing is matched, whether that is asked for or found."""
     monkeypatch.setattr(pairwise, "align_layers", None)
     models = [open_model(folder).tensors for folder in run]
-    for order in (["--expert-order", "none"], []):
-        output = tmp_path / f"out {len(order)}"
-        assert cli.main(["merge", *map(str, run), "--shares", *map(str, shares), *order, "-o", str(output)]) == 0
-        assert ("In one order already" in capsys.readouterr().out) == (not order)
-        averaged = open_model(output).tensors
-        assert averaged.keys() == models[0].keys()
-        for name, tensor in averaged.items():
-            assert torch.equal(tensor, mean([model[name] for model in models], shares)), name
+    assert cli.main(["merge", *map(str, run), "--shares", *map(str, shares), *order, "-o", str(tmp_path / "out")]) == 0
+    assert ("In one order already" in capsys.readouterr().out) == (not order)
+    averaged = open_model(tmp_path / "out").tensors
+    assert averaged.keys() == models[0].keys()
+    for name, tensor in averaged.items():
+        assert torch.equal(tensor, mean([model[name] for model in models], shares)), name
     assert not torch.equal(averaged["lm_head.weight"], models[0]["lm_head.weight"])
 
 
