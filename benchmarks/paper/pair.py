@@ -91,13 +91,11 @@ class Pair:
 
     def repaired(self, other: Mapping[str, Tensor], repairs: Sequence[Repair]) -> WeightPath:
         """The line to `other` under `repairs`, calibrated on all calibration data."""
-        # Of calibration data every second batch is held out: here none is.
-        doubled = CalibrationData([batch for batch in self.calibration for _ in range(2)])
-        calibrated = self._calibrated(other, doubled)
+        calibrated = self._calibrated(other, CalibrationData(self.calibration))
         return lambda t: calibrated.weights((1 - t, t), repairs)
 
     def chosen(self, other: Mapping[str, Tensor]) -> tuple[tuple[Repair, ...], WeightPath]:
-        """The repairs with the lowest loss on held-out calibration data, and the line to `other` under them."""
+        """The repairs of "auto", and the line to `other` under them."""
         calibrated = self._calibrated(other, CalibrationData(self.calibration))
         repairs = choose_repairs(calibrated, (0.5, 0.5)).repairs
         return repairs, lambda t: calibrated.weights((1 - t, t), repairs)

@@ -95,6 +95,7 @@ CHANGED = {
     "norms": {"router", "up", "down"},
     "gram": {"up", "down"},
     "moments": {"down"},
+    "stronger": {"up", "down"},
     "rescale": {"down"},
     "router": {"router"},
 }
