@@ -34,7 +34,14 @@ from hf_moe_lmc import MoeAligner, apply, scramble
 from hf_moe_lmc.alignment import open_model
 
 BASE_STEPS, STEPS = 300, 100
-SEED = ["--random-seed", "0"]
+OTHERS = ("scrambled", "applied", "b")
+RUN_ALL = """
+import json, sys
+from mergekit.config import MergeConfiguration
+from mergekit.merge import MergeOptions, run_merge
+for output, recipe in json.load(open(sys.argv[1])).items():
+    run_merge(MergeConfiguration(**recipe), output, MergeOptions(random_seed=0, write_model_card=False))
+"""
 METHODS = {  # of mergekit -> the parameters of each model
     "ties": {"each": {"weight": 0.5, "density": 0.5}},
     "dare_ties": {"each": {"weight": 0.5, "density": 0.5}},
@@ -132,20 +139,22 @@ def merged_on_a_base(mergekit: Path, work: Path) -> str:
     write_fine_tunes(work)
     alignment = MoeAligner.from_pretrained(work / "base", work / "scrambled").align()
     apply(alignment, work / "scrambled", work / "applied")
-    rows = ["| bits per byte | b reordered | after align and apply | b never reordered |", "| --- | --- | --- | --- |"]
+    recipes = {}
     for method, settings in METHODS.items():
-        cells = []
-        for other in ("scrambled", "applied", "b"):
+        for other in OTHERS:
             models = [{"model": str(work / name), "parameters": settings["each"]} for name in ("a", other)]
             recipe = {"merge_method": method, "models": models, "base_model": str(work / "base"), "dtype": "float32"}
             if method == "slerp":
                 recipe |= {"base_model": str(work / "a"), "parameters": {"t": 0.5}}
-            (work / "recipe.yml").write_text(json.dumps(recipe))
-            run(mergekit, work / "recipe.yml", output := work / f"{method}-{other}", "--no-write-model-card", *SEED)
-            cells.append(bits_per_byte(output))
+            recipes[str(work / f"{method}-{other}")] = recipe
+    (work / "recipes.json").write_text(json.dumps(recipes))
+    run(mergekit.with_name("python"), "-c", RUN_ALL, work / "recipes.json")
+    rows = ["| bits per byte | b reordered | after align and apply | b never reordered |", "| --- | --- | --- | --- |"]
+    for method in METHODS:
         applied, never = (open_model(work / f"{method}-{other}").tensors for other in ("applied", "b"))
         assert all(torch.equal(tensor, never[name]) for name, tensor in applied.items()), method
-        rows.append(f"| {method} | {' | '.join(f'{cell:.3f}' for cell in cells)} |")
+        cells = [f"{bits_per_byte(work / f'{method}-{other}'):.3f}" for other in OTHERS]
+        rows.append(f"| {method} | {' | '.join(cells)} |")
     alone = ", ".join(f"{name} {bits_per_byte(work / name):.3f}" for name in ("base", "a", "b"))
     return "\n".join([*rows, "", f"Alone: {alone}. Two fine-tunes of one base, of {STEPS} steps each."])
 
