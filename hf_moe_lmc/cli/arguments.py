@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 
+PLOTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
 Run = Callable[[argparse.Namespace], CommandResult | None]
 """Runs a command; None where another process reports."""
 
@@ -108,6 +110,27 @@ def add_matching(command: argparse.ArgumentParser, or_nothing: str = "") -> None
         help="for one layer of both models and all that is computed from it, such as 4GB or 512MiB; refuses a layer "
         "that needs more (default: no limit)",
     )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number that is not less than `least`."""
+
+    def whole_number(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        return number
+
+    return whole_number
+
+
+def plot_file(text: str) -> Path:
+    """The file of a plot, in a folder that exists and a format that matplotlib writes."""
+    file = Path(text)
+    if file.suffix.lower() not in PLOTS:
+        raise argparse.ArgumentTypeError(f"{text} ends in none of {', '.join(PLOTS)}")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}; make it first")
+    return file
 
 
 def size(text: str) -> int:

@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hf_moe_lmc.names import Repair, Variant
 
-from .arguments import add_allowed, add_command, add_hub, add_pair, hub_options, load_alignment, size, torch_dtype
+from .arguments import (
+    add_allowed,
+    add_command,
+    add_hub,
+    add_pair,
+    at_least,
+    hub_options,
+    load_alignment,
+    size,
+    torch_dtype,
+)
 from .data import add_data, add_loading, calibration_data, examples_of, load_options
 from .results import CommandResult
 
@@ -37,7 +47,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "examples that are set apart, and not evaluated on, to calibrate temperatures and repairs and to choose "
         "repairs; 0 leaves all that out",
     )
-    data.add_argument("--max-examples", type=int, help="evaluate on so many examples (default: all)")
+    data.add_argument("--max-examples", type=at_least(2), help="evaluate on so many examples (default: all)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
     evaluate.add_argument(
         "--variants",
