@@ -33,8 +33,8 @@ def _same_directions(a: ExpertBank, b: ExpertBank) -> bool:
     if any(x[name].shape != tensor.shape for name, tensor in y.items()):
         return False
     for expert in range(a.num_experts):
-        products = sum(_products(name, x[name][expert], y[name][expert]) for name in x if name != "down_bias")
-        dots, squares, other_squares = products
+        products = [_products(name, x[name][expert], y[name][expert]) for name in x if name != "down_bias"]
+        dots, squares, other_squares = torch.stack(products).sum(dim=0)
         if not (dots >= COSINE * (squares * other_squares).sqrt()).all():
             return False
     return True
@@ -43,5 +43,5 @@ def _same_directions(a: ExpertBank, b: ExpertBank) -> bool:
 def _products(name: str, a: Tensor, b: Tensor) -> Tensor:
     """`<a_i, b_i>`, `|a_i|^2` and `|b_i|^2` of every unit."""
     a, b = a.float(), b.to(a.device).float()
-    own = torch.stack([(x * y) for x, y in ((a, b), (a, a), (b, b))])
+    own = torch.stack([x * y for x, y in ((a, b), (a, a), (b, b))])
     return own if a.ndim == 1 else own.sum(dim=1 if name == "down_proj" else 2)
