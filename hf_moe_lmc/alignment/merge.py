@@ -69,11 +69,16 @@ def normalised_shares(shares: Sequence[float] | None, models: int, extrapolate: 
         BadInputError: they are not one per model, one is negative and not to extrapolate, or their sum is not positive.
     """
     given = [1.0] * models if shares is None else [float(share) for share in shares]
-    total = math.fsum(given)
-    if len(given) != models or (min(given) < 0 and not extrapolate) or not 0 < total < math.inf:
-        kind = "of positive sum" if extrapolate else "none negative, not all 0"
-        raise BadInputError(f"shares {given} for {models} models; give one per model, {kind}")
-    return tuple(share / total for share in given)
+    kind = "of positive sum" if extrapolate else "none negative, not all 0"
+    refusal = BadInputError(f"shares {given} for {models} models; give one per model, {kind}")
+    if len(given) != models or not all(map(math.isfinite, given)) or (min(given) < 0 and not extrapolate):
+        raise refusal
+    exponent = math.frexp(max(map(abs, given)))[1]
+    scaled = [math.ldexp(share, -exponent) for share in given]  # exactly; their sum does not overflow
+    total = math.fsum(scaled)
+    if total <= 0:
+        raise refusal
+    return tuple(share / total for share in scaled)
 
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:
