@@ -193,6 +193,8 @@ class Merge:
         }
         if differences := self.models.check_mergeable(self.allowed, self.vocabulary):
             record["allowed_differences"] = {difference.name: difference.text for difference in differences}
+        if harmless := [difference.text for difference in self.models.differences if not difference.harmful]:
+            record["differences"] = harmless
         if self.models.vocabulary:
             record["vocabulary"] = self.vocabulary
         return {
