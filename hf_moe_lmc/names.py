@@ -8,7 +8,7 @@ ExpertOrder = Literal["auto", "joint", "gate", "gram", "units", "none"]
 Layout = Literal["kept", "original", "fused"]
 """Keys and shards of a written checkpoint: those of the input, those that Transformers saves, or module names."""
 
-Repair = Literal["norms", "gram", "moments", "stronger", "rescale", "router"]
+Repair = Literal["norms", "gram", "moments", "rescale", "router"]
 """Repairs of an average; see `hf_moe_lmc.merging.REPAIRS`."""
 
 Variant = Literal["naive", "random", "units", "aligned", "pick", "reference_experts", "other_experts"]
