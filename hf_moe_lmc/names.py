@@ -8,6 +8,9 @@ ExpertOrder = Literal["auto", "joint", "gate", "gram", "units", "none"]
 Layout = Literal["kept", "original", "fused"]
 """Keys and shards of a written checkpoint: those of the input, those that Transformers saves, or module names."""
 
+Vocabulary = Literal["common", "union"]
+"""Tokens of a merge of models with other numbers of them: those that all have, or all of the largest."""
+
 Repair = Literal["norms", "gram", "moments", "rescale", "router"]
 """Repairs of an average; see `hf_moe_lmc.merging.REPAIRS`."""
 

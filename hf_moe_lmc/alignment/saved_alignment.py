@@ -65,6 +65,8 @@ def read_alignment(folder: Path) -> Parts:
     Raises:
         BadInputError: a file is missing or does not hold an alignment, or a newer version wrote it.
     """
+    if (folder / "config.json").is_file() and not (folder / CONFIG_NAME).exists():
+        raise BadInputError(f"{folder} holds a model and no alignment; perhaps the two are swapped")
     try:
         described = read_json(folder / CONFIG_NAME)
         if (found := described.get("format", 1)) not in range(1, FORMAT + 1):

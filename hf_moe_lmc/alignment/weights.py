@@ -118,6 +118,17 @@ def verified(weights: Weights, specs: Sequence[MoeLayerSpec], record: ModelRecor
     return ByLayer(weights, specs, compute)
 
 
+def with_rows(weights: Weights, rows: Mapping[str, int], further: Weights) -> Weights:
+    """`weights`, some tensors of them with their first rows only, or with further rows of `further`.
+
+    Args:
+        weights: any.
+        rows: name of a tensor -> the number of its rows.
+        further: has so many rows.
+    """
+    return _WithRows(weights, rows, further)
+
+
 def shared(weights: Weights, consumers: int) -> Weights:
     """`weights` for several consumers that each ask for every tensor once: computed once, kept until the last asks."""
     return weights if consumers < 2 else _Shared(weights, consumers)
@@ -177,6 +188,21 @@ class _Mean(DerivedWeights):
         except KeyError:
             raise IncompatiblePairError(f"tensor {name} does not exist in all of the models") from None
         return mean_tensor(name, tensors, self._shares, self._dtype, overwrite=_is_fresh(self.base))
+
+
+class _WithRows(DerivedWeights):
+    """See `with_rows`."""
+
+    def __init__(self, base: Weights, rows: Mapping[str, int], further: Weights):
+        super().__init__(base)
+        self._rows, self._further = rows, further
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        if name not in self._rows:
+            return tensor
+        further = self._further[name][len(tensor) : self._rows[name]]
+        return torch.cat([tensor[: self._rows[name]], further.to(tensor)])
 
 
 class _Shared(DerivedWeights):

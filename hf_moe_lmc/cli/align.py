@@ -1,9 +1,19 @@
 """`hf-moe-lmc align`."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from .arguments import add_command, add_hub, add_matching, add_output, add_pair, alignment_config, hub_options
+from .arguments import (
+    add_command,
+    add_hub,
+    add_matching,
+    add_output,
+    add_pair,
+    alignment_config,
+    hub_options,
+    plot_file,
+)
 from .results import CommandResult, describe_alignment, describe_plan
 
 if TYPE_CHECKING:
@@ -24,7 +34,10 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_output(align, "folder of the alignment")
     add_matching(align)
     align.add_argument(
-        "--plot", metavar="FILE", help="plot the distances of all layers, and the similarity of the first one's experts"
+        "--plot",
+        type=plot_file,
+        metavar="FILE",
+        help="plot the distances of all layers, and the similarity of the first one's experts",
     )
     add_hub(align)
 
@@ -44,4 +57,5 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    return describe_alignment(alignment, [options.other], options.output)
+    warnings = [f"{difference.text}; a merge needs that to be allowed" for difference in aligner.models.harmful]
+    return replace(describe_alignment(alignment, [options.other], options.output), warnings=warnings)

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
 
+PLOTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
 Run = Callable[[argparse.Namespace], CommandResult | None]
 """Runs a command; None where another process reports."""
 
@@ -75,6 +77,18 @@ def add_writing(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allowed(command: argparse.ArgumentParser) -> None:
+    """The differences that a user takes for harmless."""
+    command.add_argument(
+        "--allow-difference",
+        nargs="+",
+        default=(),
+        metavar="FIELD",
+        help="of config.json, or a file of the tokenizer, that differs and would be refused, but that you know to do "
+        "no harm",
+    )
+
+
 def add_matching(command: argparse.ArgumentParser) -> None:
     """The way to match experts and units, the device, and the memory."""
     command.add_argument(
@@ -96,6 +110,27 @@ def add_matching(command: argparse.ArgumentParser) -> None:
         help="for one layer of both models and all that is computed from it, such as 4GB or 512MiB; refuses a layer "
         "that needs more (default: no limit)",
     )
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number that is not less than `least`."""
+
+    def whole_number(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        return number
+
+    return whole_number
+
+
+def plot_file(text: str) -> Path:
+    """The file of a plot, in a folder that exists and a format that matplotlib writes."""
+    file = Path(text)
+    if file.suffix.lower() not in PLOTS:
+        raise argparse.ArgumentTypeError(f"{text} ends in none of {', '.join(PLOTS)}")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}; make it first")
+    return file
 
 
 def size(text: str) -> int:

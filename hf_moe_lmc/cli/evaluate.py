@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hf_moe_lmc.names import Repair, Variant
 
-from .arguments import add_command, add_hub, add_pair, hub_options, load_alignment, size, torch_dtype
+from .arguments import (
+    add_allowed,
+    add_command,
+    add_hub,
+    add_pair,
+    at_least,
+    hub_options,
+    load_alignment,
+    size,
+    torch_dtype,
+)
 from .data import add_data, add_loading, calibration_data, examples_of, load_options
 from .results import CommandResult
 
@@ -37,7 +47,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "examples that are set apart, and not evaluated on, to calibrate temperatures and repairs and to choose "
         "repairs; 0 leaves all that out",
     )
-    data.add_argument("--max-examples", type=int, help="evaluate on so many examples (default: all)")
+    data.add_argument("--max-examples", type=at_least(2), help="evaluate on so many examples (default: all)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
     evaluate.add_argument(
         "--variants",
@@ -72,6 +82,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "disk at every point (default: 0, from disk)",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
+    add_allowed(evaluate)
     add_hub(evaluate)
 
 
@@ -97,6 +108,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         metrics=_metrics(options.metrics),
         memory=options.memory,
         seed=options.seed,
+        allow_difference=options.allow_difference,
         accelerator=accelerator,
         **({"dtype": torch_dtype(options.dtype)} if options.dtype else {}),
         **load_options(options),
