@@ -17,6 +17,7 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import max_abs, output_folder, sync
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
+from hf_moe_lmc.workers import each, one_thread_per_operation
 
 from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig, versions
@@ -30,6 +31,7 @@ from .saved_alignment import SAVED_FILES
 LARGEST = 1e15  # sums of squares stay within float32
 
 
+@one_thread_per_operation()
 def align_pair(
     pair: CheckedModels, config: AlignmentConfig, resources: Resources | None = None, kept: Path | None = None
 ) -> Alignment:
@@ -160,8 +162,7 @@ def _align_layer(
 
 
 def _check_values(side: OpenedModel, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        largest = max_abs(tensor)
+    for name, largest in zip(tensors, each(max_abs, tensors.values()), strict=True):
         if not math.isfinite(largest):
             side.check_finite(spec.tensor_names)
             raise BadInputError(f"{name} holds NaN or infinite values in {side.name}")

@@ -14,6 +14,7 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place, quantisation
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .config import versions
 from .opened_model import OpenedModel
@@ -72,6 +73,7 @@ class Step:
     nbytes: int
 
 
+@one_thread_per_operation()
 def write_checkpoints(
     folder: Path,
     outputs: Mapping[str, Output],

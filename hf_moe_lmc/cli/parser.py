@@ -40,6 +40,13 @@ class Parser(argparse.ArgumentParser):
         common = self.add_argument_group("common")
         for flag, meaning in COMMON.items():
             common.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=meaning)
+        common.add_argument(
+            "--threads",
+            metavar="N",
+            type=_positive,
+            default=argparse.SUPPRESS,
+            help="cores that work at a time (default: all that this process may use)",
+        )
 
     def parse_known_args(  # type: ignore[override]  (of an overload)
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -74,11 +81,18 @@ def command_line() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="show the version of this package and exit")
-    root.set_defaults(root=root, **{flag.removeprefix("--"): False for flag in COMMON})
+    root.set_defaults(root=root, threads=None, **{flag.removeprefix("--"): False for flag in COMMON})
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return root
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 class _Version(argparse.Action):

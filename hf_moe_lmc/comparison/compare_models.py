@@ -15,6 +15,7 @@ from hf_moe_lmc.alignment.opened_model import Model
 from hf_moe_lmc.checkpoints import HubOptions, tied_names
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.symmetry import Permutation
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .chance import pooled
 from .comparison import Comparison
@@ -46,6 +47,7 @@ def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: 
     return compare_opened(open_readable(a, a_options), open_readable(b, b_options))
 
 
+@one_thread_per_operation()
 def compare_opened(a: OpenedModel, b: OpenedModel) -> Comparison:
     """As `compare`, for models that are open already."""
     work = _Work(a, b, Correspondence.of(a, b))
