@@ -73,7 +73,7 @@ def _on_the_hub(name: str, options: HubOptions, files: Sequence[str] | None) -> 
     snapshot = Snapshot(repository, revision or options.get("revision") or "main", options)
     snapshot = snapshot.fetch([prefix + pattern for pattern in files or (*COMPANIONS, *ABOUT)])
     if not snapshot.folder.is_dir():
-        raise BadInputError(f"{name} holds no file such as {(files or COMPANIONS)[0]}; give another repository")
+        raise BadInputError(f"{name} holds no file such as {prefix}{(files or COMPANIONS)[0]}; give another repository")
     folder = _within(snapshot.folder, subfolder)
     if files is None:
         snapshot.fetch([prefix + shard for shard in (*shard_names(folder), SINGLE_NAME)])

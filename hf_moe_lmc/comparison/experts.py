@@ -168,8 +168,9 @@ class _Banks:
         return ((j, hypothesis) for j, (_, hypothesis) in best.items())
 
     def _is_left(self, j: int) -> bool:
-        """Whether nothing explains slot j yet; where both halves of the weights agree on partners, none is at fault."""
-        return self.results[j].kind == "unrelated"
+        """Whether nothing explains slot j yet, or so little that a fault may explain more."""
+        result = self.results[j]
+        return result.kind == "unrelated" or (result.change or 0.0) > _FAULTY
 
     def _match_plainly(self, j: int, candidates: list[int]) -> None:
         """Match expert j to the candidate that it agrees with most, and to all that come close."""
