@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from hf_moe_lmc.workers import each, one_thread_per_operation
 
 from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig, versions
-from .job import processes
+from .job import Team, processes
 from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
@@ -56,12 +57,10 @@ def align_pair(
         raise BadInputError('the expert order "none" aligns nothing; choose another')
     reference, other = pair.models
     pairs = list(zip(reference.layers, other.layers, strict=True))
-    # Live models may differ from process to process, or exist in one only.
-    state = processes() if reference.checkpoint and other.checkpoint else None
+    team = Team.of(pair.models)
     device = (resources or Resources()).device_for(matching_bytes(reference, other))
-    share = pairs[state.process_index :: state.num_processes] if state else pairs
-    parts = []
-    with _progress(reference, other, share, hidden=bool(state and state.process_index)) as bar:
+    share, parts = team.share(pairs), []
+    with _progress(reference, other, share, hidden=team.index > 0) as bar:
         for spec, other_spec in share:
             align_now = partial(_align_layer, reference, spec, other, other_spec, config, device)
             parts.append(_kept_layer(kept, spec.name, align_now))
@@ -69,10 +68,8 @@ def align_pair(
             bar.update(_nbytes(reference, spec) + _nbytes(other, other_spec))
     for side in (reference, other):
         side.check_unchanged()
-    if state and state.num_processes > 1:
-        parts = gather_object(parts)
-        order = [spec.name for spec in reference.layers]
-        parts.sort(key=lambda part: order.index(*part.layers))
+    order = [spec.name for spec in reference.layers]
+    parts = sorted(chain(*team.gather(parts)), key=lambda part: order.index(*part.layers))
     return Alignment(
         {name: layer for part in parts for name, layer in part.layers.items()},
         config,

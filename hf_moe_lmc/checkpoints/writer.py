@@ -71,14 +71,17 @@ class CheckpointWriter:
             sync(file)
         return digests
 
-    def finish(self, digests: Digests) -> Digests:
-        """Write the index, and read everything again.
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all tensors."""
+        return list(self._placement)
+
+    def read_again(self, digests: Digests, keys: Iterable[str]) -> Digests:
+        """The sha-256 digests of the tensors `keys`, as the disk returns them.
 
         Args:
-            digests: of all tensors, as `write` returned them.
-
-        Returns:
-            the sha-256 digests of all tensors.
+            digests: of all tensors, as `write` returned them, perhaps that of another writer.
+            keys: which ones.
 
         Raises:
             OutputError: the disk does not return what was written.
@@ -86,17 +89,24 @@ class CheckpointWriter:
         if number := sum(self.vanished.values()):
             first = next(key for key, count in self.vanished.items() if count)
             logger.warning(f"{number} values are too small for the dtype written and became 0, such as some of {first}")
-        if content := index(self._placement):
-            (self._folder / INDEX_NAME).write_bytes(content)
-        for file, tensors in self._files().items():
-            if read_header(file) != {tensor.key: tensor for tensor in tensors}:
-                raise OutputError(f"{file} does not hold what was written; check the disk")
-        tensors, lasting = self._placement.values(), {}
+        tensors, lasting = [self._placement[key] for key in keys], {}
         for tensor, (xxh3, sha256) in zip(tensors, each(StoredTensor.digests, tensors), strict=True):
             if xxh3 != digests.get(tensor.key):
                 raise OutputError(f"{tensor.file}: {tensor.key} is not what was written; check the disk")
             lasting[tensor.key] = sha256
         return lasting
+
+    def finish(self) -> None:
+        """Write the index.
+
+        Raises:
+            OutputError: the disk does not return the header of a file.
+        """
+        if content := index(self._placement):
+            (self._folder / INDEX_NAME).write_bytes(content)
+        for file, tensors in self._files().items():
+            if read_header(file) != {tensor.key: tensor for tensor in tensors}:
+                raise OutputError(f"{file} does not hold what was written; check the disk")
 
     def _files(self) -> dict[Path, list[StoredTensor]]:
         files: dict[Path, list[StoredTensor]] = {}
