@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import torch
@@ -183,7 +183,7 @@ def _shown(made: StagedFolder | None, team: Team) -> tuple[StagedFolder, bool]:
     token = uuid4().hex
     if made and team.size > 1:
         (made.scratch / TOKEN_NAME).write_text(token)
-    staged, token = team.broadcast((made, token))
+    staged, token = cast(tuple[StagedFolder, str], team.broadcast((made, token)))
     shown = staged.scratch / TOKEN_NAME
     return staged, bool(made) or (shown.is_file() and shown.read_text() == token)
 

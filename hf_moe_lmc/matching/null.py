@@ -83,8 +83,8 @@ def expert_similarities(
         hidden: in so many hidden coordinates, evenly spread.
         shared: whether the shared experts are meant.
     """
-    sides = [_Side.of(layer, hidden, shared) for layer in (reference, other)]
-    values = (_sampled(*sides, pairs, units) + _sampled(*sides[::-1], [pair[::-1] for pair in pairs], units)) / 2
+    a, b = (_Side.of(layer, hidden, shared) for layer in (reference, other))
+    values = (_sampled(a, b, pairs, units) + _sampled(b, a, [(j, i) for i, j in pairs], units)) / 2
     return NullTest(values[:, 0], values[:, 1:].T)
 
 
