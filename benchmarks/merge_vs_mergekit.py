@@ -30,7 +30,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .pair import write_pair
 
-OURS = [sys.executable, "-m", "hf_moe_lmc.cli"]
+OURS = [sys.executable, "-m", "hf_moe_lmc"]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 

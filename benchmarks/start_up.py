@@ -24,8 +24,8 @@ def main() -> None:
     options = parser.parse_args()
     for name, words in {
         "python -c pass": ["-c", "pass"],
-        "hf-moe-lmc --help": ["-m", "hf_moe_lmc.cli", "--help"],
-        "hf-moe-lmc merge --help": ["-m", "hf_moe_lmc.cli", "merge", "--help"],
+        "hf-moe-lmc --help": ["-m", "hf_moe_lmc", "--help"],
+        "hf-moe-lmc merge --help": ["-m", "hf_moe_lmc", "merge", "--help"],
     }.items():
         runs = [seconds([sys.executable, *words]) for _ in range(options.runs)]
         sys.stdout.write(f"{name:24} median {statistics.median(runs):.3f} s, most {max(runs):.3f} s\n")

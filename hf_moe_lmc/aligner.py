@@ -43,7 +43,7 @@ from .alignment import (
 )
 from .alignment.live_weights import OnDevice
 from .alignment.plan import both
-from .checkpoints import HubOptions, check_output, quantisation
+from .checkpoints import HubOptions, check_output
 from .connectivity import (
     VARIANTS,
     Calibrated,
@@ -128,7 +128,7 @@ class MoeAligner:
             IncompatiblePairError: they do not compute the same function of their weights; every difference is named.
             BadInputError, UnsupportedArchitectureError, HubError: one of them cannot be used.
         """
-        return cls(open_models([reference, *others], hub, quantised=True))
+        return cls(open_models([reference, *others], hub))
 
     @property
     def differences(self) -> tuple[str, ...]:
@@ -209,7 +209,6 @@ class MoeAligner:
             OutputError: the folder may not be written.
         """
         points, write = self._points(t, options.get("shares")), _write_options(options)
-        self._check_computable()
         if output is not None:
             self.check_output(output, write.overwrite)
         merge = self._merge(alignment, options)
@@ -230,7 +229,6 @@ class MoeAligner:
     ) -> Plan:
         """Return the needs of `merge` with the same arguments, alignment included where it is not given."""
         points, write = self._points(t, options.get("shares")), _write_options(options)
-        self._check_computable()
         self.check_output(output, write.overwrite)
         merge = Merge(self.models, [None] * len(self.models.others))
         writing = plan_writing(self.models, [merge.like(shares) for shares in points.values()], output, write)
@@ -279,7 +277,6 @@ class MoeAligner:
         places, pair = points_of(points, t), self.models
         settings = PathSettings(variants, repairs, metrics, seed=seed, memory=memory)
         data_for_repairs = CalibrationData.of(calibration)
-        self._check_computable()
         if len(pair.others) != 1:
             raise BadInputError(f"a path has two models, not {len(pair.models)}")
         if isinstance(alignment, Alignment):
@@ -336,15 +333,6 @@ class MoeAligner:
         if len(points) < len(dict.fromkeys(t)) or not points:
             raise BadInputError(f"t is {list(t)}; give one value or several that differ by more than 1e-12")
         return points
-
-    def _check_computable(self) -> None:
-        for model in self.models.models:
-            if model.checkpoint and (method := quantisation(model.checkpoint.model.config)):
-                raise BadInputError(
-                    f"{model.name}: the weights are quantised ({method}), which lets experts be reordered (align, "
-                    "apply), but nothing be computed; load the model with dequantize=True in its quantisation config, "
-                    "and save it with save_original_format=False first"
-                )
 
     def _merge(self, alignment: GivenAlignment, options: MergeOptions) -> Merge:
         if isinstance(alignment, Alignment):
@@ -435,7 +423,7 @@ def apply(
         IncompatiblePairError: the alignment was made for another model.
         BadInputError, UnsupportedArchitectureError, HubError, OutputError: the model or the output is unusable.
     """
-    opened = open_model(model, hub, quantised=output is not None)
+    opened = open_model(model, hub)
     if output is None:
         return load_aligned(opened, alignment, LoadOptions(dtype=dtype) if dtype else None, not allow_other_weights)
     write_aligned(
@@ -459,7 +447,7 @@ def plan_apply(
     **hub: Unpack[HubOptions],
 ) -> Plan:
     """Return the needs of `apply` with the same arguments."""
-    opened = open_model(model, hub, quantised=True)
+    opened = open_model(model, hub)
     check_output(Path(output), opened.paths, overwrite)
     return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite))
 

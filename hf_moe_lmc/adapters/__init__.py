@@ -3,7 +3,6 @@
 from .discovery import alignable_layers, moe_layers, unaligned_layers
 from .families import class_key, register_adapter
 from .inspection import Inspection, LayerInspection, experts_per_token, inspect, router_of
-from .quantised import packed_layer
 from .spec import MoeLayerSpec
 
 __all__ = [
@@ -15,7 +14,6 @@ __all__ = [
     "experts_per_token",
     "inspect",
     "moe_layers",
-    "packed_layer",
     "register_adapter",
     "router_of",
     "unaligned_layers",

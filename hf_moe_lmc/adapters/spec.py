@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup, act
-from hf_moe_lmc.symmetry import MoeSymmetry
+from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup
 
-from .layouts import ExpertLayout, PackedExperts
+from .layouts import ExpertLayout
 
 
 @dataclass(frozen=True)
@@ -118,13 +117,6 @@ class MoeLayerSpec:
             written |= self.shared_experts.write(layer.shared_experts)
         written = {name: self._completed(name, tensor, tensors[name]) for name, tensor in written.items()}
         return self.write_router(layer.router, tensors) | written
-
-    def act(self, symmetry: MoeSymmetry, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`write(act(symmetry, read(tensors)), tensors)`; packed experts are permuted, too."""
-        written = self.write(act(symmetry, self.read(tensors)), tensors)
-        if isinstance(self.experts, PackedExperts):
-            written |= self.experts.permute(symmetry.experts, tensors)
-        return written
 
     def write_router(self, router: Router | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The part of `write` that belongs to the router; nothing without."""

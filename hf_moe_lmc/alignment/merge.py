@@ -223,7 +223,7 @@ def write_aligned(
     """Write a checkpoint, rewritten by an alignment, to a new folder; it computes what it computed before.
 
     Args:
-        model: of the class that the alignment was made for; quantised checkpoints too.
+        model: of the class that the alignment was made for.
         alignment: of the model to a reference.
         folder, options, finish: see `write_checkpoints`.
         check_weights: whether each layer must be the one that the alignment was made for.

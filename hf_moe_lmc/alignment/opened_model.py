@@ -10,10 +10,10 @@ from typing import Any, TypedDict, Unpack, cast
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import GenerationConfig, PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
-from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, packed_layer
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.checkpoints import (
     COMPANIONS,
     Checkpoint,
@@ -21,7 +21,6 @@ from hf_moe_lmc.checkpoints import (
     Source,
     find_source,
     meta_model,
-    quantisation,
     read_config,
     saved_tensors,
 )
@@ -133,14 +132,12 @@ class OpenedModel:
             self.checkpoint.check_unchanged()
 
 
-def open_model(model: Model, options: HubOptions | None = None, quantised: bool = False) -> OpenedModel:
+def open_model(model: Model, options: HubOptions | None = None) -> OpenedModel:
     """A live model as it is, or the checkpoint in a folder or on the Hub, of which only headers are read.
 
     Args:
         model: what to open.
         options: revision, subfolder, token, cache_dir, local_files_only; those of a `Pretrained` win.
-        quantised: whether the weights of a checkpoint may be quantised; its layers then are those with a router, whose
-            experts can be reordered and nothing else.
 
     Raises:
         BadInputError: the checkpoint is damaged or incomplete.
@@ -150,8 +147,8 @@ def open_model(model: Model, options: HubOptions | None = None, quantised: bool 
     if isinstance(model, nn.Module):
         return OpenedModel(type(model).__name__, model, LiveWeights(model), alignable_layers(model))
     if isinstance(model, Pretrained):
-        return open_checkpoint(model.name, cast(HubOptions, {**(options or {}), **model.options}), quantised)
-    return open_checkpoint(model, options, quantised)
+        return open_checkpoint(model.name, cast(HubOptions, {**(options or {}), **model.options}))
+    return open_checkpoint(model, options)
 
 
 def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTrainedModel:
@@ -165,17 +162,13 @@ def open_skeleton(name: str | Path, options: HubOptions | None = None) -> PreTra
     return _skeleton(find_source(name, options, COMPANIONS))
 
 
-def open_checkpoint(name: str | Path, options: HubOptions | None = None, quantised: bool = False) -> OpenedModel:
+def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> OpenedModel:
     """The checkpoint in a folder or on the Hub, of which only headers are read; see `open_model`."""
     source = find_source(name, options)
     model = _skeleton(source)
     with _naming(source):
         layers = alignable_layers(model)
-    checkpoint = Checkpoint.open(source.folder, model, quantised)
-    if quantisation(model.config):
-        tensors = checkpoint.on_meta()
-        with _naming(source):
-            layers = tuple(packed_layer(spec, tensors) for spec in layers if spec.router)
+    checkpoint = Checkpoint.open(source.folder, model)
     return OpenedModel(source.name, model, checkpoint, layers, source)
 
 
@@ -203,8 +196,15 @@ def load_model(opened: OpenedModel, options: LoadOptions | None = None) -> PreTr
         "attn_implementation": "sdpa" if model_class._supports_sdpa else "eager",
     }
     keywords.update({name: value for name, value in (options or {}).items() if value is not None})
-    loaded = model_class.from_pretrained(opened.source.folder, local_files_only=True, use_safetensors=True, **keywords)
-    return loaded.eval()
+    folder, checkpoint = opened.source.folder, opened.checkpoint
+    if checkpoint is None or not checkpoint.is_quantised:
+        return model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, **keywords).eval()
+    # Of what is dequantised here, Transformers reads a part, and some of that with further packages only.
+    weights = {key: entry.read() for key, entry in checkpoint.stored.items() if key not in checkpoint.ignored}
+    loaded = model_class.from_pretrained(None, state_dict=weights, **keywords).eval()
+    if (folder / "generation_config.json").exists():
+        loaded.generation_config = GenerationConfig.from_pretrained(folder)
+    return loaded
 
 
 def _skeleton(source: Source) -> PreTrainedModel:

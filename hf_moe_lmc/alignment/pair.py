@@ -41,7 +41,7 @@ class CheckedModels:
         return self.models[1:]
 
 
-def open_models(models: Sequence[Model], options: HubOptions | None = None, quantised: bool = False) -> CheckedModels:
+def open_models(models: Sequence[Model], options: HubOptions | None = None) -> CheckedModels:
     """Open two models or more (see `open_model`), and check them.
 
     Raises:
@@ -50,7 +50,7 @@ def open_models(models: Sequence[Model], options: HubOptions | None = None, quan
     """
     if len(models) < 2:
         raise BadInputError(f"{len(models)} model given; give two or more")
-    return check_models([open_model(model, options, quantised) for model in models])
+    return check_models([open_model(model, options) for model in models])
 
 
 def check_models(models: Sequence[OpenedModel]) -> CheckedModels:

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import max_abs, output_folder, sync
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import each, one_thread_per_operation
 
 from .alignment import Alignment
@@ -39,8 +39,7 @@ def align_pair(
     """Weight matching of two models: per layer the symmetry that brings the second close to the first.
 
     Checkpoints are read layer by layer; under `accelerate launch` or `torchrun` the processes, all of which must call
-    this, divide the layers of checkpoints and all get the same alignment. Of quantised checkpoints only the experts are
-    ordered, by their routers.
+    this, divide the layers of checkpoints and all get the same alignment.
 
     Args:
         pair: two models.
@@ -124,9 +123,9 @@ def _kept_layer(folder: Path | None, name: str, align: partial[Alignment]) -> Al
 
 def _progress(
     reference: OpenedModel, other: OpenedModel, pairs: Sequence[tuple[MoeLayerSpec, MoeLayerSpec]], hidden: bool
-) -> tqdm:
+) -> Progress:
     total = sum(_nbytes(reference, spec) + _nbytes(other, other_spec) for spec, other_spec in pairs)
-    return tqdm(total=total, desc="aligning", unit="B", unit_scale=True, unit_divisor=1000, disable=hidden)
+    return Progress(total=total, desc="aligning", unit="B", unit_scale=True, unit_divisor=1000, disable=hidden)
 
 
 def _nbytes(side: OpenedModel, spec: MoeLayerSpec) -> int:

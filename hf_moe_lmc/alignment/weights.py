@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.adapters.layouts import PackedExperts
 from hf_moe_lmc.checkpoints import Checkpoint
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.merging import ExpertStatistics, LayerStatistics, mean_tensor, repaired_bank, repaired_router
@@ -208,8 +207,6 @@ def _act(spec: MoeLayerSpec, symmetry: MoeSymmetry, tensors: dict[str, Tensor]) 
         raise ValueError(f"a symmetry of sizes {symmetry.shape} cannot act on a layer of sizes {layer.symmetry_shape}")
     if symmetry.is_identity:
         return tensors
-    if isinstance(spec.experts, PackedExperts):
-        return tensors | spec.act(symmetry, tensors)
 
     def fill(target: MoeLayer) -> None:
         _move(layer.experts, target.experts, symmetry.experts.index.tolist(), symmetry.units)

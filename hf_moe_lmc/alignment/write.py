@@ -9,7 +9,6 @@ from typing import Any, cast
 from uuid import uuid4
 
 import torch
-from huggingface_hub.utils import tqdm
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
@@ -21,10 +20,10 @@ from hf_moe_lmc.checkpoints import (
     find_companions,
     output_folder,
     place,
-    quantisation,
 )
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import one_thread_per_operation
 
 from .config import versions
@@ -284,10 +283,10 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _progress(steps: Sequence[Step], left: Sequence[Step], hidden: bool) -> tqdm:
+def _progress(steps: Sequence[Step], left: Sequence[Step], hidden: bool) -> Progress:
     """Of all that is written, by whichever process, where it begins; of this one's part where several divide it."""
     total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s not in left]))
-    return tqdm(
+    return Progress(
         total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000, disable=hidden
     )
 
@@ -303,8 +302,7 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         config |= {"architectures": [type(model).__name__], "dtype": _name(model.dtype)}
         (target / "config.json").write_bytes(_as_json(config))
     else:
-        quantised = quantisation(_skeleton(like).config) is not None
-        find_companions(like.source.folder, like.source.listed).copy(target, quantised)
+        find_companions(like.source.folder, like.source.listed).copy(target)
     if options.dtype:
         config = json.loads((target / "config.json").read_bytes())
         (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))

@@ -12,22 +12,18 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.workers import each
 
-from .conversion import MisfitError, TensorGroup, are_plain, tensor_groups, tied_names
+from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
+from .dequantised import QuantisedTensor, Stored, dequantised
 from .fingerprint import Fingerprint
 from .shards import stored_tensors
 from .skeleton import CONFIG_NAME, drop_quantisation, quantisation
-from .stored_tensor import StoredTensor
-
-# Quantisation method -> how its weights become plain ones.
-DEQUANTISING = dict.fromkeys(
-    ("fp8", "mxfp4"),
-    "load the model with dequantize=True in its quantization_config, and save it with save_original_format=False",
-)
 
 
 @dataclass(frozen=True, eq=False)
 class Checkpoint(Mapping[str, Tensor]):
     """The tensors of a checkpoint under module names; every look reads them from disk, nothing is kept.
+
+    Those that are quantised are read as bfloat16.
 
     Args:
         folder: where its files are.
@@ -41,50 +37,45 @@ class Checkpoint(Mapping[str, Tensor]):
 
     folder: Path
     model: PreTrainedModel = field(repr=False)
-    stored: dict[str, StoredTensor] = field(repr=False)
+    stored: dict[str, Stored] = field(repr=False)
     groups: list[TensorGroup] = field(repr=False)
-    ignored: dict[str, StoredTensor] = field(repr=False)
+    ignored: dict[str, Stored] = field(repr=False)
     fingerprints: dict[Path, Fingerprint] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path, model: PreTrainedModel, quantised: bool = False) -> "Checkpoint":
+    def open(cls, folder: Path, model: PreTrainedModel) -> "Checkpoint":
         """Plan the reading of the checkpoint in `folder`; reads headers only.
 
-        Where its weights are plain, what config.json says of their quantisation is left over, and dropped from the
-        configuration of `model`.
+        Weights are plain from here on: what the configuration of `model` says of their quantisation is dropped.
 
         Args:
             folder: where its files are.
             model: its skeleton.
-            quantised: whether its weights may be quantised: then its tensors are those that are stored.
 
         Raises:
-            BadInputError: its weights are quantised, or it does not hold the tensors of `model`, each in its shape.
+            BadInputError: it does not hold the tensors of `model`, each in its shape, or they are quantised in a way
+                that is not known here.
         """
-        stored = stored_tensors(folder)
-        on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
-        method = quantisation(model.config)
-        if method and are_plain(model, on_meta):
+        files = stored_tensors(folder)
+        stored: dict[str, Stored] = dict(files)
+        if settings := quantisation(model.config):
+            stored = dequantised(files, settings)
             drop_quantisation(model.config)
-        elif method and not quantised:
-            raise BadInputError(
-                f"{folder}: the weights are quantised ({method}), which lets experts be reordered (align, apply), but "
-                f"nothing be computed; {DEQUANTISING.get(method, 'give the weights that were quantised')}"
-            )
+        on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
         try:
             groups, ignored = tensor_groups(model, on_meta)
         except MisfitError as error:
             raise BadInputError(f"{stored[error.key].file}: {error}") from None
         except BadInputError as error:
             raise BadInputError(f"{folder}: {error}") from None
-        files = sorted({entry.file for entry in stored.values()} | {folder / CONFIG_NAME})
+        watched = sorted({entry.file for entry in files.values()} | {folder / CONFIG_NAME})
         return cls(
             folder,
             model,
             stored,
             groups,
             {key: stored[key] for key in ignored},
-            {file: Fingerprint.of(file) for file in files},
+            {file: Fingerprint.of(file) for file in watched},
         )
 
     @cached_property
@@ -118,6 +109,11 @@ class Checkpoint(Mapping[str, Tensor]):
         """
         groups = {id(group): group for group in (self._group_of[name] for name in names)}.values()
         return {name: tensor for group in groups for name, tensor in self._read_group(group, device).items()}
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether some of its weights are stored as codes."""
+        return any(isinstance(entry, QuantisedTensor) for entry in self.stored.values())
 
     def on_meta(self) -> dict[str, Tensor]:
         """All tensors without their values."""

@@ -66,14 +66,13 @@ class Companions:
     copied: Mapping[str, Path] = field(default_factory=dict)
     left_behind: Mapping[str, str] = field(default_factory=dict)
 
-    def copy(self, target: Path, quantised: bool = False) -> None:
+    def copy(self, target: Path) -> None:
         """Write the copies into the folder `target`; as bytes, but for fields of settings that no longer hold.
 
         Settings that name code lose it, and config.json what it says of quantisation.
 
         Args:
             target: a folder.
-            quantised: whether the weights there are, so that config.json keeps that.
 
         Raises:
             BadInputError: a file cannot be read any more.
@@ -81,7 +80,7 @@ class Companions:
         for name, file in self.copied.items():
             content = read_small_file(file)
             if name.endswith("config.json"):
-                content = _mended(content, file, name == CONFIG_NAME and not quantised)
+                content = _mended(content, file, name == CONFIG_NAME)
             copy = target / name
             copy.parent.mkdir(exist_ok=True)
             copy.write_bytes(content)

@@ -27,7 +27,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
 from hf_moe_lmc.errors import BadInputError
 
-from .skeleton import quantisation
+from .dequantised import REMEDY
 
 Tensors = Mapping[str, Tensor]
 
@@ -140,25 +140,8 @@ def tied_names(model: PreTrainedModel) -> dict[str, set[str]]:
     }
 
 
-def are_plain(model: PreTrainedModel, stored: Tensors) -> bool:
-    """Whether the tensors of a checkpoint are those of `model` as they are, whatever its configuration says.
-
-    Arguments as for `tensor_groups`.
-    """
-    # Quick where it is obvious: codes are of 8 bits, or packed in integers.
-    if any(t.ndim > 1 and (t.itemsize < 2 or not t.dtype.is_floating_point) for t in stored.values()):
-        return False
-    try:
-        _plan(model, stored, quantised=False)
-    except BadInputError:
-        return False
-    return True
-
-
 def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorGroup], list[str]]:
     """Plan, without data, how the tensors of a checkpoint make up those of a model.
-
-    Those of a quantised checkpoint are only renamed, for they are no tensors of the model.
 
     Args:
         model: a skeleton on the meta device.
@@ -171,10 +154,6 @@ def tensor_groups(model: PreTrainedModel, stored: Tensors) -> tuple[list[TensorG
     Raises:
         BadInputError: a tensor is missing, is not part of the model, or has another shape than the model's.
     """
-    return _plan(model, stored, bool(quantisation(model.config)))
-
-
-def _plan(model: PreTrainedModel, stored: Tensors, quantised: bool) -> tuple[list[TensorGroup], list[str]]:
     transforms = get_model_conversion_mapping(model)
     renamings = [transform for transform in transforms if isinstance(transform, WeightRenaming)]
     converters = [transform for transform in transforms if isinstance(transform, WeightConverter)]
@@ -185,10 +164,10 @@ def _plan(model: PreTrainedModel, stored: Tensors, quantised: bool) -> tuple[lis
     unexpected = []
     # Transformers sorts likewise, and some of its renamings depend on the order.
     for key in sorted(stored, key=dot_natural_key):
-        name, pattern = rename_source_key(key, renamings, [] if quantised else converters, prefix, expected)
+        name, pattern = rename_source_key(key, renamings, converters, prefix, expected)
         if name not in expected and key in expected:
             name, pattern = rename_source_key(key, [], [], prefix, expected)
-        if name not in expected and not quantised:
+        if name not in expected:
             unexpected.append(key)
         elif pattern is None:
             if name in groups:
@@ -202,11 +181,6 @@ def _plan(model: PreTrainedModel, stored: Tensors, quantised: bool) -> tuple[lis
         if twice := [known for known in group.names if known in groups]:
             raise MisfitError(twice[0], f" is in the checkpoint, and {group.keys[0]} is a part of it; remove one")
         groups[name] = group
-    if quantised:
-        # Blocks and scales lie in the module of the tensor that they stand for.
-        modules = {name[:end] for name in groups for end in range(len(name)) if name[end] == "."}
-        _check_complete(model, {name for name in expected if name in groups or name.rpartition(".")[0] in modules})
-        return list(groups.values()), []
     _check_wrapped(unexpected)
     _check_shapes(groups.values(), stored, expected)
     _check_dtypes(groups.values(), stored, expected)
@@ -262,9 +236,7 @@ def _check_dtypes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tens
         for key in group.keys:
             dtype = stored[key].dtype
             if dtype.is_complex or dtype.is_floating_point != wanted or (wanted and dtype.itemsize < 2):
-                raise MisfitError(
-                    key, f" holds {dtype}, as quantised weights do; load the model, dequantise it and save it first"
-                )
+                raise MisfitError(key, f" holds {dtype}, as quantised weights do; {REMEDY}")
 
 
 def _check_complete(model: PreTrainedModel, present: set[str]) -> None:

@@ -9,13 +9,11 @@ import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
 
 from .checkpoint import Checkpoint
 from .conversion import original_tensors, saved_tensors
 from .shards import SINGLE_NAME
-from .skeleton import quantisation
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
 SHARD_NAME = "model{suffix}.safetensors"
@@ -35,13 +33,8 @@ def place(
         folder: of the new files.
         layout: "kept", the keys and shards of the checkpoint; "original", the keys that `save_pretrained` writes by
             default; "fused", module names. The keys of a model are kept as `save_pretrained` writes them.
-        dtype: of all floating-point tensors of 16 bits and more; None keeps every tensor's own.
-
-    Raises:
-        BadInputError: what is quantised would have to be computed.
+        dtype: of all floating-point tensors; None keeps every tensor's own.
     """
-    if isinstance(source, Checkpoint) and quantisation(source.model.config) and (layout != "kept" or dtype):
-        raise BadInputError(f"{source.folder} is quantised; only its own layout and dtypes can be written")
     shards = _kept(source) if isinstance(source, Checkpoint) and layout == "kept" else _sharded(_saved(source, layout))
     return {
         key: StoredTensor(key, folder / name, kind, shape, offset)
@@ -91,8 +84,7 @@ def _saved(source: Checkpoint | PreTrainedModel, layout: Layout) -> Entries:
 
 
 def _cast(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:
-    # Of 8 bits are codes, which mean nothing without their scales.
-    return wanted if wanted and dtype.is_floating_point and dtype.itemsize > 1 else dtype
+    return wanted if wanted and dtype.is_floating_point else dtype
 
 
 def _nbytes(dtype: torch.dtype, shape: tuple[int, ...]) -> int:

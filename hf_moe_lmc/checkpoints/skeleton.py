@@ -97,11 +97,11 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
         raise BadInputError(f"a {cls.__name__} cannot be built from config.json: {reason}") from None
 
 
-def quantisation(config: PreTrainedConfig) -> str | None:
-    """The method by which the weights of the model of `config`, or of its text model, are quantised; None without."""
+def quantisation(config: PreTrainedConfig) -> dict[str, Any] | None:
+    """What `config`, or that of its text model, says of how weights are quantised, the `quant_method` at least."""
     for part in (config, config.get_text_config()):
         if settings := getattr(part, "quantization_config", None):
-            return str(settings.get("quant_method") if isinstance(settings, dict) else settings)
+            return {"quant_method": None} | settings
     return None
 
 

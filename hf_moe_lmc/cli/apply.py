@@ -36,4 +36,6 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     apply(alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub)
     if not processes().is_main_process:
         return None
-    return CommandResult(f"Written to {options.output}\n", {"output": options.output})
+    return CommandResult(
+        f"Written to {options.output}; it computes what {options.other} computes\n", {"output": options.output}
+    )

@@ -22,7 +22,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     card.add_argument("--report", metavar="FOLDER", help="folder of `evaluate` on the path between the parents")
     card.add_argument("--dataset", metavar="ID", help="that the report was measured on")
-    card.add_argument("--license", metavar="ID", help="as the Hub calls it (default: what the parents' cards allow)")
+    card.add_argument(
+        "--license", "--licence", metavar="ID", help="as the Hub calls it (default: what the parents' cards allow)"
+    )
 
 
 def run(options: argparse.Namespace) -> CommandResult:

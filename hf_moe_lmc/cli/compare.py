@@ -37,6 +37,6 @@ def run(options: argparse.Namespace) -> CommandResult:
     comparison = compare(options.a, options.b)
     if options.plot:
         plot_comparison(comparison, options.plot)
-    table = f"{text_table(HEAD, comparison.rows())}\n\n" if options.table else ""
+    table = f"\n{text_table(HEAD, comparison.rows())}\n" if options.table else ""
     code = DIFFERENT if options.exit_code and not comparison.same_function else SAME
-    return CommandResult(table + comparison.summary(), comparison.to_dict(), code)
+    return CommandResult(comparison.summary() + table, comparison.to_dict(), code)

@@ -28,6 +28,12 @@ def add_data(command: argparse.ArgumentParser, split: str, why: str, required: b
         "--dataset-revision", metavar="NAME", help="branch, tag or commit of a dataset on the Hub (default: main)"
     )
     data.add_argument("--split", default=split, help=f"split of the dataset (default: {split})")
+    data.add_argument(
+        "--text-column",
+        metavar="NAME",
+        help="column of the text, or of conversations for the tokenizer's chat template (default: text, content, "
+        "messages or conversations)",
+    )
     data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
     data.add_argument(
         "--calibration-examples",
@@ -58,7 +64,9 @@ def examples_of(aligner: "MoeAligner", options: argparse.Namespace, number: int 
     reference, model = aligner.models.reference, cast("PreTrainedModel", aligner.models.reference.model)
     rows = load_rows(options.dataset, options.dataset_config, options.split, options.dataset_revision)
     processor = processor_of(model, reference.paths[0])
-    return examples_for(model, rows, processor, length=options.length, max_examples=number)
+    return examples_for(
+        model, rows, processor, length=options.length, max_examples=number, text_column=options.text_column
+    )
 
 
 def calibration_data(
@@ -94,7 +102,16 @@ def _batches(examples: "Examples", options: argparse.Namespace) -> "DataLoader[A
 
 def _source(options: argparse.Namespace) -> dict[str, str | int]:
     """The options that say where calibration data comes from; local files are called by the last part of their path."""
-    names = ("dataset", "dataset_config", "dataset_revision", "split", "length", "calibration_examples", "batch_size")
+    names = (
+        "dataset",
+        "dataset_config",
+        "dataset_revision",
+        "split",
+        "text_column",
+        "length",
+        "calibration_examples",
+        "batch_size",
+    )
     given = {name.replace("_", "-"): value for name in names if (value := getattr(options, name)) is not None}
     path = Path(options.dataset)
     return given | ({"dataset": path.name} if path.exists() else {})

@@ -18,7 +18,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         run,
         "train, align, merge and measure small MoE ViTs on real digits, in minutes",
         "Train one small Mixture-of-Experts ViT per seed on real MNIST digits, align and merge every pair, "
-        "and measure the loss along all paths. Run again with the same --output, it does not train again.",
+        "and measure the loss along all paths. A second run with the same --output shows what the first one found; a "
+        "killed one goes on where it was. "
+        "Takes about two and a half minutes and 0.6 GB on 2 CPU cores.",
     )
     demo.add_argument("-o", "--output", metavar="FOLDER", type=Path, help="output folder (default: demo-VARIANT)")
     demo.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)")
@@ -36,9 +38,9 @@ def run(options: argparse.Namespace) -> CommandResult:
     scramble = report.scramble
     recovered = "recovered" if scramble.recovered_bit_for_bit else "NOT recovered"
     return CommandResult(
-        f"\n{report.table()}\n\n"
+        f"{report.summary()}\n\n{report.table()}\n\n"
         f"Scrambled endpoint: loss barrier {scramble.naive_loss_barrier:.3f}, aligned "
         f"{scramble.aligned_loss_barrier:.3f}, weights {recovered} bit for bit.\n"
-        f"Written to {out} in {report.wall_seconds:.0f} s: README.md, barrier.png, report.json, merged/\n",
+        f"{out}, made in {report.wall_seconds:.0f} s: README.md, barrier.png, report.json, merged/\n",
         report.to_json(),
     )

@@ -38,13 +38,13 @@ def run(options: argparse.Namespace) -> CommandResult:
     from hf_moe_lmc.checkpoints import quantisation
 
     model = open_skeleton(options.model, hub_options(options))
-    inspection, method = inspect(model), quantisation(model.config)
+    inspection, method = inspect(model), (quantisation(model.config) or {}).get("quant_method")
     document = asdict(inspection) | {"log10_symmetries": inspection.log10_symmetries, "quantisation": method}
     return CommandResult(render(inspection, method), document)
 
 
 def render(inspection: "Inspection", quantisation: str | None = None) -> str:
-    """The table, layers that differ in their number only in one row, and lines about the whole model."""
+    """Lines about the whole model, and the table; layers that differ in their number only are one row."""
     rows = [
         (
             name,
@@ -64,20 +64,15 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
     routed = sum(layer.router is not None for layer in inspection.layers)
     dense = f" and {len(inspection.layers) - routed} dense" if routed < len(inspection.layers) else ""
     lines = [
-        text_table(HEAD, rows),
-        "",
         f"{inspection.model_class}: {routed} Mixture-of-Experts{dense} layers, {_short(inspection.parameters)} "
         f"parameters, {_short(inspection.bytes)}B, 10^{inspection.log10_symmetries:.0f} expert orders, unit orders and "
-        "signs",
+        "signs"
     ]
     if inspection.unaligned:
         lines.append(f"dense, class not known: merged as they are: {', '.join(inspection.unaligned)}")
     if quantisation:
-        lines.append(
-            f"the weights are quantised ({quantisation}): only experts can be reordered; dequantise for all else; "
-            "bytes are those after"
-        )
-    return "\n".join(lines) + "\n"
+        lines.append(f"the weights are quantised ({quantisation}); bytes are those after they are dequantised")
+    return "\n".join([*lines, "", text_table(HEAD, rows)]) + "\n"
 
 
 def fold(layers: Sequence["LayerInspection"]) -> list[tuple[str, "LayerInspection"]]:

@@ -1,7 +1,10 @@
 """All commands and their options. Imports neither torch nor Transformers: `--help` answers at once."""
 
 import argparse
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterable, Sequence
+from difflib import get_close_matches
+from itertools import takewhile
 from typing import Any, NoReturn
 
 from . import align, apply, card, compare, completion, demo, evaluate, inspect, merge, push, verify
@@ -13,7 +16,7 @@ COMMANDS = (inspect, compare, align, apply, merge, evaluate, verify, card, push,
 
 COMMON = {
     "--json": "print one JSON document",
-    "--quiet": "no progress, and nothing but errors",
+    "--quiet": "no progress on standard error, only the result and errors",
     "--verbose": "the log lines and warnings of the libraries, too",
     "--debug": "show the traceback of an error",
 }
@@ -52,13 +55,30 @@ class Parser(argparse.ArgumentParser):
         self, args: Sequence[str] | None = None, namespace: Any = None
     ) -> Any:
         """As of the base class; the defaults of a command are those that `--config` gives."""
-        file = settings_file(list(args or ()))
-        if file and self._subparsers is None:
+        words = list(sys.argv[1:] if args is None else args)
+        own = len(words) if self._subparsers is None else len([*takewhile(lambda word: word.startswith("-"), words)])
+        args = [self._known_flag(word) if word.startswith("--") else word for word in words[:own]] + words[own:]
+        if self._subparsers is None and (file := settings_file(args)):
             try:
                 take_settings(self, self._actions, file)
             except ValueError as error:
                 self.error(str(error))
         return super().parse_known_args(args, namespace)
+
+    def _known_flag(self, word: str) -> str:
+        """`--flag` or `--flag=value`, with `-` for `_` in the flag."""
+        flag, equals, value = word.partition("=")
+        if (flag := flag.replace("_", "-")) not in ("--", *self._option_string_actions):
+            self.error(f"there is no {flag}{did_you_mean(flag, self._option_string_actions)}")
+        return flag + equals + value
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        """As of the base class; the error names what may have been meant."""
+        try:
+            super()._check_value(action, value)
+        except argparse.ArgumentError as error:
+            error.message += did_you_mean(str(value), map(str, action.choices or ()))
+            raise
 
     @property
     def arguments(self) -> list[argparse.Action]:
@@ -72,11 +92,17 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"error: {message}; see '{self.prog} --help'\n")
 
 
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """The end of an error line, with the nearest of the `known` words; empty if none is near."""
+    near = get_close_matches(word, known, n=1)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+
 def command_line() -> Parser:
     """The parser of the whole command line."""
     root = Parser(
         prog="hf-moe-lmc",
-        description="Align, merge and evaluate Mixture-of-Experts checkpoints of Hugging Face Transformers.",
+        description="Compare, align, merge and evaluate Mixture-of-Experts checkpoints of Hugging Face Transformers.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

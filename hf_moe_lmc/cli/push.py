@@ -22,7 +22,10 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     push.add_argument("--private", action="store_true", help="only members may see the repository")
     push.add_argument("--create-pr", action="store_true", help="propose it as a pull request")
     push.add_argument(
-        "--license", metavar="ID", help="licence, as the Hub calls it (default: what the parents' cards allow)"
+        "--license",
+        "--licence",
+        metavar="ID",
+        help="license, as the Hub calls it (default: what the parents' cards allow)",
     )
     push.add_argument("--dry-run", action="store_true", help="only say what would be sent")
 

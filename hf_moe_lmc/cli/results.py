@@ -28,7 +28,7 @@ class CommandResult:
 
 def describe_plan(plan: "Plan") -> CommandResult:
     """The result of `--dry-run`."""
-    return CommandResult(plan.text, asdict(plan))
+    return CommandResult(f"A dry run: nothing was written; the work itself takes\n{plan.text}", asdict(plan))
 
 
 def describe_alignment(alignment: "Alignment | MutualAlignment", names: Sequence[str], output: str) -> CommandResult:
@@ -55,7 +55,7 @@ def describe_alignment(alignment: "Alignment | MutualAlignment", names: Sequence
 def _figures(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
     """Lines and JSON values."""
     verdict = alignment.verdict()
-    text = f"{alignment.summary()}\n" + (f"{verdict.text()}\n" if verdict else "")
+    text = (f"{verdict.text()}\n" if verdict else "") + f"{alignment.summary()}\n"
     return text, {"verdict": verdict.to_json() if verdict else None, "layers": alignment.layer_table()}
 
 

@@ -19,13 +19,17 @@ def main(arguments: list[str] | None = None) -> int:
 
     Errors are one line on standard error; `--debug` adds the traceback.
     """
-    options = command_line().parse_args(arguments)
+    root = command_line()
+    if not (sys.argv[1:] if arguments is None else arguments):
+        root.print_help()
+        return 0
+    options = root.parse_args(arguments)
     try:
         with _libraries(options.verbose, options.quiet), _threads(options.threads), _terminated_like_interrupted():
             result: CommandResult | None = options.run(options)
             if result and options.json:
                 sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
-            elif result and not options.quiet:
+            elif result:
                 sys.stdout.write(result.text)
             sys.stdout.flush()
             return result.code if result else 0
@@ -49,11 +53,13 @@ def main(arguments: list[str] | None = None) -> int:
 def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
     """Without the log lines and warnings by which the libraries address programmers, unless these are wanted.
 
-    With `quiet` without progress bars, too.
+    With `quiet` without progress, too.
     """
     # Read when the libraries are imported.
     for library in ("TRANSFORMERS", "HF_HUB", "DATASETS"):
         os.environ.setdefault(f"{library}_VERBOSITY", "info" if verbose else "error")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; ours become lines
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
     # Read when torch is imported: its threads then do not take cores while they wait, which others may need.

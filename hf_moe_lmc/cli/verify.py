@@ -55,7 +55,7 @@ def run(options: argparse.Namespace) -> CommandResult:
 
 
 def render(found: "Verification", dtype: str) -> str:
-    """The table of the layers, what else has changed, a line for each kind of input, and the verdict."""
+    """The verdict, a line for each kind of input, what else has changed, and the table of the layers."""
     rows = [
         (
             layer.name,
@@ -74,8 +74,8 @@ def render(found: "Verification", dtype: str) -> str:
     equal, colour = ("equal up to rounding", GREEN) if found.equal else ("NOT EQUAL", RED)
     verdict = coloured(equal, colour, sys.stdout)
     return (
-        f"{text_table(HEAD, rows)}\n\n{changed}{outputs}{verdict} (relative differences in {dtype}; tolerance "
-        f"{found.output_tolerance:.0e} for the median output, {found.block_tolerance:.0e} for layers)\n"
+        f"{verdict} (relative differences in {dtype}; tolerance {found.output_tolerance:.0e} for the median output, "
+        f"{found.block_tolerance:.0e} for layers)\n{outputs}{changed}\n{text_table(HEAD, rows)}\n"
     )
 
 

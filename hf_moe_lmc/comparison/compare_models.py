@@ -2,9 +2,9 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -14,6 +14,7 @@ from hf_moe_lmc.alignment.config_differences import config_differences
 from hf_moe_lmc.alignment.opened_model import Model
 from hf_moe_lmc.checkpoints import HubOptions, tied_names
 from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.symmetry import Permutation
 from hf_moe_lmc.workers import one_thread_per_operation
 
@@ -51,7 +52,7 @@ def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: 
 def compare_opened(a: OpenedModel, b: OpenedModel) -> Comparison:
     """As `compare`, for models that are open already."""
     work = _Work(a, b, Correspondence.of(a, b))
-    with tqdm(
+    with Progress(
         total=sum(a.sizes.values()) + sum(b.sizes.values()),
         desc="comparing",
         unit="B",
@@ -76,7 +77,7 @@ class _Work:
     dense: list[ExpertComparison] = field(default_factory=list)
     seen_in_a: set[str] = field(default_factory=set)
 
-    def run(self, bar: tqdm) -> None:
+    def run(self, bar: Progress) -> None:
         seen_in_b: set[str] = set()
         own = {spec.name: spec for spec in self.a.layers}
         for spec in self.b.layers:
@@ -157,7 +158,7 @@ class _Work:
             kind = "moved" if moved.kind in ("identical", "rounded", "changed") else moved.kind
             self._add(replace(moved, kind=kind), is_router=True)
 
-    def _tensor(self, name: str, bar: tqdm) -> None:
+    def _tensor(self, name: str, bar: Progress) -> None:
         source = self.correspondence.name_in_a(name)
         if source is None or source not in self.a.sizes:
             if not (source and self._is_tied(self.a, source)):
@@ -200,6 +201,7 @@ class _Work:
             missing_layers=tuple(self._missing_layers()),
             told=frozenset(tensor.name for tensor in self.tensors if self._is_of_missing_layer(tensor)),
             same_function=same,
+            quantised=self._quantised(),
         )
         return Comparison(
             self.a.name,
@@ -211,6 +213,10 @@ class _Work:
             same,
             pooled(scores) if scores else None,
         )
+
+    def _quantised(self) -> Literal["A", "B"] | None:
+        a, b = (bool(side.checkpoint and side.checkpoint.is_quantised) for side in (self.a, self.b))
+        return None if a == b else "A" if a else "B"
 
     def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
         if tensor.missing_in == "A":

@@ -8,13 +8,11 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.adapters.layouts import PackedExperts
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .experts import ExpertComparison, compare_experts, name_slots
 from .kinds import Kind
-from .packed import compare_packed_experts
 from .routers import RouterComparison, RouterVerdict, compare_routers, nearest_rows
 
 
@@ -73,9 +71,7 @@ def compare_layers(
     """
     a, b = spec_a.read(tensors_a), spec_b.read(tensors_b)
     group = b.group if a.router is None else a.group
-    if isinstance(spec_a.experts, PackedExperts) and isinstance(spec_b.experts, PackedExperts):
-        experts, note = compare_packed_experts(spec_a.experts, tensors_a, spec_b.experts, tensors_b), None
-    elif group.product_keys:
+    if group.product_keys:
         experts, note = _compare_product_keys(a, b), None
     else:
         experts, note = _compare_banks(a.experts, b.experts, group, getattr(spec_b.experts, "is_interleaved", False))
@@ -116,12 +112,6 @@ def new_layer(spec: MoeLayerSpec) -> LayerComparison:
 def _compare_banks(
     a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool
 ) -> tuple[list[ExpertComparison], str | None]:
-    if a.num_units == 0 or b.num_units == 0:
-        side = "A" if a.num_units == 0 else "B"
-        note = (
-            f"they are quantised in {side} only; dequantise it (load with dequantize=True and save) and compare again"
-        )
-        return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
     x, y = ({name: tuple(t.shape[1:]) for name, t in bank.tensors().items()} for bank in (a, b))
     if x != y:
         name = min(name for name in x.keys() | y.keys() if x.get(name) != y.get(name))

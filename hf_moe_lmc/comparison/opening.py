@@ -18,7 +18,7 @@ from hf_moe_lmc.moe import SymmetryGroup
 def open_readable(model: Model, options: HubOptions | None = None) -> OpenedModel:
     """As `open_model`, and models without any Mixture of Experts, or with one that is not known: of these the MLPs."""
     try:
-        return open_model(model, options, quantised=True)
+        return open_model(model, options)
     except UnsupportedArchitectureError:
         if isinstance(model, nn.Module):
             return OpenedModel(type(model).__name__, model, LiveWeights(model), dense_layers(model))
@@ -26,7 +26,7 @@ def open_readable(model: Model, options: HubOptions | None = None) -> OpenedMode
             options, model = cast(HubOptions, {**(options or {}), **model.options}), model.name
         source = find_source(model, options)
         skeleton = meta_model(read_config(source.folder))
-        checkpoint = Checkpoint.open(source.folder, skeleton, quantised=True)
+        checkpoint = Checkpoint.open(source.folder, skeleton)
         return OpenedModel(source.name, skeleton, checkpoint, dense_layers(skeleton), source)
 
 

@@ -4,6 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from typing import Literal
 
 from .experts import ExpertComparison
 from .layers import LayerComparison
@@ -11,6 +12,7 @@ from .tensors import TensorComparison
 
 _MOST_NAMED = 4
 _NOISE = 1e-6
+_CODED = 0.2  # relative distance that codes of 8 or 4 bits leave at most
 UNCHANGED = ("identical", "rounded")
 
 
@@ -25,6 +27,7 @@ class Evidence:
         notes: what could not be compared, in words.
         told: names of tensors that need no mention: they belong to layers that are missing.
         same_function: see `Comparison`.
+        quantised: which of the models is stored quantised, if it is one of them.
     """
 
     layers: tuple[LayerComparison, ...]
@@ -34,6 +37,7 @@ class Evidence:
     notes: tuple[str, ...] = ()
     told: frozenset[str] = frozenset()
     same_function: bool = False
+    quantised: Literal["A", "B"] | None = None
     experts: list[tuple[LayerComparison, ExpertComparison]] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -101,6 +105,9 @@ def _whole(evidence: Evidence) -> Iterator[str]:
             f"every expert is bit-identical to A's ({total}) while {len(changed)} other tensors changed: was an "
             "adapter on the experts lost? merge it again and compare"
         )
+    elif evidence.quantised and _is_coded(evidence):
+        text = "B is A quantised" if evidence.quantised == "B" else "A is B quantised"
+        yield f"{text}: {total} experts in place, {_changes(e for _, e in experts)}, norms and routers bit-identical"
     elif trained := _trained(evidence):
         some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
         by = _range([e.change for e in trained if e.change is not None])
@@ -335,6 +342,15 @@ def _has_moved(evidence: Evidence) -> bool:
 def _is_rounded(evidence: Evidence) -> bool:
     kinds = {expert.kind for _, expert in evidence.experts} | {tensor.kind for tensor in evidence.tensors}
     return kinds in ({"rounded"}, {"rounded", "identical"})
+
+
+def _is_coded(evidence: Evidence) -> bool:
+    """Whether matrices but for routers differ by no more than codes leave, and all else, which has none, does not."""
+    experts = [expert for layer in evidence.layers for expert in (*layer.experts, *layer.shared_experts)]
+    rest = [tensor for tensor in evidence.tensors if tensor.kind not in UNCHANGED]
+    in_place = all(e.source == e.slot and e.kind in (*UNCHANGED, "changed") for e in experts)
+    coded = all(tensor.kind == "changed" and tensor.is_matrix and not tensor.is_router for tensor in rest)
+    return in_place and coded and all((one.change or 0.0) < _CODED for one in (*experts, *rest))
 
 
 def _is_unrelated(evidence: Evidence) -> bool:

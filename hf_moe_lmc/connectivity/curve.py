@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub.utils import tqdm
 from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.alignment import SavedWeights
+from hf_moe_lmc.progress import Progress
 
 from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
@@ -94,7 +94,7 @@ def measure(
     if same_endpoints is not None:
         known = {0.0: same_endpoints.evaluations[0], 1.0: same_endpoints.evaluations[-1]}
     evaluations = []
-    for t in tqdm(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+    for t in Progress(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
         if t in known:
             evaluations.append(known[t])
             continue

@@ -74,12 +74,24 @@ class PathReport:
             "repair": None if self.repair is None else asdict(self.repair),
         }
 
+    def summary(self) -> str:
+        """One sentence: the loss barrier as the models are, aligned, and aligned under the chosen repairs."""
+        naive = self.curves["naive"].barrier.loss_barrier
+        shown = [f"Loss barrier of the path: {naive:.4f} nats naive"]
+        for name in dict.fromkeys(["aligned", self.chosen or "aligned"]):
+            if name in self.curves:
+                barrier = self.curves[name].barrier.loss_barrier
+                shown.append(f"{barrier:.4f} {name}" + (f" ({100 * barrier / naive:.0f} %)" if naive > 0 else ""))
+        return ", ".join(shown) + "."
+
     def markdown(self) -> str:
         """Both endpoints, and every path: barriers with intervals, midpoints against what they should beat."""
         naive = self.curves["naive"]
         first = naive.evaluations[0]
         lines = [
             f"# Paths between two {self.model} ({self.dtype})",
+            "",
+            self.summary(),
             "",
             f"{len(first.examples)} examples, {first.count} predictions, {len(naive.t)} points. Losses in nats; "
             "intervals: 95 %, paired bootstrap over examples.",

@@ -8,7 +8,6 @@ from typing import cast
 import numpy as np
 import torch
 from accelerate import Accelerator
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
@@ -19,6 +18,7 @@ from hf_moe_lmc.alignment import Alignment, SavedWeights, Weights, aligned, repa
 from hf_moe_lmc.connectivity import Barrier, WeightPath, gather_statistics, linear_path, measure
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.names import ExpertOrder
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 Order = tuple[int, ...]
@@ -91,7 +91,7 @@ def compare_methods(
     }
     orders: dict[Order, Barrier] = {}
     every_order = list(permutations(range(layer.experts.num_experts)))
-    for order in tqdm(every_order, desc="all expert orders", unit="order", leave=False):
+    for order in Progress(every_order, desc="all expert orders", unit="order", leave=False):
         symmetry = align_layers(layer, other_layer, Permutation(torch.tensor(order))).symmetry
         orders[order] = bench.measure(path_to(symmetry), "order " + "".join(map(str, order)))
     losses = np.array([barrier.loss_barrier for barrier in orders.values()])

@@ -1,11 +1,14 @@
 """The report of a demo run: `report.json`, its table, and its model card."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from math import factorial
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from hf_moe_lmc.connectivity import Barrier
 
 from .comparison import MethodResult, ScrambleResult
 from .digits import TEST_IMAGES
@@ -59,6 +62,34 @@ class Report:
             ],
             "scramble": asdict(self.scramble),
         }
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Report":
+        """The report that `to_json` made this of."""
+        curves = [field.name for field in fields(Barrier)]
+        pairs = [
+            PairResult(
+                tuple(pair["seeds"]),
+                {
+                    name: MethodResult(Barrier(*(tuple(found[x]) for x in curves)), found["rank"], found["l_hat"])
+                    for name, found in pair["methods"].items()
+                },
+            )
+            for pair in content["pairs"]
+        ]
+        scramble = ScrambleResult(**content["scramble"])
+        return cls(**content | {"seeds": tuple(content["seeds"]), "pairs": tuple(pairs), "scramble": scramble})
+
+    def summary(self) -> str:
+        """One sentence: the loss barrier without and with alignment."""
+        naive, merge = (
+            fmean(pair.methods[method].barrier.loss_barrier for pair in self.pairs)
+            for method in ("naive", MERGE_METHOD)
+        )
+        return (
+            f"Averaged as they are, the models meet a loss barrier of {naive:.3f} nats; aligned, of {merge:.3f} "
+            f"({100 * merge / naive:.0f} %); mean of {len(self.pairs)} pair(s)."
+        )
 
     def table(self) -> str:
         """The methods, averaged over pairs, as a Markdown table."""

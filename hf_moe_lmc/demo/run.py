@@ -27,7 +27,7 @@ from .recipe import Recipe
 from .report import MERGE_METHOD, PairResult, Report, demo_card
 from .training import finetune, pretrain, save_whole
 
-RECIPE_NAME = "recipe.json"
+RECIPE_NAME, REPORT_NAME = "recipe.json", "report.json"
 EVALUATION_BATCH = 500
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate", "scipy")
 PLOTTED = {
@@ -45,7 +45,8 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
     """Train one Mixture-of-Experts ViT per seed on MNIST, align and merge every pair, and measure all paths.
 
     Writes into `out`: `dense/`, `endpoints/seed-S/`, `alignments/A-B/`, `merged/`, `barrier.png`, `report.json` and
-    the card `README.md`. Models that `out` holds already are not trained again, so a killed run goes on.
+    the card `README.md`. Models that `out` holds already are not trained again, so a killed run goes on; the report of
+    a finished run of the same seeds and versions is returned as it is.
 
     Args:
         out: a new or empty folder, or that of an earlier run of the same recipe.
@@ -64,6 +65,9 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         raise BadInputError(f"the demo runs in one process, not in {accelerator.num_processes}; start it by itself")
     train, test = load_digits(digits_file())
     _claim(out, recipe)
+    versions = {package: version(package) for package in PACKAGES}
+    if report := _earlier(out, seeds, versions):
+        return report
 
     batches = accelerator.prepare(DataLoader(test, batch_size=EVALUATION_BATCH))
     calibration = Subset(train, range(recipe.calibration_images))
@@ -97,7 +101,7 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         recipe.variant,
         tuple(seeds),
         time.perf_counter() - started,
-        {package: version(package) for package in PACKAGES},
+        versions,
         {str(seed): {"loss": endpoint.loss, "accuracy": endpoint.accuracy} for seed, endpoint in endpoints.items()},
         tuple(pairs),
         scramble,
@@ -108,9 +112,18 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         out / "barrier.png",
         f"Paths between MoE ViTs ({recipe.variant}) fine-tuned apart, MNIST; mean and range of {len(pairs)} pair(s)",
     )
-    (out / "report.json").write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     demo_card(report, recipe).save(out / "README.md")
+    (out / REPORT_NAME).write_text(json.dumps(report.to_json(), indent=1) + "\n", encoding="utf-8")
     return report
+
+
+def _earlier(out: Path, seeds: Sequence[int], versions: dict[str, str]) -> Report | None:
+    """The report that `out` holds, if it is of these seeds and versions."""
+    try:
+        report = Report.from_json(json.loads((out / REPORT_NAME).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # none, or one of an earlier version of this package
+    return report if (report.seeds, report.versions) == (tuple(seeds), versions) else None
 
 
 def _claim(out: Path, recipe: Recipe) -> None:

@@ -9,7 +9,6 @@ from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
-from huggingface_hub.utils import tqdm
 from torch.utils.data import DataLoader, Dataset
 from transformers import (
     PreTrainedModel,
@@ -20,6 +19,7 @@ from transformers import (
 )
 
 from hf_moe_lmc.modeling import MoeViTForImageClassification
+from hf_moe_lmc.progress import Progress
 
 from .digits import CLASSES, IMAGE_SIZE
 from .recipe import Recipe
@@ -145,7 +145,7 @@ def train(
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 10, num_training_steps=steps)
     prepared, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     prepared.train()
-    with sums_in_fixed_order(), tqdm(total=steps, desc=description, unit="step", leave=False) as bar:
+    with sums_in_fixed_order(), Progress(total=steps, desc=description, unit="step", leave=False) as bar:
         for _ in range(epochs):
             for batch in loader:
                 loss = prepared(**batch).loss

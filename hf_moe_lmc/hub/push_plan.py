@@ -84,7 +84,9 @@ class PushPlan:
         """One file a line."""
         sizes = [f"{file.nbytes:>18,}  {one_line(file.name)}" for file in self.files]
         total = sum(file.nbytes for file in self.files)
-        return "\n".join([f"to {self.repo_id}, license {self.license}:", *sizes, f"{total:>18,}  bytes"]) + "\n"
+        return (
+            "\n".join([f"Would go to {self.repo_id}, license {self.license}:", *sizes, f"{total:>18,}  bytes"]) + "\n"
+        )
 
     def to(self, repo_id: str) -> "PushPlan":
         """The same to another repository."""

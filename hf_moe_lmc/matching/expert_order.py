@@ -64,19 +64,15 @@ def match_experts(reference: GaugedLayer, other: GaugedLayer, method: ExpertOrde
             rows, Gram matrices and their random sketch among them.
 
     Product keys: "gate" is exact for the keys; "gram" compares all experts of one first key; the optimum over keys and
-    experts is a quadratic assignment, so "auto" is the nearest of the present order, "gate" and "gram". Of experts
-    without units, the router rows are all that "auto" and "joint" bring close.
+    experts is a quadratic assignment, so "auto" is the nearest of the present order, "gate" and "gram".
 
     Raises:
-        UnsupportedArchitectureError: "joint" for product keys; "gram" without units.
+        UnsupportedArchitectureError: "joint" for product keys.
     """
     stay = Permutation.identity(reference.layer.experts.num_experts)
     router, other_router, group = reference.router, other.router, reference.layer.group
     if method == "none" or group.fixed_experts or router is None or other_router is None:
         return ExpertMatching(stay, "none" if method == "none" else "units")
-    has_units = reference.layer.experts.num_units > 0
-    if not has_units and method == "gram":
-        raise UnsupportedArchitectureError('the "gram" order needs units, which are quantised; choose "gate"')
     if group.product_keys and method == "joint":
         raise UnsupportedArchitectureError(
             'the "joint" order of product keys is a quadratic assignment; choose "gate" or "gram"'
@@ -89,8 +85,6 @@ def match_experts(reference: GaugedLayer, other: GaugedLayer, method: ExpertOrde
             matching = gate
         case "gram":
             matching = _by_gram(reference, other, groups)
-        case "joint" | "auto" if not has_units:
-            matching = _on_table(-gate_cost(router, other_router).square(), groups, "gate")
         case "auto" if group.product_keys:
             matching = _nearest(
                 reference, other, [ExpertMatching(stay, "units"), gate, _by_gram(reference, other, groups)]

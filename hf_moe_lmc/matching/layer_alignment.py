@@ -25,7 +25,7 @@ class LayerAlignment:
         symmetry: acts on the other layer.
         distance_before: `layer_distance(reference, other)`.
         distance_after: `layer_distance(reference, act(symmetry, other))`.
-        evidence: the figures that the symmetry rests on; None where it was not found by matching, or without units.
+        evidence: the figures that the symmetry rests on; None where it was not found by matching.
         expert_table: `[E, E]`, the fit of every pair of experts, float32; see `ExpertMatching.table`.
     """
 
@@ -81,7 +81,7 @@ def match_layers(
     else:
         experts = match_experts(reference, other, expert_order)
     layer = reference.layer
-    if not layer.experts.num_units or expert_order == "none":
+    if expert_order == "none":
         return replace(MoeSymmetry.identity(*layer.symmetry_shape), experts=experts.order), experts, [], []
     units = each(
         lambda pair: experts.pairs.get(pair) or _match_expert(reference, other, *pair, experts.order),

@@ -175,7 +175,7 @@ def _column_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float
     squares = matrices.new_zeros(matrices.shape[0], matrices.shape[2], dtype=dtype)
 
     def add(e: int) -> None:
-        for block in matrices[e].split(_ROWS) if len(matrices[e]) else ():  # quantised experts may hold no weights
+        for block in matrices[e].split(_ROWS):
             rows = block.to(dtype).square()
             while (half := len(rows) // 2) > 0:  # torch sums vectorised columns in another order than the last ones
                 if len(rows) % 2:

@@ -5,12 +5,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from huggingface_hub.utils import tqdm
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import threads_for
 
 from .block_comparison import BlockComparison, row_differences
@@ -114,7 +114,7 @@ def verify(
     kinds = {"random": random_batches(before)} if batches is None else batches
     with threads_for(before.num_parameters()), ExitStack() as stack:
         blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
-        outputs = {kind: _output_difference(before, after, tqdm(of, desc=kind)) for kind, of in kinds.items()}
+        outputs = {kind: _output_difference(before, after, Progress(of, desc=kind)) for kind, of in kinds.items()}
     for block in blocks:
         if not block.was_run:
             raise BadInputError(f"layer {block.spec.name}: no input reaches it; give batches that do")

@@ -20,7 +20,7 @@ def test_experts_as_transformers_quantises_them(kind):
     model = families.build("mixtral" if kind == "fp8" else "gpt_oss")
     block, config = model.model.layers[1].mlp, model.config
     block.experts = FP8Experts(config, block_size=(8, 8)) if kind == "fp8" else Mxfp4GptOssExperts(config)
-    message = r"tensor model\.layers\.1\.mlp\.experts\..*_proj.* a quantised model must be dequantised first: load"
+    message = r"tensor model\.layers\.1\.mlp\.experts\..*_proj.* a live model must hold plain weights: give"
     with pytest.raises(UnsupportedArchitectureError, match=message):
         moe_layers(model)
 
@@ -36,7 +36,7 @@ LINEARS = {  # family -> a linear of its experts, one by one; of shared experts;
 def test_linears_as_transformers_quantises_them(family):
     model, name = families.build(family), LINEARS[family]
     model.set_submodule(name, quantised(model.get_submodule(name)))
-    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name}\.weight.* must be dequantised first"):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name}\.weight.* a live model must hold plain"):
         moe_layers(model)
 
 
@@ -45,12 +45,12 @@ def test_packed_linears(family):
     """As of bitsandbytes, whose weights are bytes, and of GPTQ, which has no weight."""
     model, name = families.build(family), LINEARS[family]
     model.get_submodule(name).weight = nn.Parameter(torch.zeros(8, 1, dtype=torch.uint8), requires_grad=False)
-    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name}\.weight is torch\.uint8; a quantised"):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name}\.weight is torch\.uint8; a live model"):
         moe_layers(model)
     model, packed = families.build(family), nn.Module()
     packed.register_buffer("qweight", torch.zeros(4, 8, dtype=torch.int32))
     model.set_submodule(name, packed)
-    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name}\.qweight is not known; a quantised"):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name}\.qweight is not known; a live model"):
         moe_layers(model)
 
 
@@ -64,5 +64,5 @@ def test_packed_tensors(family):
     owner, _, own = name.rpartition(".")
     tensor = model.get_parameter(name).detach().to(torch.float8_e4m3fn)
     setattr(model.get_submodule(owner), own, nn.Parameter(tensor, requires_grad=False))
-    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name} is torch\.float8_e4m3fn; a quantised"):
+    with pytest.raises(UnsupportedArchitectureError, match=rf"tensor {name} is torch\.float8_e4m3fn; a live model"):
         moe_layers(model)

@@ -142,7 +142,7 @@ def test_c_locale(saved, tmp_path, name):
     environment |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     folder, out = tmp_path / name, tmp_path / f"{name} out"
     folder.symlink_to(saved / "single")
-    command = [sys.executable, "-m", "hf_moe_lmc.cli", "merge", str(saved / "single"), str(folder), "-o"]
+    command = [sys.executable, "-m", "hf_moe_lmc", "merge", str(saved / "single"), str(folder), "-o"]
     done = subprocess.run([*command, str(out)], env=environment, capture_output=True, timeout=100)
     assert done.returncode == 0, done.stderr
     assert (out / "model.safetensors").is_file()

@@ -330,7 +330,7 @@ def test_no_hub_at_all(cache):
 
 def test_the_command_line(hub, saved, tmp_path):
     """A body of the right length that is no checkpoint, and a refusal, both told in one line."""
-    command = [sys.executable, "-m", "hf_moe_lmc.cli", "align", REPOSITORY, str(saved / "single"), "-o"]
+    command = [sys.executable, "-m", "hf_moe_lmc", "align", REPOSITORY, str(saved / "single"), "-o"]
     environment = (
         os.environ | ENVIRONMENT | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
     )

@@ -154,13 +154,13 @@ def test_fused_and_per_expert(single, refused):
 @pytest.mark.parametrize("key", [EXPERT, ROUTER, NORM])
 def test_values_of_another_kind(single, refused, key, dtype):
     edit_tensor(key, lambda tensor: tensor.to(dtype))(single)
-    refused(single, "model.safetensors: ", f" holds {dtype}", "dequantise")
+    refused(single, "model.safetensors: ", f" holds {dtype}", "16-bit checkpoint")
 
 
 @pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2])
 def test_8_bits_without_a_word_in_the_configuration(checkpoint, refused, dtype):
     edit_tensor(EXPERT, lambda tensor: tensor.to(dtype))(checkpoint)
-    refused(checkpoint, ".safetensors: ", EXPERT, f"holds {dtype}", "dequantise")
+    refused(checkpoint, ".safetensors: ", EXPERT, f"holds {dtype}", "16-bit checkpoint")
 
 
 @pytest.mark.parametrize("method", ["fp8", "gptq", "unheard_of"])

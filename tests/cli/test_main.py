@@ -10,9 +10,10 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 
 import hf_moe_lmc
 from hf_moe_lmc import cli, demo
+from hf_moe_lmc.cli.parser import command_line
 from hf_moe_lmc.errors import HubError, IncompatiblePairError
 
-COMMAND = [sys.executable, "-m", "hf_moe_lmc.cli"]
+COMMAND = [sys.executable, "-m", "hf_moe_lmc"]
 
 
 def failing(error: BaseException):
@@ -59,9 +60,36 @@ def test_debug_shows_the_traceback(arguments, capsys, monkeypatch):
     assert shown.splitlines()[-1].startswith("error: RuntimeError: inner")
 
 
-def test_no_command():
+def test_without_arguments_it_shows_its_help(capsys):
+    assert cli.main([]) == 0
+    assert capsys.readouterr().out.startswith("usage: hf-moe-lmc ")
+
+
+@pytest.mark.parametrize(
+    ("words", "line"),
+    [
+        ("algin a b -o out", "(did you mean align?)"),
+        ("merge a b --outptu x", "error: there is no --outptu (did you mean --output?); see 'hf-moe-lmc merge --help'"),
+        ("align a b -o x --expert_ordr=joint", "error: there is no --expert-ordr (did you mean --expert-order?)"),
+        ("align a b -o x --expert-order joit", "(did you mean joint?)"),
+        ("--jsn align a b -o x", "error: there is no --jsn (did you mean --json?); see 'hf-moe-lmc --help'"),
+        ("align a b -o x --zzz", "error: there is no --zzz; see 'hf-moe-lmc align --help'"),
+    ],
+)
+def test_a_mistyped_word(words, line, capsys):
     with pytest.raises(SystemExit, match="2"):
-        cli.main([])
+        cli.main(words.split())
+    shown = capsys.readouterr().err
+    assert line in shown
+    assert shown.count("\n") == 1
+
+
+def test_underscores_in_flags():
+    """As in `--expert_order=x`; those of values stay."""
+    parse = command_line().parse_args
+    assert parse(["align", "a_b", "c", "--output=o_o", "--expert_order", "gate"]) == parse(
+        ["align", "a_b", "c", "--output=o_o", "--expert-order", "gate"]
+    )
 
 
 def test_terminated_is_interrupted(tmp_path):

@@ -29,7 +29,7 @@ def test_a_scrambled_folder_is_equal_and_a_spoilt_one_is_not(model, tmp_path, ca
     before = save(model, tmp_path / "before")
     scrambled = save(scramble(model)[0], tmp_path / "scrambled")
     assert cli.main(["verify", before, scrambled]) == 0
-    assert "equal up to rounding" in capsys.readouterr().out
+    assert capsys.readouterr().out.startswith("equal up to rounding")
     with torch.no_grad():
         next(parameter for name, parameter in model.named_parameters() if name.endswith("down_proj"))[1, 2, 3] *= -1
     spoilt = save(model, tmp_path / "spoilt")
@@ -92,7 +92,7 @@ def test_a_missing_tensor_is_refused_and_named(tmp_path):
     tensors = load_file(tmp_path / "model.safetensors")
     del tensors["lm_head.weight"]
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
-    command = [sys.executable, "-m", "hf_moe_lmc.cli", "verify", folder, folder]
+    command = [sys.executable, "-m", "hf_moe_lmc", "verify", folder, folder]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 3
     assert done.stderr == f"error: {folder}: lm_head.weight is missing; download or save the model again\n"

@@ -194,7 +194,7 @@ def test_the_c_locale_and_a_closed_output(pair, undisturbed, tmp_path):
     environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     reader, writer = os.pipe()
     os.close(reader)
-    command = [sys.executable, "-m", "hf_moe_lmc.cli", *arguments(pair, folder / "out")]
+    command = [sys.executable, "-m", "hf_moe_lmc", *arguments(pair, folder / "out")]
     done = subprocess.run(command, env=environment, stdout=writer, stderr=subprocess.PIPE)
     os.close(writer)
     assert (done.returncode, b"rror" in done.stderr) == (141, False)

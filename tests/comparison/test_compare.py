@@ -5,7 +5,6 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 
 from hf_moe_lmc.cli import main
 from hf_moe_lmc.comparison import compare, plot_comparison
@@ -117,30 +116,6 @@ def test_widths_that_differ_are_named():
     comparison = compare(a, b)
     assert any("32 x 48 in A and 32 x 24 in B" in sentence for sentence in comparison.sentences)
     assert any("A is a MixtralForCausalLM, B a Qwen3MoeForCausalLM" in sentence for sentence in comparison.sentences)
-
-
-def test_quantised_experts_are_compared_as_bytes(tmp_path):
-    model = build("mixtral", experts=4, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "a")
-    file, config = tmp_path / "a" / "model.safetensors", tmp_path / "a" / "config.json"
-    fields = json.loads(config.read_text()) | {"quantization_config": {"quant_method": "fp8"}}
-    tensors = load_file(file)
-    for name in [name for name in tensors if ".experts." in name]:
-        tensors[f"{name}_scale_inv"] = torch.full((1, 1), 0.5)
-        tensors[name] = tensors[name].to(torch.float8_e4m3fn)
-    (tmp_path / "b").mkdir()
-    swapped = {name.replace("experts.0.", "experts.x."): tensor for name, tensor in tensors.items()}
-    swapped = {name.replace("experts.1.", "experts.0."): tensor for name, tensor in swapped.items()}
-    swapped = {name.replace("experts.x.", "experts.1."): tensor for name, tensor in swapped.items()}
-    for folder, own in ((tmp_path / "a", tensors), (tmp_path / "b", swapped)):
-        save_file(own, folder / "model.safetensors", {"format": "pt"})
-        (folder / "config.json").write_text(json.dumps(fields))
-    comparison = compare(tmp_path / "a", tmp_path / "b")
-    for layer in comparison.layers:
-        assert [(e.kind, e.source) for e in layer.experts[:3]] == [("moved", 1), ("moved", 0), ("identical", 2)]
-        assert layer.router == "unmoved"
-    plain = compare(model, tmp_path / "b")
-    assert any("quantised in B only" in sentence for sentence in plain.sentences)
 
 
 def test_command(qwen, tmp_path, capsys):

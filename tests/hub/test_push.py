@@ -20,7 +20,7 @@ from hf_moe_lmc.hub.push_plan import PushPlan
 from tests.hub.server import TOKEN, Failure, Repository, running_hub
 from tests.models import logits
 
-COMMAND = [sys.executable, "-m", "hf_moe_lmc.cli"]
+COMMAND = [sys.executable, "-m", "hf_moe_lmc"]
 
 
 # Of the client itself, where it sends large files.
@@ -171,7 +171,7 @@ def test_another_commit_in_between(folder, hub, monkeypatch):
 def test_a_dry_run_sends_nothing(folder, hub, capsys):
     assert cli.main(["push", str(folder / "merged"), "org/ab", "--dry-run"]) == 0
     shown = capsys.readouterr().out
-    assert shown.startswith("to org/ab, license apache-2.0:\n")
+    assert shown.startswith("Would go to org/ab, license apache-2.0:\n")
     sizes = {name: size for size, name in (line.split() for line in shown.splitlines()[1:])}
     assert int(sizes["model-00001-of-00005.safetensors"].replace(",", "")) == (
         (folder / "merged" / "model-00001-of-00005.safetensors").stat().st_size

@@ -2,10 +2,11 @@
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError
 from torch import Tensor
 from torch.utils.data import Dataset
 from transformers import BaseImageProcessor, PreTrainedTokenizerBase
@@ -16,7 +17,11 @@ if TYPE_CHECKING:
     from datasets import Dataset as Rows
 
 LABELS = ("label", "labels", "fine_label")
-TEXTS = ("text", "content")
+TEXTS = ("text", "content", "messages", "conversations")
+
+
+Text = str | list[dict[str, str]]
+"""A text, or a conversation: messages with a role and a content."""
 
 
 class Blocks(Dataset[dict[str, Tensor]]):
@@ -37,25 +42,25 @@ class Blocks(Dataset[dict[str, Tensor]]):
 
 
 def packed_blocks(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, block_size: int, max_blocks: int | None = None
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, block_size: int, max_blocks: int | None = None
 ) -> Blocks:
     """The tokens of all texts in a row, an end-of-text token after each, cut into blocks; the last, short one is left.
 
     Texts without tokens, such as the empty lines that WikiText has as rows, are passed over.
 
     Args:
-        texts: read only as far as needed.
+        texts: strings, or conversations for the tokenizer's chat template; read only as far as needed.
         tokenizer: of the model.
         block_size: S.
         max_blocks: how many blocks at most.
 
     Raises:
-        BadInputError: the texts do not fill one block.
+        BadInputError: the texts do not fill one block, or the tokenizer has no chat template for conversations.
     """
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     tokens = array("q")  # a list would take five times as much for the tokens of WikiText-103
     for text in texts:
-        if ids := tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]:
+        if ids := tokenizer(as_text(text, tokenizer), add_special_tokens=False, verbose=False)["input_ids"]:
             tokens.extend([*ids, *end])
         if max_blocks is not None and len(tokens) >= max_blocks * block_size:
             break
@@ -66,6 +71,24 @@ def packed_blocks(
             "give more text or a smaller block"
         )
     return Blocks(torch.frombuffer(tokens, dtype=torch.int64)[: number * block_size].reshape(number, block_size))
+
+
+def as_text(text: Text, tokenizer: PreTrainedTokenizerBase) -> str:
+    """`text` itself; a conversation as the tokenizer's chat template has it.
+
+    Raises:
+        BadInputError: the tokenizer has no chat template, or it does not accept this conversation.
+    """
+    if isinstance(text, str):
+        return text
+    try:
+        return cast(str, tokenizer.apply_chat_template(text, tokenize=False))
+    except (ValueError, TypeError, KeyError, TemplateError) as error:
+        reason = " ".join(str(error).split())
+        raise BadInputError(
+            f"the data holds conversations, which the tokenizer's chat template does not accept: {reason}; give "
+            "messages with a role and a content, or another column of text"
+        ) from error
 
 
 class _Rows(Dataset[dict[str, Tensor]]):
@@ -113,15 +136,16 @@ class LabelledTexts(_Rows):
         rows: with a column of texts and one of classes.
         tokenizer: the checkpoint's; needs a padding token.
         length: S.
+        text_column: of the texts, or of the sources; None looks for the usual names.
 
     Raises:
         BadInputError: a column is missing.
     """
 
-    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
+    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int, text_column: str | None = None):
         super().__init__(rows)
         self._tokenizer, self._length = tokenizer, length
-        self._text, self._label = column(rows, ("text", "sentence")), column(rows, LABELS)
+        self._text, self._label = column(rows, ("text", "sentence"), text_column), column(rows, LABELS)
 
     @property
     def labels(self) -> list[int]:
@@ -140,15 +164,16 @@ class TextPairs(_Rows):
         rows: with a column of sources and one of targets.
         tokenizer: the checkpoint's; needs a padding token.
         length: S.
+        text_column: of the texts, or of the sources; None looks for the usual names.
 
     Raises:
         BadInputError: a column is missing.
     """
 
-    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int):
+    def __init__(self, rows: "Rows", tokenizer: PreTrainedTokenizerBase, length: int, text_column: str | None = None):
         super().__init__(rows)
         self._tokenizer, self._length = tokenizer, length
-        self._source = column(rows, ("source", "text", "document", "article"))
+        self._source = column(rows, ("source", "text", "document", "article"), text_column)
         self._target = column(rows, ("target", "summary", "highlights"))
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -161,17 +186,19 @@ class TextPairs(_Rows):
 Examples = Blocks | LabelledImages | LabelledTexts | TextPairs
 
 
-def column(rows: "Rows", names: Sequence[str]) -> str:
-    """The first of `names` that is a column of `rows`.
+def column(rows: "Rows", usual: Sequence[str], named: str | None = None) -> str:
+    """The column that is `named`, or else the first of the `usual` ones that `rows` has.
 
     Raises:
-        BadInputError: none is.
+        BadInputError: there is none.
     """
+    names = [named] if named else usual
     for name in names:
         if name in rows.column_names:
             return name
     raise BadInputError(
-        f"the data has the columns {', '.join(rows.column_names)}; one must be called {' or '.join(names)}"
+        f"the data has the columns {', '.join(rows.column_names)}, not {' or '.join(names)}; name the column of the "
+        "text with --text-column (text_column in Python), or rename it"
     )
 
 

@@ -15,7 +15,18 @@ from transformers.utils import logging
 
 from hf_moe_lmc.errors import BadInputError
 
-from .examples import LABELS, TEXTS, Blocks, Examples, LabelledImages, LabelledTexts, TextPairs, column, packed_blocks
+from .examples import (
+    LABELS,
+    TEXTS,
+    Blocks,
+    Examples,
+    LabelledImages,
+    LabelledTexts,
+    Text,
+    TextPairs,
+    column,
+    packed_blocks,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset as Rows
@@ -50,6 +61,7 @@ def examples_for(
     *,
     length: int = 512,
     max_examples: int | None = None,
+    text_column: str | None = None,
     seed: int = 0,
 ) -> Examples:
     """Examples for `model` out of `rows`, in an order of which every beginning is a random sample.
@@ -63,10 +75,12 @@ def examples_for(
 
     Args:
         model: says what it is.
-        rows: with the columns `image` and `label`, `text` and `label`, `source` and `target`, or `text`.
+        rows: with the columns `image` and `label`, `text` and `label`, `source` and `target`, or `text`, which may be
+            conversations (`messages`) for a causal language model.
         processor: the checkpoint's tokenizer or image processor.
         length: tokens of a block or a sequence.
         max_examples: the first so many; None for all.
+        text_column: of the text; None looks for the usual names.
         seed: of the order.
 
     Raises:
@@ -80,7 +94,7 @@ def examples_for(
     if max_examples is not None and max_examples < 1:
         raise BadInputError(f"{max_examples} examples cannot be evaluated on; give one or more")
     if causal and not isinstance(processor, BaseImageProcessor):
-        texts = iter(rows[column(rows, TEXTS)])
+        texts = iter(rows[column(rows, TEXTS, text_column)])
         return _drawn_blocks(texts, processor, length, max_examples, seed)
     classified = isinstance(processor, BaseImageProcessor) or type(model).__name__.endswith("ForSequenceClassification")
     if not classified and not model.config.is_encoder_decoder:
@@ -93,7 +107,7 @@ def examples_for(
         _warn_of_missing({labels[i] for i in order}, _classes(model), f"the {len(order)} examples")
     if isinstance(processor, BaseImageProcessor):
         return LabelledImages(rows, processor, getattr(model.config, "num_channels", 3))
-    return (TextPairs if model.config.is_encoder_decoder else LabelledTexts)(rows, processor, length)
+    return (TextPairs if model.config.is_encoder_decoder else LabelledTexts)(rows, processor, length, text_column)
 
 
 def split_calibration(examples: Examples, number: int) -> "tuple[Subset[dict[str, Tensor]], Subset[dict[str, Tensor]]]":
@@ -130,7 +144,7 @@ def stratified_order(labels: Sequence[int], seed: int) -> list[int]:
 
 
 def _drawn_blocks(
-    texts: Iterable[str], tokenizer: PreTrainedTokenizerBase, length: int, number: int | None, seed: int
+    texts: Iterable[Text], tokenizer: PreTrainedTokenizerBase, length: int, number: int | None, seed: int
 ) -> Blocks:
     """`number` blocks of the text, those of its first `POOL_TOKENS` in a random order."""
     pool = max(POOL_TOKENS // length, 1)

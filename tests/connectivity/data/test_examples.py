@@ -39,6 +39,23 @@ def test_texts_are_read_only_as_far_as_needed():
     assert len(packed_blocks(texts(), words(), block_size=4, max_blocks=2)) == 2
 
 
+CONVERSATION = [{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c d"}]
+
+
+def test_a_named_column_and_conversations():
+    """A conversation is the text that the tokenizer's chat template makes of it."""
+    model, tokenizer = build("mixtral"), words()
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role[0] }} {{ m.content }} {% endfor %}"
+    rows = Dataset.from_dict({"text": ["z"], "said": ["u a b a c d"], "messages": [CONVERSATION]})
+    named, chat = (examples_for(model, rows, tokenizer, length=7, text_column=name) for name in ("said", "messages"))
+    usual = examples_for(model, rows.remove_columns(["text", "said"]), tokenizer, length=7)
+    assert named.tokens.tolist() == chat.tokens.tolist() == usual.tokens.tolist() == [[23, 3, 4, 3, 5, 6, 1]]
+    with pytest.raises(BadInputError, match="conversations, which the tokenizer's chat template does not accept"):
+        examples_for(model, rows, words(), length=7, text_column="messages")
+    with pytest.raises(BadInputError, match="has the columns text, said, messages, not absent; name the column"):
+        examples_for(model, rows, tokenizer, length=7, text_column="absent")
+
+
 def test_too_little_text():
     with pytest.raises(BadInputError, match="3 tokens, which do not fill one block of 4"):
         packed_blocks(["a b"], words(), block_size=4)
@@ -114,7 +131,10 @@ def test_another_kind_of_model():
 
 def test_a_missing_column():
     rows = Dataset.from_dict({"words": ["a"]}, features=Features({"words": Value("string")}))
-    with pytest.raises(BadInputError, match="has the columns words; one must be called text or content"):
+    with pytest.raises(
+        BadInputError,
+        match="has the columns words, not text or content or messages or conversations; name the column of the text",
+    ):
         examples_for(build("mixtral"), rows, words())
 
 

@@ -1,0 +1,168 @@
+"""Quantised weights read as the 16-bit weights that they mean, under the keys of these.
+
+Read are codes of float8 with a scale for each block, for each row or for all (`fp8`, `compressed-tensors`), and mxfp4.
+Everything else that is packed is refused by name.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Shaped, UInt8
+from torch import Tensor
+from transformers.integrations.mxfp4 import convert_moe_packed_tensors
+
+from hf_moe_lmc.errors import BadInputError
+
+from .stored_tensor import StoredTensor
+
+METHODS = ("fp8", "compressed-tensors", "mxfp4")
+REMEDY = "give the 16-bit checkpoint that was quantised (base_model on the model's card)"
+
+FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
+# Of activations and of the cache, which 16-bit weights do without.
+OTHER_SCALES = re.compile(r".*[._](input|activation|output|[kqv])_scale")
+
+
+@dataclass(frozen=True)
+class QuantisedTensor:
+    """A weight that is stored as codes and scales; every look computes it anew.
+
+    Args:
+        key: of the weight in a checkpoint that is not quantised.
+        codes, scales: where they lie.
+        shape: of the weight.
+        dequantise: codes and scales of one expert, or of one matrix -> its weight.
+    """
+
+    dtype: ClassVar[torch.dtype] = torch.bfloat16
+
+    key: str
+    codes: StoredTensor
+    scales: StoredTensor
+    shape: tuple[int, ...]
+    dequantise: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
+
+    @property
+    def file(self) -> Path:
+        """The file of the codes."""
+        return self.codes.file
+
+    @property
+    def offset(self) -> int:
+        """The place of the codes in it."""
+        return self.codes.offset
+
+    def read(self, device: torch.device | str | None = None) -> Tensor:
+        """The weight, on a device; None is the CPU.
+
+        Raises:
+            BadInputError: a file has become shorter or unreadable.
+        """
+        weight = torch.empty(self.shape, dtype=self.dtype, device=device)
+        self.read_into(weight)
+        return weight
+
+    def read_into(self, weight: Tensor) -> None:
+        """Read the weight into a tensor of its shape, expert by expert: float32 takes four times the room of codes."""
+        codes, scales = self.codes.read(), self.scales.read()
+        if weight.ndim == 2:
+            weight.copy_(self.dequantise(codes, scales))
+            return
+        for target, own_codes, own_scales in zip(weight, codes, scales, strict=True):
+            target.copy_(self.dequantise(own_codes, own_scales))
+
+
+Stored = StoredTensor | QuantisedTensor
+
+
+def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> dict[str, Stored]:
+    """The tensors of a checkpoint with each pair of codes and scales as one bfloat16 weight; others as they are.
+
+    Args:
+        stored: checkpoint key -> where the tensor lies.
+        settings: what its configuration says of their quantisation.
+
+    Raises:
+        BadInputError: scales do not fit their codes, or a tensor is packed in a way that is not read here.
+    """
+    block, tensors, parts = _block(settings), dict[str, Stored](), set[str]()
+    for key, codes in stored.items() if settings["quant_method"] in METHODS else ():
+        name = key.removesuffix("_blocks")
+        if name != key and (scales := stored.get(f"{name}_scales")):
+            tensors[name] = _mxfp4(name, codes, scales)
+        elif codes.dtype in FLOAT8 and (scales := stored.get(f"{key}_scale_inv") or stored.get(f"{key}_scale")):
+            tensors[key] = _float8(key, codes, scales, block)
+        else:
+            continue
+        parts |= {key, scales.key}
+    plain = {key: tensor for key, tensor in stored.items() if key not in parts and not OTHER_SCALES.fullmatch(key)}
+    for key, tensor in plain.items():
+        if tensor.dtype.itemsize < 2 or tensor.dtype == torch.int32:
+            raise BadInputError(
+                f"{tensor.file}: {key} holds {tensor.dtype}, weights quantised in a way that is not read here "
+                f"({settings['quant_method']}); {REMEDY}"
+            )
+    return plain | tensors
+
+
+def float8_weight(
+    codes: Float[Tensor, "rows columns"], scales: Float[Tensor, "..."], block: tuple[int, int]
+) -> Float[Tensor, "rows columns"]:
+    """`codes[i, j] * scales[i // m, j // n]` in float32, rounded to bfloat16; blocks at the edge may be cut.
+
+    Args:
+        codes: of float8.
+        scales: one for each block, or one.
+        block: `(m, n)`.
+    """
+    (rows, columns), factors = codes.shape, scales.float()
+    if factors.numel() > 1:
+        of_rows = factors.repeat_interleave(block[0], dim=0)[:rows]
+        factors = of_rows.repeat_interleave(block[1], dim=1)[:, :columns]
+    return (codes.float() * factors).bfloat16()
+
+
+def mxfp4_weight(
+    blocks: UInt8[Tensor, "outputs groups 16"], scales: UInt8[Tensor, "outputs groups"]
+) -> Shaped[Tensor, "inputs outputs"]:
+    """32 codes of 4 bits to a block times `2 ** (scale - 127)`, which bfloat16 holds exactly; by Transformers."""
+    return convert_moe_packed_tensors(blocks[None], scales[None])[0]
+
+
+def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTensor:
+    if len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
+        raise _misfit(blocks, scales)
+    experts, outputs, groups, _ = blocks.shape
+    return QuantisedTensor(name, blocks, scales, (experts, groups * 32, outputs), mxfp4_weight)
+
+
+def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[int, int] | None) -> QuantisedTensor:
+    *experts, rows, columns = codes.shape
+    grid = scales.shape[len(experts) :] if math.prod(scales.shape) > math.prod(experts) else (1, 1)
+    if len(experts) > 1 or scales.shape[: len(experts)] != tuple(experts) or len(grid) != 2:
+        raise _misfit(codes, scales)
+    # Without a size in the configuration, blocks are even: all of a matrix, one of its rows, gate_proj and up_proj.
+    m, n = block or (max(rows // grid[0], 1), max(columns // grid[1], 1))
+    if grid != (-(-rows // m), -(-columns // n)):
+        raise _misfit(codes, scales)
+    return QuantisedTensor(key, codes, scales, codes.shape, partial(float8_weight, block=(m, n)))
+
+
+def _misfit(codes: StoredTensor, scales: StoredTensor) -> BadInputError:
+    return BadInputError(
+        f"{scales.file}: {scales.key} has shape {scales.shape}, which does not fit {codes.key} of shape {codes.shape} "
+        "and the blocks of quantization_config; download it again, or give its own config.json"
+    )
+
+
+def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Rows and columns of a block, as Transformers and compressed-tensors write them."""
+    groups = (settings.get("config_groups") or {}).values()
+    sizes = [(group.get("weights") or {}).get("block_structure") for group in groups]
+    return next(((own[0], own[1]) for own in (settings.get("weight_block_size"), *sizes) if own), None)

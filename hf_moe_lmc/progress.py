@@ -1,0 +1,38 @@
+"""Progress of long work: a bar on a terminal and in a notebook, a line now and then in a log file."""
+
+import sys
+import time
+from typing import Any, ClassVar
+
+from huggingface_hub.utils import tqdm
+
+PAUSE = 30  # seconds between lines
+LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left"
+
+
+class Progress(tqdm):
+    """A bar of huggingface_hub, which `HF_HUB_DISABLE_PROGRESS_BARS` hides.
+
+    Where standard error is neither a terminal nor a notebook, it writes at most one line in `PAUSE` seconds.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        options.setdefault("disable", False)  # whatever TQDM_DISABLE says of the bars of libraries
+        if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
+            wait = max(0.0, _Lines.written + PAUSE - time.monotonic())
+            options |= {"file": _Lines(), "bar_format": LINE, "mininterval": PAUSE, "delay": wait or 1e-9}
+        super().__init__(*args, **options)
+
+
+class _Lines:
+    """What a bar redraws, as lines of standard error."""
+
+    written: ClassVar[float] = time.monotonic()  # the time of the last line of any bar
+
+    def write(self, text: str) -> None:
+        if line := text.strip():
+            sys.stderr.write(f"{line}\n")
+            _Lines.written = time.monotonic()
+
+    def flush(self) -> None:
+        sys.stderr.flush()

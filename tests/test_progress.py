@@ -1,0 +1,39 @@
+import io
+
+import pytest
+
+from hf_moe_lmc import progress
+
+
+class Stream(io.StringIO):
+    def __init__(self, terminal: bool):
+        super().__init__()
+        self.isatty = lambda: terminal
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    def run(terminal: bool, pause: float) -> str:
+        stream = Stream(terminal)
+        monkeypatch.setattr("sys.stderr", stream)
+        monkeypatch.setattr(progress, "PAUSE", pause)
+        monkeypatch.setattr(progress._Lines, "written", 0.0 if pause == 0 else float("inf"))
+        for _ in progress.Progress(range(5), desc="aligning", unit="layers"):
+            pass
+        return stream.getvalue()
+
+    return run
+
+
+def test_a_bar_on_a_terminal(shown):
+    assert "\r" in shown(terminal=True, pause=30)
+
+
+def test_lines_in_a_log_file(shown):
+    lines = shown(terminal=False, pause=0).splitlines()
+    assert lines[-1].startswith("aligning: 100%, 5 of 5 layers, ")
+    assert not any("\r" in line for line in lines)
+
+
+def test_nothing_of_a_short_run_in_a_log_file(shown):
+    assert shown(terminal=False, pause=30) == ""
