@@ -45,7 +45,6 @@ from .alignment.live_weights import OnDevice
 from .alignment.plan import both
 from .checkpoints import HubOptions, check_output
 from .connectivity import (
-    VARIANTS,
     Calibrated,
     CalibrationData,
     PathReport,
@@ -251,7 +250,7 @@ class MoeAligner:
         *,
         t: Sequence[float] | None = None,
         calibration: Batches = (),
-        variants: Sequence[Variant] = tuple(VARIANTS),
+        variants: Sequence[Variant] = PathSettings.variants,
         repairs: Sequence[Repair | Literal["auto"]] = PathSettings.repairs,
         metrics: "Sequence[EvaluationModule]" = (),
         memory: int = 0,

@@ -43,17 +43,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--variants",
         nargs="+",
         choices=get_args(Variant),
-        default=get_args(Variant),
-        help="of the other model; naive is always there (default: all)",
+        default=("naive", "aligned"),
+        help="of the other model; naive is always there, random and units are controls (default: naive aligned)",
     )
     evaluate.add_argument(
         "--repair",
         nargs="+",
         choices=(*get_args(Repair), "auto"),
-        default=("norms", "rescale", "auto"),
+        default=("auto",),
         help="which repairs, each on every path; auto: those of norms, gram and moments that together give "
         "the aligned midpoint its lowest loss on calibration examples that no repair was calibrated on "
-        "(default: norms rescale auto)",
+        "(default: auto)",
     )
     evaluate.add_argument(
         "--metrics",

@@ -1,5 +1,6 @@
 """Two models and their alignment -> everything that is reported of the paths between them."""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -23,6 +24,7 @@ from hf_moe_lmc.alignment.live_weights import placed, placement_for
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import REPAIRS
 from hf_moe_lmc.names import Repair, Variant
+from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import threads_for
 
 from .barrier import barrier_intervals
@@ -60,8 +62,8 @@ class PathSettings:
             fit, it is read from disk at every point. The figures are the same.
     """
 
-    variants: Sequence[Variant] = tuple(VARIANTS)
-    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "rescale", "auto")
+    variants: Sequence[Variant] = ("naive", "aligned")
+    repairs: Sequence[Repair | Literal["auto"]] = ("auto",)
     metrics: "Sequence[EvaluationModule]" = field(default=(), repr=False)
     routing_tokens: int = 4096
     resamples: int = 1000
@@ -124,11 +126,12 @@ def evaluate_path(
             calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
             choice = choose_repairs(calibrated, (0.5, 0.5))
             chains = list(dict.fromkeys([*chains, choice.repairs]))
-        for variant in VARIANTS:
-            if variant == "naive" or variant in settings.variants:
+        variants = [variant for variant in VARIANTS if variant == "naive" or variant in settings.variants]
+        with _progress(len(variants), chains, points, accelerator) as bar:
+            for variant in variants:
                 weights = variant_weights(variant, pair, alignment, settings.seed)
                 calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
-                evaluation.run(variant, calibrated, chains)
+                evaluation.run(variant, calibrated, chains, bar)
     curves = evaluation.curves
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
         raise BadInputError("the evaluation data holds one example; give at least two")
@@ -159,7 +162,9 @@ class _Evaluation:
     curves: dict[str, Curve] = field(default_factory=dict)
     routing: dict[str, Routing] = field(default_factory=dict)
 
-    def run(self, variant: Variant, calibrated: Calibrated, chains: Sequence[tuple[Repair, ...]]) -> None:
+    def run(
+        self, variant: Variant, calibrated: Calibrated, chains: Sequence[tuple[Repair, ...]], progress: Progress
+    ) -> None:
         """Measure the paths to one variant, under every chain of repairs."""
         held_out = calibrated.data.held_out
         temperature = partial(best_temperature, self.model, held_out, self.accelerator) if held_out else None
@@ -178,9 +183,21 @@ class _Evaluation:
                 recorder.record,
                 self.settings.metrics,
                 same_endpoints=self.curves.get(variant),  # a repaired path has the endpoints of the plain one
+                progress=progress,
             )
             if any(recorder.choices):
                 self.routing[name] = routing_along(self.points, recorder.choices)
+
+
+def _progress(
+    variants: int, chains: Sequence[tuple[Repair, ...]], points: Sequence[float], accelerator: Accelerator
+) -> Progress:
+    """One bar over all paths, and a line before it; `chains` are those without and with repairs."""
+    paths, total = variants * len(chains), variants * (len(points) + (len(chains) - 1) * (len(points) - 2))
+    bar = Progress(total=total, desc="evaluating", unit="evaluation", disable=not accelerator.is_main_process)
+    if not bar.disable:
+        sys.stderr.write(f"{total} evaluations: {paths} paths of {len(points)} points; the bar says how long\n")
+    return bar
 
 
 def _point(calibrated: Calibrated, repairs: Sequence[Repair], t: float) -> Weights:
