@@ -263,14 +263,11 @@ def _repaired_layer(
         banks: Sequence[ExpertBank], target: ExpertBank, scale_degree: int, own: ExpertStatistics | None
     ) -> None:
         places = target.tensors()
-
-        def repair(e: int) -> None:
-            alone = [bank.map(lambda tensor: tensor[e, None]) for bank in banks]
+        for e in range(target.num_experts):
+            alone = [bank.map(lambda tensor, e=e: tensor[e, None]) for bank in banks]
             merged = repaired_bank(alone, shares, repairs, scale_degree, own.expert(e) if own else None)
             for field, tensor in merged.tensors().items():
                 places[field][e].copy_(tensor[0])
-
-        each(repair, range(target.num_experts))
 
     def fill(target: MoeLayer) -> None:
         own, common = (statistics.experts, statistics.shared_experts) if statistics else (None, None)
