@@ -45,9 +45,9 @@ def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) 
         ["apply", alignment, b, "-o", applied],
         ["merge", a, b, "--alignment", alignment, "-o", merged],
     ):
-        if code := forked.command([*command, "--overwrite"], folder.with_name(f"errors-{index}")):
+        if code := forked.command([*command, "--overwrite"], folder.with_name(f"{folder.name}-errors-{index}")):
             return code
-    folder.with_name(f"steps-{index}").write_text(json.dumps(steps))
+    folder.with_name(f"{folder.name}-steps-{index}").write_text(json.dumps(steps))
     return 0
 
 
@@ -68,7 +68,7 @@ def run(folder: Path, size: int, dies: tuple[int, int] | None = None) -> list[in
 
 def steps(folder: Path, size: int) -> list[list[str]]:
     """The steps of the merge that each process wrote."""
-    return [json.loads(folder.with_name(f"steps-{index}").read_text()) for index in range(size)]
+    return [json.loads(folder.with_name(f"{folder.name}-steps-{index}").read_text()) for index in range(size)]
 
 
 @pytest.fixture(scope="module")
