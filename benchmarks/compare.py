@@ -1,12 +1,13 @@
 """Comparing two models: what it costs beside `align`, and how far chance goes.
 
 python -m benchmarks.compare cost [--layers 2] [--json FILE]
-python -m benchmarks.compare chance [--pairs 10] [--json FILE]
+python -m benchmarks.compare chance [--pairs 12] [--json FILE]
 
 `cost`: CPU seconds and peak memory of `hf-moe-lmc compare`, `hf-moe-lmc align`, and of reading both checkpoints once,
 for checkpoints of two shapes, one process with one thread after the other.
-`chance`: z of related and of unrelated experts of small pairs of six families; nothing in the statistic was fit to
-them. The statistics of arXiv:2510.06738 and arXiv:2502.12292 are not beside it: no code of either could be had here.
+`chance`: how well z tells related pairs of small models from unrelated ones, in six families: each related one is a
+model with every expert and unit at another place, and noise of 1, 2 or 4 times the weights. Nothing in the statistic
+was fit to them. The statistics of arXiv:2510.06738 and arXiv:2502.12292 are not beside it: no code could be had here.
 """
 
 import argparse
@@ -17,11 +18,13 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 
 from hf_moe_lmc import compare, scramble
+from hf_moe_lmc.matching import CERTAIN
 
 from .merge_vs_mergekit import OURS, Cost, measure
 
@@ -34,7 +37,7 @@ for model in map(open_model, sys.argv[1:]):
 SHAPES = {"8 experts of 3584": (8, 3584, 1024), "64 experts of 768": (64, 768, 1024)}
 CASES = ("identical", "in place, 1 % noise", "scrambled, 1 % noise", "unrelated")
 FAMILIES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "switch_transformers", "nemotron_h")
-NOISES = (0.3, 1.0, 2.0)
+NOISES = (1.0, 2.0, 4.0)
 
 
 def configuration(experts: int, units: int, hidden: int, layers: int) -> MixtralConfig:
@@ -102,10 +105,23 @@ def scores(pairs: int) -> Iterator[dict[str, object]]:
 
     for family in FAMILIES:
         for seed in range(pairs):
-            a = build(family, experts=6, seed=1000 + seed)
-            yield {"family": family, "noise": None} | _scores(a, build(family, experts=6, seed=2000 + seed))
-            for noise in NOISES:
-                yield {"family": family, "noise": noise} | _scores(a, _noisy(a, noise, seed))
+            a, noise = build(family, experts=6, seed=1000 + seed), NOISES[seed % len(NOISES)]
+            for kind, b in ((None, build(family, experts=6, seed=2000 + seed)), (noise, _noisy(a, noise, seed))):
+                yield {"family": family, "noise": kind} | _scores(a, b)
+
+
+def show_roc(rows: list[dict[str, Any]]) -> str:
+    """Of pairs and of their experts: area under the ROC curve, and the shares above the threshold."""
+    lines = ["| z of | noise | number | AUC | share with z >= 6 | smallest to largest z |", "|---|---|---|---|---|---|"]
+    for what, z in (("pairs", lambda row: [row["z"]]), ("experts", lambda row: row["experts"])):
+        by = {noise: [x for row in rows if row["noise"] == noise for x in z(row)] for noise in (None, *NOISES)}
+        for noise, own in by.items():
+            wins = [(x > y) + (x == y) / 2 for x in own for y in by[None]]
+            auc = "" if noise is None else f"{sum(wins) / len(wins):.4f}"
+            share = f"{sum(x >= CERTAIN for x in own) / len(own):.1%}"
+            named = "unrelated" if noise is None else f"{noise:g}"
+            lines.append(f"| {what} | {named} | {len(own)} | {auc} | {share} | {min(own):.1f} to {max(own):.1f} |")
+    return "\n".join(lines) + "\n"
 
 
 @torch.no_grad()
@@ -129,14 +145,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("cost", "chance"))
     parser.add_argument("--layers", type=int, default=2)
-    parser.add_argument("--pairs", type=int, default=10)
+    parser.add_argument("--pairs", type=int, default=12, help="related and unrelated ones, each, of every family")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     rows = []
     for row in costs(options.layers) if options.what == "cost" else scores(options.pairs):
         rows.append(row)
-        sys.stdout.write((show_cost(row) if options.what == "cost" else json.dumps(row)) + "\n")
-        sys.stdout.flush()
+        if options.what == "cost":
+            sys.stdout.write(show_cost(row) + "\n")
+            sys.stdout.flush()
+    if options.what == "chance":
+        sys.stdout.write(show_roc(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -16,7 +16,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.alignment import aligned, repaired, temporarily_loaded
+from hf_moe_lmc.alignment import aligned, merged, temporarily_loaded
 from hf_moe_lmc.connectivity import evaluate, linear_path, measure, points_of
 from hf_moe_lmc.connectivity.data import Blocks
 
@@ -51,7 +51,7 @@ def main() -> None:
         for name, path in (
             ("naive", linear_path(saved, other.state_dict())),
             ("aligned", linear_path(saved, rewritten)),
-            ("aligned + norms", lambda t: repaired([saved, rewritten], (1 - t, t), specs, ["norms"])),
+            ("aligned + norms", lambda t: merged([saved, rewritten], (1 - t, t), specs, ["norms"])),
         ):
             along, plain = 0.0, 0.0
             for t in points:  # in turns: the speed of a shared machine drifts

@@ -1,7 +1,10 @@
 """The orchestrator: models, their alignment, and every workflow on them. The command line and the demo call it."""
 
+from __future__ import annotations  # `help` shows names of types instead of all that they stand for
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -9,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
+from transformers.utils import logging
 
 from .alignment import (
     Alignment,
@@ -42,9 +46,11 @@ from .alignment import (
     write_aligned,
 )
 from .alignment.live_weights import OnDevice
+from .alignment.merge import check_layers
 from .alignment.plan import both
 from .checkpoints import HubOptions, check_output
 from .connectivity import (
+    VARIANTS,
     Calibrated,
     CalibrationData,
     PathReport,
@@ -56,7 +62,7 @@ from .connectivity import (
 from .errors import BadInputError
 from .hub import check_push, push_alignment, push_folder, write_card
 from .merging import needs_data
-from .names import ExpertOrder, Layout, Repair, Variant
+from .names import ExpertOrder, Layout, Repair, Variant, Vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -70,6 +76,8 @@ Merged = Path | PreTrainedModel | list[PreTrainedModel]
 """The folder of a merge that was written; else a model, or one for each of several t."""
 
 POINTS = 11
+
+logger = logging.get_logger(__name__)
 
 
 class MergeOptions(LoadOptions, total=False):
@@ -86,6 +94,11 @@ class MergeOptions(LoadOptions, total=False):
         allow_other_weights: whether the models may hold other weights than the alignment was made for.
         device: where layers are matched, such as "cuda:1".
         memory: bytes that one layer of both models, and all that is computed from it, may take.
+        allow_difference: names of fields of config.json, or of tokenizer files, that differ and would be refused, but
+            that you know to do no harm.
+        vocabulary: of models with other numbers of tokens, of which one extends the other: "common", the tokens that
+            all have, or "union", with the further tokens as they are; the result has the configuration and the
+            tokenizer of the model that has these tokens.
     """
 
     shares: Sequence[float] | None
@@ -96,6 +109,8 @@ class MergeOptions(LoadOptions, total=False):
     allow_other_weights: bool
     device: str | torch.device | None
     memory: int | None
+    allow_difference: Sequence[str]
+    vocabulary: Vocabulary | None
 
 
 class Keywords(MergeOptions, HubOptions, total=False):
@@ -124,15 +139,15 @@ class MoeAligner:
             hub: revision, subfolder, token, cache_dir, local_files_only of all models.
 
         Raises:
-            IncompatiblePairError: they do not compute the same function of their weights; every difference is named.
+            IncompatiblePairError: classes, layers or tensors differ.
             BadInputError, UnsupportedArchitectureError, HubError: one of them cannot be used.
         """
         return cls(open_models([reference, *others], hub))
 
     @property
     def differences(self) -> tuple[str, ...]:
-        """Differences of the models' configurations and files, all harmless, in words."""
-        return self.models.differences
+        """Differences of the models' configurations and files, in words; `merge` and `evaluate` refuse the harmful."""
+        return self.models.texts
 
     def align(
         self,
@@ -163,6 +178,8 @@ class MoeAligner:
             OutputError: the folder may not be written.
         """
         settings, resources = AlignmentConfig.of(config), Resources(device, memory)
+        for difference in self.models.harmful:
+            logger.warning_once(f"{difference.text}; alignments may differ in that, merges need it to be allowed")
         if output is None:
             return align_models(self.models, settings, resources)
         if len(self.models.others) > 1:
@@ -204,12 +221,12 @@ class MoeAligner:
 
         Raises:
             BadInputError: t or shares are none of these models', or repairs need data that is not given.
-            IncompatiblePairError: the alignment was made for other models.
+            IncompatiblePairError: the models do not compute the same function of their weights, every difference is
+                named; or the alignment was made for other models.
             OutputError: the folder may not be written.
         """
+        self.check_merge(t, output=output, **options)
         points, write = self._points(t, options.get("shares")), _write_options(options)
-        if output is not None:
-            self.check_output(output, write.overwrite)
         merge = self._merge(alignment, options)
         repairs = self._repairs(merge, list(points.values()), options)
         if output is None:
@@ -227,9 +244,9 @@ class MoeAligner:
         **options: Unpack[MergeOptions],
     ) -> Plan:
         """Return the needs of `merge` with the same arguments, alignment included where it is not given."""
+        self.check_merge(t, output=output, **options)
         points, write = self._points(t, options.get("shares")), _write_options(options)
-        self.check_output(output, write.overwrite)
-        merge = Merge(self.models, [None] * len(self.models.others))
+        merge = self._merge("none", options)
         writing = plan_writing(self.models, [merge.like(shares) for shares in points.values()], output, write)
         if isinstance(alignment, Alignment) or (isinstance(alignment, Sequence) and not isinstance(alignment, str)):
             return writing
@@ -238,9 +255,19 @@ class MoeAligner:
             return writing
         return both(plan_alignment(self.models, config, _resources(options)), writing)
 
-    def check_output(self, output: str | Path, overwrite: bool = False) -> None:
-        """Raise `OutputError` unless a merge may be written to this folder; asked before the work."""
-        check_output(Path(output), [path for model in self.models.models for path in model.paths], overwrite)
+    def check_merge(
+        self,
+        t: float | Sequence[float] | None = None,
+        *,
+        output: str | Path | None = None,
+        **options: Unpack[MergeOptions],
+    ) -> None:
+        """Raise what `merge` with the same arguments would raise before it aligns."""
+        self._points(t, options.get("shares"))
+        self.models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
+        if output is not None:
+            paths = [path for model in self.models.models for path in model.paths]
+            check_output(Path(output), paths, options.get("overwrite", False))
 
     def evaluate(
         self,
@@ -250,11 +277,12 @@ class MoeAligner:
         *,
         t: Sequence[float] | None = None,
         calibration: Batches = (),
-        variants: Sequence[Variant] = PathSettings.variants,
+        variants: Sequence[Variant] = tuple(VARIANTS),
         repairs: Sequence[Repair | Literal["auto"]] = PathSettings.repairs,
         metrics: "Sequence[EvaluationModule]" = (),
         memory: int = 0,
         seed: int = 0,
+        allow_difference: Sequence[str] = (),
         accelerator: "Accelerator | None" = None,
         **load: Unpack[LoadOptions],
     ) -> PathReport:
@@ -270,16 +298,18 @@ class MoeAligner:
             t: the positions themselves, instead.
             calibration: batches that are not among `data`, for repairs and temperatures.
             variants, repairs, metrics, memory, seed: see `PathSettings`.
+            allow_difference: as for `merge`.
             accelerator: the processes and their device; None makes one.
             load: dtype, device_map and the like of the model that is evaluated.
         """
         places, pair = points_of(points, t), self.models
         settings = PathSettings(variants, repairs, metrics, seed=seed, memory=memory)
         data_for_repairs = CalibrationData.of(calibration)
+        pair.check_mergeable(allow_difference)
         if len(pair.others) != 1:
             raise BadInputError(f"a path has two models, not {len(pair.models)}")
         if isinstance(alignment, Alignment):
-            Merge(pair, [alignment])  # checks the layers
+            check_layers(alignment, pair.others[0])
         else:
             asked = "aligned" in variants
             alignment = cast(Alignment, self.align(alignment)) if asked else Alignment({})
@@ -334,16 +364,22 @@ class MoeAligner:
         return points
 
     def _merge(self, alignment: GivenAlignment, options: MergeOptions) -> Merge:
+        merge = partial(
+            Merge,
+            self.models,
+            allowed=options.get("allow_difference", ()),
+            vocabulary=options.get("vocabulary"),
+        )
         if isinstance(alignment, Alignment):
             alignment = [alignment]
         if isinstance(alignment, Sequence) and not isinstance(alignment, str):
-            return Merge(self.models, list(alignment), not options.get("allow_other_weights", False))
+            return merge(list(alignment), not options.get("allow_other_weights", False))
         config = AlignmentConfig.of(alignment)
         if config.expert_order == "none":
-            return Merge(self.models, [None] * len(self.models.others))
+            return merge([None] * len(self.models.others))
         aligned_now = align_models(self.models, config, _resources(options))
         alignments = [aligned_now] if isinstance(aligned_now, Alignment) else list(aligned_now)
-        return Merge(self.models, alignments, check_weights=False)  # these weights were aligned a moment ago
+        return merge(alignments, check_weights=False)  # these weights were aligned a moment ago
 
     def _repairs(self, merge: Merge, points: Sequence[Shares], options: MergeOptions) -> MergeRepairs:
         repairs = options.get("repairs", ())
@@ -352,6 +388,8 @@ class MoeAligner:
         data = CalibrationData.of(options.get("calibration", ()))
         if not data.batches:
             raise BadInputError("repairs need calibration data; give two batches or more")
+        if self.models.vocabulary:
+            raise BadInputError("repairs that need data need models of as many tokens; norms and gram need none")
         model, accelerator = load_model(self.models.reference, _load_options(options)), accelerator_of_all()
         if not hasattr(model, "hf_device_map"):
             model.to(accelerator.device)
@@ -361,7 +399,8 @@ class MoeAligner:
                 for other, symmetries in zip(self.models.others, merge.symmetries, strict=True)
             ]
             specs, data = self.models.reference.layers, data.to(accelerator.device)
-            return calibrate_repairs(Calibrated(saved, [saved, *others], specs, data, accelerator), points, repairs)
+            calibrated = Calibrated(saved, [saved, *others], specs, data, accelerator, merge.in_gauge)
+            return calibrate_repairs(calibrated, points, repairs)
 
 
 def align(
@@ -375,7 +414,25 @@ def align(
     memory: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> Alignment | MutualAlignment:
-    """Align one model, or several, to `reference`: `MoeAligner.from_pretrained(...).align(config, ...)`."""
+    """Match the experts and units of one model, or of several, to those of `reference`; see `MoeAligner.align`.
+
+    `align("A", "B")` needs no data and changes neither model; checkpoints are read layer by layer.
+
+    Args:
+        reference, other: folders, repositories on the Hub (`org/model@revision`), or live models.
+        config: the expert order ("auto", "gate", "gram", "joint", "units"), or an `AlignmentConfig`.
+        output: a new folder for the alignment.
+        overwrite: whether an earlier output may be replaced.
+        device: where layers are matched, such as "cuda:1".
+        memory: bytes that one layer of both models, and all that is computed from it, may take.
+        hub: revision, subfolder, token, cache_dir, local_files_only.
+
+    Returns:
+        an `Alignment`; of several models a `MutualAlignment`.
+
+    Raises:
+        As `MoeAligner.from_pretrained` and `MoeAligner.align`.
+    """
     aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
     return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
 
@@ -389,7 +446,24 @@ def merge(
     output: str | Path | None = None,
     **options: Unpack[Keywords],
 ) -> Merged:
-    """Merge `reference` and one model, or several: `MoeAligner.from_pretrained(...).merge(alignment, t, ...)`."""
+    """Average `reference` and one model, or several, aligned: `(1 - t) reference + t other`; see `MoeAligner.merge`.
+
+    `merge("A", "B", output="merged")` aligns first and writes a checkpoint; without `output` it returns a model.
+
+    Args:
+        reference, other: folders, repositories on the Hub (`org/model@revision`), or live models; none is changed.
+        alignment: from `align`; or the expert order to align by first; "none" averages the models as they are.
+        t: 0 is the reference, 1 the other, by default 0.5; several make several merges.
+        output: a new folder.
+        options: `shares`, `repairs`, `calibration`, `dtype`, `layout`, `overwrite`, `device`, `memory` and others of
+            `MergeOptions`; and revision, subfolder, token, cache_dir, local_files_only.
+
+    Returns:
+        the folder `output`; without it a model, or one for each t.
+
+    Raises:
+        As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
+    """
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
     aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
     return aligner.merge(alignment, t, output=output, **cast(MergeOptions, options))

@@ -8,11 +8,14 @@ ExpertOrder = Literal["auto", "joint", "gate", "gram", "units", "none"]
 Layout = Literal["kept", "original", "fused"]
 """Keys and shards of a written checkpoint: those of the input, those that Transformers saves, or module names."""
 
-Repair = Literal["norms", "gram", "moments", "rescale", "router"]
+Vocabulary = Literal["common", "union"]
+"""Tokens of a merge of models with other numbers of them: those that all have, or all of the largest."""
+
+Repair = Literal["norms", "gram", "moments", "stronger", "rescale", "router"]
 """Repairs of an average; see `hf_moe_lmc.merging.REPAIRS`."""
 
-Variant = Literal["naive", "random", "units", "aligned"]
-"""Variants of the other model that a path is evaluated for; see `hf_moe_lmc.connectivity.VARIANTS`."""
+Variant = Literal["naive", "random", "units", "aligned", "pick", "reference_experts", "other_experts"]
+"""Paths between two models, controls included; see `hf_moe_lmc.connectivity.VARIANTS`."""
 
 MoeVariant = Literal["dense", "sparse", "shared"]
 """Ways to combine experts in the paper's models; see `hf_moe_lmc.modeling.MoeFields`."""

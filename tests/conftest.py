@@ -10,6 +10,14 @@ from tests.hub.server import TOKEN, running_hub
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
+@pytest.fixture(scope="session", autouse=True)
+def no_waiting_for_the_disk():
+    """What was written outlasts the death of its process without fsync, though no loss of power, which no test has."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("os.fsync", lambda descriptor: None)
+        yield
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A Hub on the loopback that this process talks to, with a token of its own."""

@@ -6,7 +6,9 @@ from dataclasses import asdict, dataclass, fields
 from itertools import combinations
 from typing import Literal
 
-SWIGLU = ("mixtral", "qwen2_moe")
+SWIGLU = ("mixtral", "qwen2_moe", "smollm2")
+ACTIVE = 2  # experts that answer a token
+UPCYCLING_NOISE = 0.1  # standard deviation, in units of that of the weights (arXiv:2212.05055 uses none)
 BACKBONE_FIELDS = (
     *("model", "data", "depth", "hidden", "heads", "ffn", "batch"),
     *("pretrain_steps", "pretrain_lr", "pretrain_decay"),
@@ -30,7 +32,7 @@ class Cell:
 
     Args:
         name: its table, and its place on every axis of it.
-        model: "vit", "gpt2" (the paper's variants), "mixtral" or "qwen2_moe".
+        model: "vit", "gpt2" (the paper's variants), "mixtral", "qwen2_moe", or the pretrained "smollm2".
         data: see `benchmarks.paper.data.load`; of "a+b", the backbone learns both, and copies of a meet copies of b.
         variant: "dense", "sparse" or "shared"; of the paper's variants only.
         place: the layers whose FFN is replaced: "first", "last", "all" or a number, the first layer being 1.
@@ -50,7 +52,7 @@ class Cell:
     """
 
     name: str
-    model: Literal["vit", "gpt2", "mixtral", "qwen2_moe"]
+    model: Literal["vit", "gpt2", "mixtral", "qwen2_moe", "smollm2"]
     data: str
     variant: Literal["dense", "sparse", "shared"]
     place: str | int
@@ -86,6 +88,11 @@ class Cell:
         """Indices of the replaced layers."""
         named = {"first": [0], "last": [self.depth - 1], "all": list(range(self.depth))}
         return [self.place - 1] if isinstance(self.place, int) else named[self.place]
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether the layers in front of the first replaced one are computed once, for they are trained by no copy."""
+        return self.backbone == "frozen" and self.model in ("vit", "smollm2") and self.layers[0] > 0
 
     @property
     def pairs(self) -> list[tuple[Endpoint, Endpoint]]:

@@ -15,9 +15,11 @@ from transformers import PreTrainedModel, set_seed
 
 from hf_moe_lmc.demo.training import train
 
+from . import cifar
 from .cells import Cell, Endpoint
 from .data import Data, joined
 from .families import fresh_backbone, make_copy, replaced_parameters
+from .smollm2 import load_smollm2
 
 BACKBONE_SEED = 0
 CPU_SECONDS = "cpu_seconds"
@@ -31,9 +33,10 @@ class Trained:
     cpu_seconds: float
 
 
-def trained_copy(cell: Cell, endpoint: Endpoint, sources: dict[str, Data], kept: Path) -> Trained:
-    """The copy of `endpoint`, trained now unless `kept` holds it."""
-    backbone = trained_backbone(cell, sources, kept).model
+def trained_copy(
+    cell: Cell, endpoint: Endpoint, backbone: PreTrainedModel, sources: dict[str, Data], file: Path
+) -> Trained:
+    """The copy of `endpoint`, trained from `backbone` now unless `file` holds it."""
     set_seed(endpoint.seed)
     model = make_copy(cell, backbone)
 
@@ -52,11 +55,15 @@ def trained_copy(cell: Cell, endpoint: Endpoint, sources: dict[str, Data], kept:
             f"{cell.name}, {endpoint}",
         )
 
-    return _kept(kept / f"copy-{cell.endpoint_key(endpoint)}.safetensors", model, fine_tune)
+    return _kept(file, model, fine_tune)
 
 
 def trained_backbone(cell: Cell, sources: dict[str, Data], kept: Path) -> Trained:
     """The one model that all copies start from."""
+    if cell.model == "smollm2":
+        return Trained(load_smollm2(), 0.0)
+    if cell.data == "cifar10":
+        return Trained(*cifar.pretrained())
     sizes = next(iter(sources.values())).sizes
     set_seed(BACKBONE_SEED)
     model = fresh_backbone(cell, sizes)
@@ -71,7 +78,7 @@ def trained_backbone(cell: Cell, sources: dict[str, Data], kept: Path) -> Traine
 
 def _train(model: PreTrainedModel, examples: Dataset, groups: list[dict[str, object]], cell: Cell, what: str) -> None:
     options = {"epochs": 1, "batch_size": cell.batch, "seed": BACKBONE_SEED, "description": what}
-    train(model, examples, groups, accelerator=Accelerator(cpu=True), **options)
+    train(model, examples, groups, accelerator=Accelerator(), **options)
 
 
 def _drawn(dataset: Dataset, number: int, seed: int) -> Subset:

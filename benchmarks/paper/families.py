@@ -19,11 +19,10 @@ from transformers import (
 
 from hf_moe_lmc.modeling import MoeGPT2LMHeadModel, MoeViTForImageClassification
 
-from .cells import Cell
+from .cells import ACTIVE, UPCYCLING_NOISE, Cell
 from .data import BLOCK
+from .smollm2 import mixtral_of
 
-ACTIVE = 2  # experts that answer a token
-UPCYCLING_NOISE = 0.1  # standard deviation, in units of that of the weights (arXiv:2212.05055 uses none)
 PAPER = {"vit": MoeViTForImageClassification, "gpt2": MoeGPT2LMHeadModel}
 BLOCK_NAMES = {"vit": "vit.layers.{}.mlp", "gpt2": "transformer.h.{}.mlp"}
 
@@ -76,6 +75,10 @@ def make_copy(cell: Cell, backbone: PreTrainedModel) -> PreTrainedModel:
             output_router_logits=cell.balance > 0,
             router_aux_loss_coef=cell.balance,
         )
+        if cell.model == "vit":
+            copy.vit.embeddings = deepcopy(backbone.vit.embeddings)  # of a cut backbone, they pass hidden states on
+    elif cell.model == "smollm2":
+        copy = mixtral_of(cell, backbone)
     else:
         copy = _swiglu_copy(cell, backbone)
     copy.set_experts_implementation("eager")  # at this size the fastest on a CPU

@@ -34,6 +34,11 @@ def load_grid(path: Path = GRID) -> list[Table]:
     return [_table(name, dict(table), grid) for name, table in grid["tables"].items()]
 
 
+def introduction(path: Path = GRID) -> str:
+    """The text that stands before the tables of a grid."""
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["introduction"]
+
+
 def quick_cells(path: Path = GRID) -> list[Cell]:
     """The cells that `quick` of the grid names, in its order; `*` stands for anything."""
     patterns = yaml.safe_load(path.read_text(encoding="utf-8"))["quick"]

@@ -6,6 +6,7 @@ from copy import deepcopy
 import numpy as np
 import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -21,7 +22,9 @@ from hf_moe_lmc.connectivity import (
     linear_path,
     measure,
 )
+from hf_moe_lmc.connectivity.controls import endpoint_experts, picked_units
 from hf_moe_lmc.connectivity.evaluation import best_temperature
+from hf_moe_lmc.merging import AUTOMATIC
 from hf_moe_lmc.names import ExpertOrder, Repair
 from hf_moe_lmc.symmetry import MoeSymmetry
 
@@ -29,6 +32,7 @@ from .cells import Cell
 from .data import Data
 
 METHODS: tuple[ExpertOrder, ...] = ("units", "gate", "gram", "joint", "auto")
+HALF = 0.5
 Symmetries = Mapping[str, MoeSymmetry]
 
 
@@ -42,15 +46,16 @@ class Pair:
     """
 
     def __init__(self, cell: Cell, reference: PreTrainedModel, other: PreTrainedModel, sources: Mapping[str, Data]):
-        self.cell, self.reference, self.other = cell, reference, other
+        self.accelerator = Accelerator()
+        device = self.accelerator.device
+        self.cell, self.reference, self.other = cell, reference.to(device), other.to(device)
         self.specs = alignable_layers(reference)
         self.moe = [spec for spec in self.specs if spec.router]
         self.saved = SavedWeights(deepcopy(reference))
         self.endpoints = reference.state_dict(), other.state_dict()
-        self.calibration = [batch for data in sources.values() for batch in data.calibration]
-        self.test = {name: data.test for name, data in sources.items()}
+        self.calibration = [send_to_device(batch, device) for data in sources.values() for batch in data.calibration]
+        self.test = {name: [send_to_device(batch, device) for batch in data.test] for name, data in sources.items()}
         self.points = tuple(np.linspace(0, 1, cell.points).tolist())
-        self.accelerator = Accelerator(cpu=True)
         self.alignments = {method: align(reference, other, method) for method in METHODS}
         self.repairs: tuple[Repair, ...] = ()
         self._first: dict[str, Curve] = {}
@@ -67,7 +72,11 @@ class Pair:
             "naive": linear_path(a, b),
             "naive + rescale": self.repaired(b, ["rescale"]),
             "naive + norms": self.repaired(b, ["norms"]),
+            "naive + chain": self.repaired(b, AUTOMATIC),
             "random": linear_path(a, self.aligned(drawn)),
+            # Neither averages anything inside the Mixtures of Experts.
+            "one endpoint's experts": lambda t: endpoint_experts([a, b], (1 - t, t), self.moe, int(t > HALF)),
+            "pick": lambda t: picked_units([a, b], (1 - t, t), self.moe),
         }
         for method, alignment in self.alignments.items():
             # Methods that agree share a path, which is evaluated once.
@@ -76,18 +85,17 @@ class Pair:
         other = self.aligned(self.alignments["auto"].symmetries)
         paths["auto + norms"] = self.repaired(other, ["norms"])
         paths["auto + rescale"] = self.repaired(other, ["rescale"])
+        paths["auto + chain"] = self.repaired(other, AUTOMATIC)
         self.repairs, paths["auto + repair"] = self.chosen(other)
         return paths
 
     def repaired(self, other: Mapping[str, Tensor], repairs: Sequence[Repair]) -> WeightPath:
         """The line to `other` under `repairs`, calibrated on all calibration data."""
-        # Of calibration data every second batch is held out: here none is.
-        doubled = CalibrationData([batch for batch in self.calibration for _ in range(2)])
-        calibrated = self._calibrated(other, doubled)
+        calibrated = self._calibrated(other, CalibrationData(self.calibration))
         return lambda t: calibrated.weights((1 - t, t), repairs)
 
     def chosen(self, other: Mapping[str, Tensor]) -> tuple[tuple[Repair, ...], WeightPath]:
-        """The repairs with the lowest loss on held-out calibration data, and the line to `other` under them."""
+        """The repairs of "auto", and the line to `other` under them."""
         calibrated = self._calibrated(other, CalibrationData(self.calibration))
         repairs = choose_repairs(calibrated, (0.5, 0.5)).repairs
         return repairs, lambda t: calibrated.weights((1 - t, t), repairs)

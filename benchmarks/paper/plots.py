@@ -95,16 +95,14 @@ def plot_study(table: Table, rows: Mapping[str, dict]) -> Figure | None:
         axis.grid(alpha=0.25)
     for axis in panels[:, 0]:
         axis.set(ylabel="loss barrier, nats")
-    figure.legend(
-        handles=_handles(STUDIED), loc="outside lower center", ncols=len(STUDIED), frameon=False, handlelength=3
-    )
+    _legend(figure, STUDIED)
     figure.suptitle(table.title)
     return figure
 
 
 def _legend(figure: Figure, paths: tuple[str, ...]) -> None:
     handles = [Line2D([], [], label=shown(path), **line_style(shown(path))) for path in paths]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(paths), frameon=False, handlelength=2.5)
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(paths), frameon=False, handlelength=3)
 
 
 def _mean(row: dict, path: str) -> float:
@@ -113,5 +111,6 @@ def _mean(row: dict, path: str) -> float:
 
 PLOTS: dict[str, Callable[[Table, Mapping[str, dict]], Figure | None]] = {
     "verification": plot_paths,
+    "language": plot_paths,
     "study": plot_study,
 }

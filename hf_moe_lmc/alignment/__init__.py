@@ -13,7 +13,7 @@ from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
 from .random_rewrite import scramble
 from .resources import Resources
-from .weights import ByLayer, Weights, aligned, mean, repaired
+from .weights import ByLayer, Weights, aligned, mean, merged
 from .write import Finish, WriteOptions
 
 __all__ = [
@@ -48,6 +48,7 @@ __all__ = [
     "load_into",
     "load_model",
     "mean",
+    "merged",
     "normalised_shares",
     "open_model",
     "open_models",
@@ -56,7 +57,6 @@ __all__ = [
     "plan_writing",
     "plot_alignment",
     "processes",
-    "repaired",
     "scramble",
     "shares_at",
     "temporarily_loaded",

@@ -1,16 +1,23 @@
 """Which fields of two configurations differ, and whether that changes what the models compute."""
 
+import inspect
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from functools import cache
 from typing import Any
 
-from transformers import PreTrainedConfig
+from torch import nn
+from transformers import PreTrainedConfig, cache_utils, masking_utils, modeling_layers, modeling_rope_utils
+from transformers.integrations import moe, sdpa_attention
 
-# Fields that change nothing of what a model computes from its inputs when it is evaluated. Not among them, for all
-# their names: NLLB's moe_token_dropout scales in evaluation, PhiMoE's router_jitter_noise decides between experts,
-# output_multiplier scales. What is not known is taken to matter.
+from .difference import Difference
+
+# Fields that are read, and change nothing of what a model computes from its inputs when it is evaluated. Not among
+# them, for all their names: NLLB's moe_token_dropout scales in evaluation, output_multiplier scales. What is read and
+# not known is taken to matter.
 HARMLESS = re.compile(
-    r"_name_or_path|name_or_path|_commit_hash|transformers_version|architectures|(torch_)?dtype"
+    r"_name_or_path|name_or_path|_commit_hash|transformers_version|architectures|(torch_)?dtype|trust_remote_code"
     r"|initializer_(range|factor)|init_(std|xavier_std|method)"
     r"|(\w+_)?dropout(_rate|_prob|_p)?|\w+_pdrop|(\w+_)?layerdrop|gradient_checkpointing|(\w+_)?(aux|z)_loss\w*"
     r"|problem_type|finetuning_task|task_specific_params|(use_)?return_dict|torchscript|use_cache"
@@ -20,34 +27,104 @@ HARMLESS = re.compile(
 HARMFUL = frozenset({"moe_token_dropout"})
 # An encoder-decoder counts positions from the first token that is no padding.
 POSITIONS = "pad_token_id"
+# Noise of training, but in PhiMoE, where it decides between experts.
+NOISE, NOISE_DECIDES = "router_jitter_noise", "phimoe"
+# Frequencies of these rotary embeddings do not depend on the largest position; no other reader of it computes with it.
+LARGEST_POSITION, PLAIN_ROPE = "max_position_embeddings", {"default", "linear", "llama3", "proportional"}
+# Two names of one function.
+ACTIVATIONS = {"swish": "silu"}
 LABELS = "id2label"
 SHOWN = 60  # characters of a value
 
+# What reads configurations beside the code of a model.
+READERS = (cache_utils, masking_utils, modeling_layers, modeling_rope_utils, moe, sdpa_attention)
+# Fields that Transformers reads when it makes a model of any class.
+READ_ALWAYS = frozenset({"tie_word_embeddings", "is_decoder", "quantization_config", "num_labels", LABELS})
 
-def config_differences(
-    reference: PreTrainedConfig | Mapping[str, Any], other: PreTrainedConfig | Mapping[str, Any]
-) -> tuple[list[str], list[str]]:
-    """The differences that change what a model computes, and those that do not, in words.
 
-    Fields of nested configurations count like others; a field that one of the two lacks differs.
+def config_differences(reference: nn.Module, other: nn.Module) -> list[Difference]:
+    """The differences of the configurations of two models of one class.
+
+    Fields of nested configurations count like others; a field that one of the two lacks differs. A field that no code
+    of the model reads changes nothing; one that is read does unless it is known not to.
     """
-    a, b = _flat(reference), _flat(other)
-    positions = bool(a.get("is_encoder_decoder"))
-    harmful, harmless = [], []
-    for path in sorted(a.keys() | b.keys()):
-        if (value := a.get(path)) != (value_other := b.get(path)):
-            name = path.rpartition(".")[2]
-            if name == LABELS and None in (value, value_other):
-                continue
-            may_differ = HARMLESS.fullmatch(name) and name not in HARMFUL and not (positions and name == POSITIONS)
-            (harmless if may_differ else harmful).append(_difference(path, value, value_other))
-    return harmful, harmless
+    a, b = _flat(getattr(reference, "config", None)), _flat(getattr(other, "config", None))
+    different = [path for path in sorted(a.keys() | b.keys()) if _meaning(path, a) != _meaning(path, b)]
+    read = read_names(reference) if different else None
+    return [
+        Difference(path, _in_words(path, a.get(path), b.get(path)), _changes_function(path, a, b, read))
+        for path in different
+        if not (_last(path) == LABELS and None in (a.get(path), b.get(path)))
+    ]
+
+
+def read_names(model: nn.Module) -> frozenset[str] | None:
+    """All names that the code of a model may read from its configuration; None if some of its source is not known.
+
+    Attributes and strings in the sources of its modules' classes, of the methods and properties of its configurations,
+    and of what Transformers reads for every model; and what they are aliases of. Fields that only the constructor of a
+    configuration reads, to fill other fields, are not among them.
+    """
+    classes = {cls for module in model.modules() for cls in type(module).__mro__}
+    own = {cls.__module__ for cls in classes if not cls.__module__.startswith(("torch.", "transformers.modeling_"))}
+    configs = list(_configurations(getattr(model, "config", None)))
+    readers = [
+        value.fget if isinstance(value, property) else value
+        for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
+        for name, value in vars(cls).items()
+        if isinstance(value, property) or (inspect.isfunction(value) and not name.startswith(("_", "validate")))
+    ]
+    sources: list[Any] = [*(sys.modules.get(name) for name in own - {"builtins"}), *readers, *READERS]
+    try:
+        read = READ_ALWAYS.union(*map(_names_in, sources))
+    except (OSError, TypeError):  # typed by hand, made at run time, or compiled
+        return None
+    aliases = {real for config in configs for alias, real in type(config).attribute_map.items() if alias in read}
+    return read | aliases
+
+
+@cache
+def _names_in(source: Any) -> frozenset[str]:
+    """Attributes and strings in the source of a module or a function."""
+    return frozenset(re.findall(r"[.\"'](\w+)", inspect.getsource(source)))
+
+
+def _configurations(value: Any) -> Iterator[PreTrainedConfig]:
+    if isinstance(value, PreTrainedConfig):
+        yield value
+        for part in vars(value).values():
+            yield from _configurations(part)
+
+
+def _changes_function(path: str, a: Mapping[str, Any], b: Mapping[str, Any], read: frozenset[str] | None) -> bool:
+    prefix, name = path[: -len(_last(path))], _last(path)
+    if name in HARMFUL or (name == POSITIONS and a.get("is_encoder_decoder")):
+        return True
+    if HARMLESS.fullmatch(name) or (read is not None and name not in read):
+        return False
+    if name == NOISE:
+        return NOISE_DECIDES in (a.get("model_type"), a.get(f"{prefix}model_type"))
+    if name == LARGEST_POSITION:
+        kinds = re.compile(rf"{re.escape(prefix)}rope_parameters\.(\w+\.)?rope_type")
+        ropes = {value for config in (a, b) for key, value in config.items() if kinds.fullmatch(key)}
+        return not (ropes and ropes <= PLAIN_ROPE)
+    return True
+
+
+def _meaning(path: str, flat: Mapping[str, Any]) -> Any:
+    value = flat.get(path)
+    return ACTIVATIONS.get(value, value) if isinstance(value, str) and "act" in _last(path) else value
+
+
+def _last(path: str) -> str:
+    return path.rpartition(".")[2]
 
 
 def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Path of a field -> its value."""
     fields = config.to_dict() if isinstance(config, PreTrainedConfig) else config
     flat: dict[str, Any] = {}
-    for name, value in fields.items():
+    for name, value in (fields if isinstance(fields, Mapping) else getattr(fields, "__dict__", {})).items():
         if name == LABELS:
             # Without names of labels, Transformers numbers them, which says nothing.
             known = {str(key): label for key, label in (value or {}).items() if label != f"LABEL_{key}"}
@@ -62,10 +139,10 @@ def _flat(config: Any, prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _difference(path: str, a: Any, b: Any) -> str:
+def _in_words(path: str, a: Any, b: Any) -> str:
     if isinstance(a, list) and isinstance(b, list) and len(a) == len(b) > 8:
         place = next(place for place in range(len(a)) if a[place] != b[place])
-        return _difference(f"{path}[{place}]", a[place], b[place])
+        return _in_words(f"{path}[{place}]", a[place], b[place])
     return f"{path} is {_shown(a)} in the reference, {_shown(b)} in the other"
 
 

@@ -6,6 +6,8 @@ from typing import Any
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.errors import BadInputError
 
+from .difference import Difference
+
 # Each way to write a tokenizer down: the files that decide which number a token has and how text is cut.
 TOKENIZERS = (
     ("tokenizer.json",),
@@ -17,65 +19,81 @@ TOKENIZERS = (
     ("tokenizer.tiktoken",),
 )
 KEPT = ("generation_config.json", "special_tokens_map.json", "preprocessor_config.json", "processor_config.json")
+# Parts of tokenizer.json by whose rules text becomes tokens.
+RULES = ("model", "normalizer", "pre_tokenizer", "added_tokens")
+# Entries of these rules that change the places of tokens in the text, but not the tokens; and defaults.
+NO_RULES = {"trim_offsets": (True, False), "use_regex": (True,)}
 # Say how a file was written, not what is in it.
 WRITING = frozenset({"transformers_version", "_from_model_config"})
 
 
-def file_differences(reference: Path, other: Path) -> tuple[list[str], list[str]]:
-    """The differences of the files in two folders that change the inputs of a model, and the others, in words.
+def file_differences(reference: Path, other: Path) -> list[Difference]:
+    """The differences of the files in two folders; those of tokenizers may change the inputs of a model.
 
     Compared: numbers of tokens and how text is cut into them; by their content, for the same tokenizer is written in
-    many ways. A folder without a tokenizer is no evidence of another one.
+    many ways. A folder without a tokenizer is no evidence of another one. Further tokens of one of the two, under
+    numbers that the other does not use, do no harm.
 
     Raises:
         BadInputError: a file is damaged.
     """
-    harmful, harmless = _tokenizers(reference, other)
+    differences = _tokenizers(reference, other)
     for name in KEPT:
         a, b = ({} if not (file := folder / name).is_file() else read_json(file) for folder in (reference, other))
         if any(a.get(key) != b.get(key) for key in (a.keys() | b.keys()) - WRITING):
-            harmless.append(f"{name} differs; the reference's is kept")
+            differences.append(Difference(name, f"{name} differs; the reference's is kept"))
     if _chat_template(reference) != _chat_template(other):
-        harmless.append("the chat template differs; the reference's is kept")
-    return harmful, harmless
+        differences.append(Difference("chat_template", "the chat template differs; the reference's is kept"))
+    return differences
 
 
-def _tokenizers(reference: Path, other: Path) -> tuple[list[str], list[str]]:
+def _tokenizers(reference: Path, other: Path) -> list[Difference]:
     for files in TOKENIZERS:
         if all((folder / files[0]).is_file() for folder in (reference, other)):
-            for name in files:
-                if (word := _difference(_content(reference / name), _content(other / name))) is not None:
-                    return [f"{name} differs{word}: give models of one tokenizer"], []
-            return [], []
+            pairs = ((name, _content(reference / name), _content(other / name)) for name in files)
+            found = [_difference(name, a, b) for name, a, b in pairs if a != b]
+            return sorted(found, key=lambda difference: not difference.harmful)[:1]
     owners = [any((folder / files[0]).is_file() for files in TOKENIZERS) for folder in (reference, other)]
     if owners == [False, False]:
-        return [], []
+        return []
+    text = f"the {'other' if owners[0] else 'reference'} has no tokenizer; it is taken to be the same"
     if all(owners):
-        return [], ["the tokenizers are of different kinds of files and not compared; the reference's is kept"]
-    return [], [f"the {'other' if owners[0] else 'reference'} has no tokenizer; it is taken to be the same"]
+        text = "the tokenizers are of different kinds of files and not compared; the reference's is kept"
+    return [Difference("tokenizer", text)]
 
 
-def _difference(a: Any, b: Any) -> str | None:
-    """What tells two contents apart, as the rest of a sentence; None if nothing does."""
-    if a == b:
-        return None
-    if isinstance(a, dict) and isinstance(b, dict):
-        tokens, others = a.get("tokens", a), b.get("tokens", b)
-        for token in sorted(tokens.keys() | others.keys()):
-            if (number := tokens.get(token)) != (number_other := others.get(token)):
-                return f" (token {token!r} is {number} in the reference, {number_other} in the other)"
-        part = min(key for key in a.keys() | b.keys() if a.get(key) != b.get(key))
-        return f" in its {part}"
-    return ""
+def _difference(name: str, a: Any, b: Any) -> Difference:
+    """The difference of two contents of a file."""
+
+    def harmful(words: str) -> Difference:
+        return Difference(name, f"{name} differs{words}: give models of one tokenizer", harmful=True)
+
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return harmful("")
+    tokens, others = a["tokens"], b["tokens"]
+    more, owners = tokens.keys() ^ others.keys(), {number: token for token, number in tokens.items()}
+    for token in sorted(tokens.keys() | others.keys()):
+        number, number_other = tokens.get(token), others.get(token)
+        if number != number_other and (token not in more or owners.get(number_other, token) != token):
+            return harmful(f" (token {token!r} is {number} in the reference, {number_other} in the other)")
+    for part in RULES:
+        rules, rules_other = (
+            {key: rule for key, rule in side.get(part, {}).items() if key not in more} for side in (a, b)
+        )
+        if rules != rules_other:
+            return harmful(f" in its {part}")
+    side = "other" if min(more) in others else "reference"
+    return Difference(name, f"{name} of the {side} has {len(more)} more tokens, such as {min(more)!r}")
 
 
 def _content(file: Path) -> Any:
+    """What decides the numbers of tokens: a table of them, and rules; or the bytes of the file."""
     if not file.is_file():
-        return {}
+        return {"tokens": {}} if file.suffix == ".json" else []
     if file.name == "tokenizer.json":
         return _tokenizer(file)
     if file.suffix == ".json":
-        return read_json(file)
+        return {"tokens": read_json(file)}
     if file.name == "merges.txt":
         return [line for line in file.read_bytes().splitlines() if line and not line.startswith(b"#version")]
     return file.read_bytes()
@@ -95,10 +113,20 @@ def _tokenizer(file: Path) -> dict[str, Any]:
         model["merges"] = [" ".join(merge) if isinstance(merge, list) else merge for merge in model.get("merges", [])]
         rules = {token["content"]: [bool(token.get(key)) for key in ("lstrip", "rstrip")] for token in added}
         tokens = dict(vocabulary) | {token["content"]: token["id"] for token in added}
+        cutting = {key: dict(enumerate(_steps(values.get(key)))) for key in ("normalizer", "pre_tokenizer")}
     except (AttributeError, KeyError, TypeError, ValueError):
         raise BadInputError(f"{file} holds no tokenizer; download it again") from None
-    cutting = {key: values.get(key) for key in ("normalizer", "pre_tokenizer")}
     return {"tokens": tokens, "model": model, "added_tokens": rules} | cutting
+
+
+def _steps(rule: dict[str, Any] | None) -> list[dict[str, Any]]:
+    """The steps of a normaliser or a pre-tokenizer, in one form: a sequence of one step is that step."""
+    if rule is None:
+        return []
+    if rule["type"] == "Sequence":
+        parts = next(value for key, value in rule.items() if key != "type")
+        return [step for part in parts for step in _steps(part)]
+    return [{key: value for key, value in rule.items() if value is not None and value not in NO_RULES.get(key, ())}]
 
 
 def _chat_template(folder: Path) -> Any:

@@ -13,14 +13,14 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.merging import LayerStatistics
-from hf_moe_lmc.names import Repair
+from hf_moe_lmc.names import Repair, Vocabulary
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .alignment import Alignment
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
-from .weights import Weights, aligned, repaired, shared, verified
+from .weights import Weights, aligned, merged, shared, verified, with_rows
 from .write import Finish, Output, WriteOptions, write_checkpoints
 
 Alignments = Sequence[Alignment | None]
@@ -92,17 +92,22 @@ class Merge:
         models: the reference and the others.
         alignments: one per other model.
         check_weights: whether each layer must be the one that its alignment was made for.
+        allowed: names of harmful differences that do none here; see `CheckedModels.check_mergeable`.
+        vocabulary: tokens of the result, where the models have other numbers of them.
 
     Raises:
         BadInputError: there are not as many alignments as other models.
-        IncompatiblePairError: an alignment is of other layers.
+        IncompatiblePairError: an alignment is of other layers, or the models differ in more than their weights.
     """
 
     models: CheckedModels
     alignments: Alignments
     check_weights: bool = True
+    allowed: Sequence[str] = ()
+    vocabulary: Vocabulary | None = None
 
     def __post_init__(self) -> None:
+        self.models.check_mergeable(self.allowed, self.vocabulary)
         if len(self.alignments) != len(self.models.others):
             raise BadInputError(
                 f"{len(self.alignments)} alignments for {len(self.models.others)} other models; give one for each"
@@ -115,6 +120,11 @@ class Merge:
     def symmetries(self) -> list[Mapping[str, MoeSymmetry]]:
         """Layer name -> symmetry, of every other model."""
         return [alignment.symmetries if alignment else {} for alignment in self.alignments]
+
+    @property
+    def in_gauge(self) -> bool:
+        """Whether models take the free scales of the first; without any alignment they are averaged as they are."""
+        return any(self.alignments)
 
     def write(
         self,
@@ -166,12 +176,16 @@ class Merge:
     ) -> dict[str, Output]:
         consumers = [sum(bool(shares[i]) for shares in points.values()) for i in range(len(self.models.models))]
         inputs = self._inputs(consumers)
-        record = {
+        record: dict[str, Any] = {
             "command": "merge",
             "models": [model.origin for model in self.models.models],
             "alignments": [alignment.digest if alignment else None for alignment in self.alignments],
             **repairs.record,
         }
+        if differences := self.models.check_mergeable(self.allowed, self.vocabulary):
+            record["allowed_differences"] = {difference.name: difference.text for difference in differences}
+        if self.models.vocabulary:
+            record["vocabulary"] = self.vocabulary
         return {
             name: Output(self._at(inputs, shares, repairs, dtype), self.like(shares), record | {"shares": list(shares)})
             for name, shares in points.items()
@@ -196,11 +210,22 @@ class Merge:
         self, inputs: Sequence[Weights], shares: Shares, repairs: MergeRepairs, dtype: torch.dtype | None
     ) -> Weights:
         specs, statistics = self.models.reference.layers, repairs.statistics.get(shares)
-        return repaired(inputs, shares, specs, repairs.repairs, statistics, dtype)
+        if self.models.vocabulary:
+            like = self.like(shares)
+            rows = {name: len(like.on_meta[name]) for name in self.models.vocabulary}
+            inputs = [with_rows(own, rows, like.tensors) for own in inputs]
+        return merged(inputs, shares, specs, repairs.repairs, statistics, dtype, gauge=self.in_gauge)
 
     def like(self, shares: Shares) -> OpenedModel:
-        """The model that the merge is like: the first with a share, so that at t = 1 it is the other model."""
-        return next(model for model, share in zip(self.models.models, shares, strict=True) if share)
+        """The model that the merge is like: the first with a share, so that at t = 1 it is the other model.
+
+        Of several vocabularies, the first that has the tokens of the result.
+        """
+        models = [model for model, share in zip(self.models.models, shares, strict=True) if share]
+        if not self.models.vocabulary:
+            return models[0]
+        extreme = min if self.vocabulary == "common" else max
+        return extreme(models, key=lambda model: len(model.on_meta[self.models.vocabulary[0]]))
 
 
 def load_aligned(

@@ -23,7 +23,7 @@ class Plan:
         read, written: from and to disk.
         memory: an upper estimate of the peak.
         free: on the disk of the output; None if nothing large is written.
-        differences: of the models, all harmless.
+        differences: of the models, in words.
         device: where layers are matched; None if none is.
     """
 
@@ -64,7 +64,7 @@ def plan_alignment(models: CheckedModels, config: AlignmentConfig, resources: Re
     read = sum(_moe_bytes(model) for model in models.models)
     # Of several models, a layer of each is held and averaged.
     memory = max(needed.values()) + max(count - 2, 0) * max(needed.values()) // 2
-    return Plan(len(reference.layers), read, 0, BASE_BYTES + memory, None, models.differences, str(device))
+    return Plan(len(reference.layers), read, 0, BASE_BYTES + memory, None, models.texts, str(device))
 
 
 def plan_writing(
@@ -93,7 +93,7 @@ def plan_writing(
         sum(written_bytes(like, options) for like in likes),
         BASE_BYTES + int(held * largest),
         shutil.disk_usage(Path(folder).absolute().parent).free,
-        models.differences,
+        models.texts,
     )
 
 

@@ -16,7 +16,8 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import Checkpoint
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.merging import ExpertStatistics, LayerStatistics, mean_tensor, repaired_bank, repaired_router
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+from hf_moe_lmc.merging.gauge import Rescaling, rescaling
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, UnitScales
 from hf_moe_lmc.names import Repair
 from hf_moe_lmc.symmetry import MoeSymmetry, SignedPermutation
 from hf_moe_lmc.workers import each
@@ -69,15 +70,17 @@ def mean(models: Sequence[Weights], shares: Sequence[float], dtype: torch.dtype 
     return models[0] if len(models) == 1 else _Mean(models, shares, dtype)
 
 
-def repaired(
+def merged(
     models: Sequence[Weights],
     shares: Sequence[float],
     specs: Sequence[MoeLayerSpec],
-    repairs: Sequence[Repair],
+    repairs: Sequence[Repair] = (),
     statistics: Mapping[str, LayerStatistics] | None = None,
     dtype: torch.dtype | None = None,
+    *,
+    gauge: bool = False,
 ) -> Weights:
-    """`mean(models, shares, dtype)` with every layer of `specs` under `repairs`, one after the other.
+    """`mean(models, shares, dtype)` with every layer of `specs` in one gauge and under `repairs`, one after the other.
 
     Computed in float32 or better, expert by expert, rounded once. A model that has all the share is itself.
 
@@ -86,16 +89,18 @@ def repaired(
         specs: the Mixture-of-Experts layers.
         repairs: in their order.
         statistics: layer name -> its statistics on calibration data; a layer without gets the data-free repairs only.
+        gauge: whether models take the free scales of the first that has a share; see `hf_moe_lmc.merging.gauge`. Else
+            layers are averaged as they are.
     """
     average = mean(models, shares, dtype)
     models, shares = _with_shares(models, shares)
-    if len(models) == 1 or not repairs:
+    if len(models) == 1 or not (repairs or gauge):
         return average
     known = statistics or {}
 
     def compute(spec: MoeLayerSpec) -> dict[str, Tensor]:
         endpoints = [{name: model[name] for name in spec.tensor_names} for model in reversed(models)][::-1]
-        return _repaired_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype)
+        return _merged_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype, gauge)
 
     return ByLayer(average, specs, compute)
 
@@ -113,6 +118,17 @@ def verified(weights: Weights, specs: Sequence[MoeLayerSpec], record: ModelRecor
         return tensors
 
     return ByLayer(weights, specs, compute)
+
+
+def with_rows(weights: Weights, rows: Mapping[str, int], further: Weights) -> Weights:
+    """`weights`, some tensors of them with their first rows only, or with further rows of `further`.
+
+    Args:
+        weights: any.
+        rows: name of a tensor -> the number of its rows.
+        further: has so many rows.
+    """
+    return _WithRows(weights, rows, further)
 
 
 def shared(weights: Weights, consumers: int) -> Weights:
@@ -174,6 +190,21 @@ class _Mean(DerivedWeights):
         except KeyError:
             raise IncompatiblePairError(f"tensor {name} does not exist in all of the models") from None
         return mean_tensor(name, tensors, self._shares, self._dtype, overwrite=_is_fresh(self.base))
+
+
+class _WithRows(DerivedWeights):
+    """See `with_rows`."""
+
+    def __init__(self, base: Weights, rows: Mapping[str, int], further: Weights):
+        super().__init__(base)
+        self._rows, self._further = rows, further
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        if name not in self._rows:
+            return tensor
+        further = self._further[name][len(tensor) : self._rows[name]]
+        return torch.cat([tensor[: self._rows[name]], further.to(tensor)])
 
 
 class _Shared(DerivedWeights):
@@ -249,34 +280,44 @@ def _take(source: Tensor, index: Tensor, axis: int, target: Tensor) -> None:
     np.take(source.view(word).numpy(), index.numpy(), axis=axis, out=target.view(word).numpy(), mode="clip")
 
 
-def _repaired_layer(
+def _merged_layer(
     spec: MoeLayerSpec,
     endpoints: Sequence[dict[str, Tensor]],
     shares: Sequence[float],
     repairs: Sequence[Repair],
     statistics: LayerStatistics | None,
     dtype: torch.dtype | None,
+    gauge: bool,
 ) -> dict[str, Tensor]:
     layers, group = [spec.read(tensors) for tensors in endpoints], spec.group
+    first, *others = layers
+    changes = [Rescaling(None, None, first.router)]
+    changes += [rescaling(first, layer) if gauge else Rescaling(None, None, layer.router) for layer in others]
 
     def fill_bank(
-        banks: Sequence[ExpertBank], target: ExpertBank, scale_degree: int, own: ExpertStatistics | None
+        banks: Sequence[ExpertBank],
+        scales: Sequence[UnitScales | None],
+        target: ExpertBank,
+        scale_degree: int,
+        own: ExpertStatistics | None,
     ) -> None:
         places = target.tensors()
         for e in range(target.num_experts):
             alone = [bank.map(lambda tensor, e=e: tensor[e, None]) for bank in banks]
+            alone = [bank.rescale(s.expert(e)) if s else bank for bank, s in zip(alone, scales, strict=True)]
             merged = repaired_bank(alone, shares, repairs, scale_degree, own.expert(e) if own else None)
             for field, tensor in merged.tensors().items():
                 places[field][e].copy_(tensor[0])
 
     def fill(target: MoeLayer) -> None:
         own, common = (statistics.experts, statistics.shared_experts) if statistics else (None, None)
-        fill_bank([layer.experts for layer in layers], target.experts, group.unit_scale_degree, own)
+        scales, shared_scales = ([getattr(c, name) for c in changes] for name in ("experts", "shared_experts"))
+        fill_bank([layer.experts for layer in layers], scales, target.experts, group.unit_scale_degree, own)
         if target.shared_experts:
             banks = [layer.shared_experts for layer in layers if layer.shared_experts]
-            fill_bank(banks, target.shared_experts, group.shared_unit_scale_degree, common)
+            fill_bank(banks, shared_scales, target.shared_experts, group.shared_unit_scale_degree, common)
 
-    routers = [layer.router for layer in layers if layer.router]
+    routers = [change.router for change in changes if change.router]
     router = repaired_router(routers, shares, repairs, group.router_translation, statistics) if routers else None
     return _write(spec, endpoints[0], mean(endpoints, shares, dtype), dtype, router, fill)
 

@@ -70,7 +70,9 @@ def check_free(out: Path, overwrite: bool, marker: str, further: Sequence[str]) 
         if not (out / marker).is_file():
             raise OutputError(f"{out} holds files that are not of this package; give another output")
         if not overwrite:
-            raise OutputError(f"{out} holds an earlier output; replace it with --overwrite or give another output")
+            raise OutputError(
+                f"{out} holds an earlier output; replace it with --overwrite (overwrite=True) or give another output"
+            )
         if foreign := _foreign(out, marker, further):
             raise OutputError(f"{foreign} was not written by this package, and would be lost; take it out of {out}")
 

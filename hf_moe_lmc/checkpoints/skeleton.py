@@ -65,7 +65,8 @@ def read_config(folder: Path) -> PreTrainedConfig:
     model_type = values.pop("model_type", None)
     if not isinstance(model_type, str) or model_type not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(
-            f"{path}: the installed Transformers does not know model_type {model_type!r}"
+            f"{path}: the installed Transformers does not know model_type {model_type!r}; of code of your own, import "
+            "the module that registers it (--import MODULE), see docs/adding-a-family.md"
         )
     try:
         config = CONFIG_MAPPING[model_type].from_dict(values)
@@ -184,7 +185,10 @@ def _model_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         )
     # Of a model that is wrapped for training, Transformers saves the name of the wrapped class.
     name = names[0].removeprefix("FSDP")
-    cls = getattr(import_module(type(config).__module__.rpartition(".")[0]), name, None)
+    module = type(config).__module__
+    # In Transformers the two are siblings; code of one's own may be one module.
+    places = (import_module(place) for place in (module.rpartition(".")[0], module) if place)
+    cls = next((getattr(place, name) for place in places if hasattr(place, name)), None)
     if isinstance(cls, type) and issubclass(cls, PreTrainedModel) and cls.config_class is type(config):
         return cls
     head = "".join(name.rpartition("For")[1:])

@@ -1,6 +1,7 @@
 """`hf-moe-lmc align`."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from .arguments import add_command, add_hub, add_matching, add_output, add_pair, alignment_config, hub_options
@@ -44,4 +45,5 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    return describe_alignment(alignment, [options.other], options.output)
+    warnings = [f"{difference.text}; a merge needs that to be allowed" for difference in aligner.models.harmful]
+    return replace(describe_alignment(alignment, [options.other], options.output), warnings=warnings)

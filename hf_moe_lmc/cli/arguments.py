@@ -75,6 +75,18 @@ def add_writing(command: argparse.ArgumentParser) -> None:
     )
 
 
+def add_allowed(command: argparse.ArgumentParser) -> None:
+    """The differences that a user takes for harmless."""
+    command.add_argument(
+        "--allow-difference",
+        nargs="+",
+        default=(),
+        metavar="FIELD",
+        help="of config.json, or a file of the tokenizer, that differs and would be refused, but that you know to do "
+        "no harm",
+    )
+
+
 def add_matching(command: argparse.ArgumentParser) -> None:
     """The way to match experts and units, the device, and the memory."""
     command.add_argument(

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 from hf_moe_lmc.names import Repair, Variant
 
-from .arguments import add_command, add_hub, add_pair, hub_options, load_alignment, size, torch_dtype
+from .arguments import add_allowed, add_command, add_hub, add_pair, hub_options, load_alignment, size, torch_dtype
 from .data import add_data, add_loading, calibration_data, examples_of, load_options
 from .results import CommandResult
 
@@ -43,17 +43,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--variants",
         nargs="+",
         choices=get_args(Variant),
-        default=("naive", "aligned"),
-        help="of the other model; naive is always there, random and units are controls (default: naive aligned)",
+        default=get_args(Variant),
+        help="which paths; naive is always there (default: all)",
     )
     evaluate.add_argument(
         "--repair",
         nargs="+",
         choices=(*get_args(Repair), "auto"),
-        default=("auto",),
-        help="which repairs, each on every path; auto: those of norms, gram and moments that together give "
-        "the aligned midpoint its lowest loss on calibration examples that no repair was calibrated on "
-        "(default: auto)",
+        default=("norms", "rescale", "auto"),
+        help="which repairs, each on every path; auto: norms, gram and moments, one after the other, where they "
+        "lower the midpoint's loss on calibration examples that they were not calibrated on "
+        "(default: norms rescale auto)",
     )
     evaluate.add_argument(
         "--metrics",
@@ -72,6 +72,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "disk at every point (default: 0, from disk)",
     )
     evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
+    add_allowed(evaluate)
     add_hub(evaluate)
 
 
@@ -97,6 +98,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         metrics=_metrics(options.metrics),
         memory=options.memory,
         seed=options.seed,
+        allow_difference=options.allow_difference,
         accelerator=accelerator,
         **({"dtype": torch_dtype(options.dtype)} if options.dtype else {}),
         **load_options(options),

@@ -1,12 +1,15 @@
 """`hf-moe-lmc merge`."""
 
 import argparse
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
-from hf_moe_lmc.names import Repair
+from hf_moe_lmc.names import Repair, Vocabulary
 
 from .arguments import (
     MODEL,
+    add_allowed,
     add_command,
     add_hub,
     add_matching,
@@ -23,6 +26,7 @@ from .results import CommandResult, describe_alignment, describe_plan
 
 if TYPE_CHECKING:
     from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.alignment import Alignment
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -64,9 +68,19 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         choices=(*get_args(Repair), "auto"),
         default=(),
         metavar="REPAIR",
-        help="restore what averaging shrinks, one repair after the other: norms and gram need no data; moments, "
-        "rescale and router are calibrated on --dataset; auto alone chooses as `evaluate` does. With data, one "
-        "model is loaded",
+        help="restore what averaging shrinks, one repair after the other: norms, gram and stronger need no data; "
+        "moments, rescale and router are calibrated on --dataset; auto (norms, gram, moments) stands alone, and is "
+        "tested first, as in `evaluate`. With data, one model is loaded",
+    )
+    merge.add_argument(
+        "--force", action="store_true", help="merge even if the verdict calls the experts of a layer unrelated"
+    )
+    add_allowed(merge)
+    merge.add_argument(
+        "--vocabulary",
+        choices=get_args(Vocabulary),
+        help="of models with other numbers of tokens, of which one extends the other: keep the tokens that all have, "
+        "or all; the result has the tokenizer and the settings of the model that has these",
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)
@@ -95,23 +109,45 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if options.dry_run:
         alignment = [None] * len(options.other) if options.alignment else alignment_config(options)
         return describe_plan(aligner.plan_merge(alignment, **keywords))
+    warnings: list[str] = []
     if options.alignment:
         alignments = [load_alignment(name, options) for name in options.alignment]
         alignment = alignments[0] if len(alignments) == 1 else None
+        warnings = _unrelated(alignments, options)
         aligner.merge(alignments, **keywords)
     elif options.expert_order == "none":
         alignment = None
         aligner.merge("none", **keywords)
     else:
-        aligner.check_output(options.output, options.overwrite)
+        aligner.check_merge(**keywords)
         alignment = aligner.align(alignment_config(options), device=options.device, memory=options.memory)
+        warnings = _unrelated(alignment if isinstance(alignment, Sequence) else [alignment], options)
         # These weights were aligned a moment ago.
         aligner.merge(alignment, **keywords | {"allow_other_weights": True})
     if not processes().is_main_process:
         return None
     if alignment is None:
-        return CommandResult(f"Written to {options.output}\n", {"output": options.output})
-    return describe_alignment(alignment, options.other, options.output)
+        return CommandResult(f"Written to {options.output}\n", {"output": options.output}, warnings=warnings)
+    return replace(describe_alignment(alignment, options.other, options.output), warnings=warnings)
+
+
+def _unrelated(alignments: "Sequence[Alignment]", options: argparse.Namespace) -> list[str]:
+    """A warning for every model that has layers without any related expert.
+
+    Raises:
+        IncompatiblePairError: there is one, and no --force.
+    """
+    from hf_moe_lmc.errors import IncompatiblePairError
+
+    warnings = []
+    for name, alignment in zip(options.other, alignments, strict=False):
+        verdict = alignment.verdict()
+        if verdict and (number := verdict.counts.get("unrelated")):
+            layers = f"{number} of {len(verdict.layers)} layers of {name} hold no expert related to the reference's"
+            warnings.append(f"{layers}: their mean is neither")
+    if warnings and not options.force:
+        raise IncompatiblePairError(f"{'; '.join(warnings)}; to merge them all the same, --force")
+    return warnings
 
 
 def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +169,8 @@ def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, A
         "dtype": torch_dtype(options.dtype),
         "overwrite": options.overwrite,
         "allow_other_weights": options.allow_other_weights,
+        "allow_difference": options.allow_difference,
+        "vocabulary": options.vocabulary,
         "device": options.device,
         "memory": options.memory,
     }

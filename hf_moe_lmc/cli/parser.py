@@ -50,6 +50,14 @@ class Parser(argparse.ArgumentParser):
             default=argparse.SUPPRESS,
             help="cores that work at a time (default: all that this process may use)",
         )
+        common.add_argument(
+            "--import",
+            action="append",
+            dest="imports",
+            metavar="MODULE",
+            default=argparse.SUPPRESS,
+            help="Python module of your own models, which registers them; looked for in this folder, too",
+        )
 
     def parse_known_args(  # type: ignore[override]  (of an overload)
         self, args: Sequence[str] | None = None, namespace: Any = None
@@ -107,7 +115,7 @@ def command_line() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="show the version of this package and exit")
-    root.set_defaults(root=root, threads=None, **{flag.removeprefix("--"): False for flag in COMMON})
+    root.set_defaults(root=root, threads=None, imports=(), **{flag.removeprefix("--"): False for flag in COMMON})
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)

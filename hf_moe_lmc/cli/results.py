@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 if TYPE_CHECKING:
     from hf_moe_lmc.alignment import Alignment, MutualAlignment, Plan
 
-RED, GREEN = 31, 32
+RED, GREEN, YELLOW = 31, 32, 33
 
 
 @dataclass(frozen=True)
@@ -19,11 +19,13 @@ class CommandResult:
         text: for people; whole lines.
         document: the same for machines (`--json`); JSON values.
         code: exit code.
+        warnings: printed on standard error whatever flags are given; one line each.
     """
 
     text: str
     document: Mapping[str, Any]
     code: int = 0
+    warnings: Sequence[str] = ()
 
 
 def describe_plan(plan: "Plan") -> CommandResult:

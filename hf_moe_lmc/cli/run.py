@@ -6,12 +6,15 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib import import_module
+
+from hf_moe_lmc.errors import BadInputError
 
 from .failures import BROKEN_PIPE, INTERRUPTED, describe_failure
 from .parser import command_line
-from .results import RED, CommandResult, coloured
+from .results import RED, YELLOW, CommandResult, coloured
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -26,7 +29,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = root.parse_args(arguments)
     try:
         with _libraries(options.verbose, options.quiet), _threads(options.threads), _terminated_like_interrupted():
+            _import(options.imports)
             result: CommandResult | None = options.run(options)
+            for warning in result.warnings if result else ():
+                sys.stderr.write(f"{coloured('warning:', YELLOW, sys.stderr)} {warning}\n")
             if result and options.json:
                 sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
             elif result:
@@ -47,6 +53,21 @@ def main(arguments: list[str] | None = None) -> int:
         message, code = describe_failure(error)
         sys.stderr.write(f"{coloured('error:', RED, sys.stderr)} {message}\n")
         return code
+
+
+def _import(modules: Sequence[str]) -> None:
+    """Import modules of the user's own, from the current folder or installed.
+
+    Raises:
+        BadInputError: there is no such module, or it fails.
+    """
+    if modules:
+        sys.path.insert(0, os.getcwd())
+    for name in modules:
+        try:
+            import_module(name)
+        except Exception as error:
+            raise BadInputError(f"the module {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

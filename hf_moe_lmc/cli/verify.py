@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
     from hf_moe_lmc.verification import Verification
 
 EQUAL, NOT_EQUAL = 0, 1
+CAUSES = 3  # sentences of the comparison
 HEAD = ("layer", "block difference", "experts difference", "routing agreement", "experts reached")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -43,6 +45,7 @@ def run(options: argparse.Namespace) -> CommandResult:
     """Compare, and print the differences."""
     import torch
 
+    from hf_moe_lmc.comparison import compare
     from hf_moe_lmc.verification import load_plainly, random_batches, verify
 
     text = _read_text(options.text)
@@ -50,12 +53,13 @@ def run(options: argparse.Namespace) -> CommandResult:
     before, after = load_plainly(options.before, dtype), load_plainly(options.after, dtype)
     batches = {"random": random_batches(before)} | _text_batches(before, text)
     found = verify(before, after, batches)
-    document = asdict(found) | {"equal": found.equal}
-    return CommandResult(render(found, options.dtype), document, EQUAL if found.equal else NOT_EQUAL)
+    causes = () if found.equal else compare(before, after).sentences[:CAUSES]
+    document = asdict(found) | {"equal": found.equal, "causes": causes}
+    return CommandResult(render(found, options.dtype, causes), document, EQUAL if found.equal else NOT_EQUAL)
 
 
-def render(found: "Verification", dtype: str) -> str:
-    """The verdict, a line for each kind of input, what else has changed, and the table of the layers."""
+def render(found: "Verification", dtype: str, causes: Sequence[str]) -> str:
+    """The verdict, its causes, a line for each kind of input, what else has changed, and the table of the layers."""
     rows = [
         (
             layer.name,
@@ -73,9 +77,10 @@ def render(found: "Verification", dtype: str) -> str:
     changed = f"changed outside these layers: {', '.join(found.changed_tensors)}\n" if found.changed_tensors else ""
     equal, colour = ("equal up to rounding", GREEN) if found.equal else ("NOT EQUAL", RED)
     verdict = coloured(equal, colour, sys.stdout)
+    lines = "".join(f"{line}\n" for line in causes)
     return (
         f"{verdict} (relative differences in {dtype}; tolerance {found.output_tolerance:.0e} for the median output, "
-        f"{found.block_tolerance:.0e} for layers)\n{outputs}{changed}\n{text_table(HEAD, rows)}\n"
+        f"{found.block_tolerance:.0e} for layers)\n{lines}{outputs}{changed}\n{text_table(HEAD, rows)}\n"
     )
 
 

@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from hf_moe_lmc.matching import solve_assignment
 from hf_moe_lmc.moe import ExpertBank
+
+from .fit import one_expert
 
 _GLIMPSE = (16, 64)  # units, hidden coordinates
 _COLUMNS, _ENTRIES = 8, 2048  # of a sketch, at least
@@ -22,6 +25,62 @@ def glimpsed_distances(a: ExpertBank, b: ExpertBank) -> Float[Tensor, "Eb Ea"]:
     return torch.cdist(y, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
+def candidates(
+    a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequence[int]
+) -> tuple[dict[int, list[int]], dict[int, tuple[int, float]]]:
+    """For every slot of B the experts of A that it may be: its partner in the best order, the nearest, its number's.
+
+    Args:
+        a, b: experts of the same shapes.
+        known: the experts of A that are looked at.
+        slots: those of B.
+
+    Returns:
+        the candidates, and the expert whose gate_proj and up_proj agree most, taken together, with the cosine.
+    """
+    sides = [[one_expert(bank, e) for e in numbers] for bank, numbers in ((a, known), (b, slots))]
+    own, others = (
+        [torch.stack([_inward(x) for x in side]), torch.stack([_outward(x) for x in side])] for side in sides
+    )
+    inward, outward = (y @ x.T for x, y in zip(own, others, strict=True))
+    total, chosen, rows = inward + outward, {}, {}
+    partners = list[int]()
+    if total.shape[0] <= total.shape[1]:
+        square = torch.full((total.shape[1],) * 2, float(total.min()) - 1.0)
+        square[: total.shape[0]] = total
+        partners = solve_assignment(square).columns.tolist()
+    for row, j in enumerate(slots):
+        columns = [*partners[row : row + 1], *(int(table[row].argmax()) for table in (total, inward, outward))]
+        chosen[j] = list(dict.fromkeys([*(known[column] for column in columns), *([j] if j in known else [])]))
+        cosine, column = inward[row].max(dim=0)
+        rows[j] = (known[int(column)], float(cosine))
+    return chosen, rows
+
+
+def sketch(*matrices: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:
+    """`(M^T M - R / H) W` of rows M of norm 1, those of all matrices, and seeded columns W; of norm 1.
+
+    It depends on no order of rows, no sign and no scale: not on which rows are gate and which are up either.
+    """
+    return torch.nn.functional.normalize(sum((_sketch(rows) for rows in matrices), torch.zeros(1)), dim=0)
+
+
+def _inward(expert: ExpertBank) -> Float[Tensor, " n"]:
+    return sketch(*(part[0] for part in (expert.gate_proj, expert.up_proj) if part is not None))
+
+
+def _outward(expert: ExpertBank) -> Float[Tensor, " n"]:
+    return sketch(expert.down_proj[0].mT)
+
+
+def _sketch(rows: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:
+    rows, generator = rows.float(), torch.Generator().manual_seed(0)
+    width = rows.shape[1]
+    columns = torch.randn(width, min(width, max(_COLUMNS, _ENTRIES // width)), generator=generator)
+    norms = torch.linalg.vector_norm(rows, dim=1).square_().clamp_(min=torch.finfo(torch.float32).tiny)
+    return (rows.T @ ((rows @ columns) / norms[:, None]) - columns * (len(rows) / width)).flatten()
+
+
 def _glimpse(experts: ExpertBank) -> Float[Tensor, "E k"]:
     part = experts.up_proj if experts.gate_proj is None else experts.gate_proj
     units, coordinates = (
@@ -31,31 +90,3 @@ def _glimpse(experts: ExpertBank) -> Float[Tensor, "E k"]:
     rows = part[:, units][:, :, coordinates].float()
     rows = torch.nn.functional.normalize(rows, dim=2) / len(units) ** 0.5
     return rows.flatten(1).nan_to_num(0.0, 0.0, 0.0)
-
-
-def inward_sketch(expert: ExpertBank) -> Float[Tensor, " n"]:
-    """`(M^T M - R / H) W` of the R rows of gate_proj and up_proj, each of norm 1, and seeded columns W; norm 1.
-
-    It depends on no order of rows, no sign and no scale: not on which rows are gate and which are up either.
-    """
-    parts = [part[0] for part in (expert.gate_proj, expert.up_proj) if part is not None]
-    return torch.nn.functional.normalize(sum((_sketch(part) for part in parts), torch.zeros(1)), dim=0)
-
-
-def outward_sketch(expert: ExpertBank) -> Float[Tensor, " n"]:
-    """The same of the columns of down_proj."""
-    return torch.nn.functional.normalize(_sketch(expert.down_proj[0].mT), dim=0)
-
-
-def agreements(b: Sequence[Tensor], a: Sequence[Tensor]) -> Float[Tensor, "Eb Ea"]:
-    """Cosines of sketches."""
-    return torch.stack(list(b)) @ torch.stack(list(a)).T
-
-
-def _sketch(rows: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:
-    rows, generator = rows.float(), torch.Generator().manual_seed(0)
-    width = rows.shape[1]
-    columns = torch.randn(width, min(width, max(_COLUMNS, _ENTRIES // width)), generator=generator)
-    norms = torch.linalg.vector_norm(rows, dim=1).square_().clamp_(min=torch.finfo(torch.float32).tiny)
-    sketch = rows.T @ ((rows @ columns) / norms[:, None]) - columns * (len(rows) / width)
-    return sketch.flatten()

@@ -1,29 +1,32 @@
 """Two whole models, layer by layer."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.alignment import OpenedModel
+from hf_moe_lmc.adapters.detection import LINEARS
+from hf_moe_lmc.adapters.layouts import DenseMlp
+from hf_moe_lmc.alignment import OpenedModel, Pretrained, open_model
 from hf_moe_lmc.alignment.config_differences import config_differences
+from hf_moe_lmc.alignment.live_weights import LiveWeights
 from hf_moe_lmc.alignment.opened_model import Model
-from hf_moe_lmc.checkpoints import HubOptions, tied_names
-from hf_moe_lmc.moe import MoeLayer
+from hf_moe_lmc.checkpoints import Checkpoint, HubOptions, find_source, meta_model, read_config, tied_names
+from hf_moe_lmc.errors import UnsupportedArchitectureError
+from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
 from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.symmetry import Permutation
 from hf_moe_lmc.workers import one_thread_per_operation
 
-from .chance import pooled
 from .comparison import Comparison
 from .correspondence import Correspondence
 from .experts import ExpertComparison, compare_experts
 from .layers import LayerComparison, compare_layers, new_layer
-from .opening import open_readable
 from .routers import RouterComparison
 from .sentences import Evidence, describe
 from .tensors import TensorComparison, compare_tensors
@@ -45,7 +48,7 @@ def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: 
         BadInputError: a checkpoint is damaged or incomplete.
         HubError: the Hub does not give it.
     """
-    return compare_opened(open_readable(a, a_options), open_readable(b, b_options))
+    return compare_opened(_open(a, a_options), _open(b, b_options))
 
 
 @one_thread_per_operation()
@@ -100,10 +103,13 @@ class _Work:
                 self.tensors.append(TensorComparison(name, "missing", missing_in="B"))
 
     def _source(self, spec: MoeLayerSpec, own: Mapping[str, MoeLayerSpec]) -> MoeLayerSpec | None:
-        """The layer of A at the place of one of B: of that name, or else, of as many, of that number."""
+        """The layer of A at the place of one of B: of that name or block, or else, of as many, of that number."""
         name = self.correspondence.name_in_a(spec.name)
         if name in own:
             return own[name]
+        block = [layer for layer in own.values() if name and layer.name.rpartition(".")[0] == name.rpartition(".")[0]]
+        if len(block) == 1:
+            return block[0]
         if name is not None and len(self.a.layers) == len(self.b.layers):
             return self.a.layers[self.b.layers.index(spec)]
         return None
@@ -211,7 +217,7 @@ class _Work:
             evidence.tensors,
             related,
             same,
-            pooled(scores) if scores else None,
+            sum(scores) / math.sqrt(len(scores)) if scores else None,  # Stouffer
         )
 
     def _quantised(self) -> Literal["A", "B"] | None:
@@ -225,20 +231,15 @@ class _Work:
         lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
         return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
 
-    def _is_of_missing_layer(self, tensor: TensorComparison) -> bool:
-        if tensor.missing_in == "A":
-            return self.correspondence.name_in_a(tensor.name) is None
-        stacks = self.correspondence.layers
-        lost = [f"{stack}.{number}." for stack in stacks for number in self.correspondence.missing(stack)]
-        return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
-
     def _settings(self) -> tuple[str, ...]:
         """Differences of the configurations that change the function, but for sizes, which the weights show."""
         if type(self.a.model) is not type(self.b.model):
             return (f"A is a {type(self.a.model).__name__}, B a {type(self.b.model).__name__}",)
-        harmful, _ = config_differences(*(getattr(side.model, "config", None) or {} for side in (self.a, self.b)))
-        words = (text.replace(" in the reference", " in A").replace(" in the other", " in B") for text in harmful)
-        return tuple(text for text in words if not _is_size(text.partition(" ")[0]))
+        return tuple(
+            difference.text.replace(" in the reference", " in A").replace(" in the other", " in B")
+            for difference in config_differences(self.a.model, self.b.model)
+            if difference.harmful and not _is_size(difference.name)
+        )
 
     def _missing_layers(self) -> Iterator[str]:
         for stack, numbers in self.correspondence.layers.items():
@@ -273,3 +274,34 @@ def _keeps_function(tensor: TensorComparison) -> bool:
 def _layer_list(numbers: Sequence[int]) -> str:
     listed = ", ".join(map(str, numbers))
     return f"layer {listed}" if len(numbers) == 1 else f"layers {listed}"
+
+
+def _open(model: Model, options: HubOptions | None = None) -> OpenedModel:
+    """As `open_model`, and models without any Mixture of Experts, or with one that is not known: of these the MLPs."""
+    try:
+        return open_model(model, options)
+    except UnsupportedArchitectureError:
+        if isinstance(model, nn.Module):
+            return OpenedModel(type(model).__name__, model, LiveWeights(model), _dense_layers(model))
+        if isinstance(model, Pretrained):
+            options, model = cast(HubOptions, {**(options or {}), **model.options}), model.name
+        source = find_source(model, options)
+        skeleton = meta_model(read_config(source.folder))
+        checkpoint = Checkpoint.open(source.folder, skeleton)
+        return OpenedModel(source.name, skeleton, checkpoint, _dense_layers(skeleton), source)
+
+
+def _dense_layers(model: nn.Module) -> tuple[MoeLayerSpec, ...]:
+    """Every module with the linears of an MLP and nothing else that has weights, as a layer without router.
+
+    Its class need not be known: nothing is rewritten, and what its units admit is asked of the other model.
+    """
+    layers = []
+    for name, module in model.named_modules():
+        linears = {child for child, part in module.named_children() if isinstance(part, nn.Linear)}
+        for gate, up, down in LINEARS:
+            if linears and linears == {linear for linear in (gate, up, down) if linear}:
+                has_bias = module.get_submodule(down).bias is not None
+                layout = DenseMlp(name, up, down, gate, has_bias)
+                layers.append(MoeLayerSpec(name, None, layout, None, SymmetryGroup(fixed_experts=True)))
+    return tuple(layers)

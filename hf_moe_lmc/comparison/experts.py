@@ -1,33 +1,28 @@
 """The experts of one bank against those of another: what every expert of B is in terms of A."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
-from hf_moe_lmc.matching import GaugedLayer, solve_assignment
+from hf_moe_lmc.matching import CERTAIN, GaugedLayer, NullTest, expert_similarities
 from hf_moe_lmc.matching.unit_matching import keep_units, match_units
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
-from .candidates import agreements, glimpsed_distances, inward_sketch, outward_sketch
-from .chance import RELATED, Relation, Rows, partners_relation, relation, signs_of, strongest_units
-from .faults import Fault, Rewrite, row_faults, transpositions
-from .kinds import Fit, Freedom, Kind, fit, one_expert, widened
+from .candidates import candidates, glimpsed_distances
+from .faults import PROJECTIONS, Fault, find_row_faults, find_transpositions
+from .fit import Fit, Kind, fit, one_expert, widened
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
-_FAULTY = (
-    0.5  # cosine that a fault must reach, and agreement of sketches, of the two together, that makes it worth a try
-)
-_CERTAIN = 0.9  # cosine beyond which no other expert is looked at
+_FAR = 0.5  # relative distance from which on a fault may explain more
+_FAULTY = 0.5  # cosine that experts must reach under a fault; half of it makes the fault worth a try
 _RATIO = 0.1  # difference in the logarithms of norms that shows other scales
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
-_EMPTY = 0.03  # norm of an unrelated expert, relative to those of A, below which it is as good as zero
-_CANDIDATES = 3
+_EMPTY = 0.03  # norm of a projection, relative to those of A, below which it is as good as zero
+_GLANCE, _LOOK = (2, 64), (8, 128)  # units and hidden coordinates that z rests on: in place, and otherwise
+_ENTRIES = 2**20  # of the similarities of small experts, of which more units are looked at
 
 
 @dataclass(frozen=True)
@@ -67,10 +62,8 @@ class ExpertComparison:
         }
 
 
-def compare_experts(
-    a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool = False
-) -> list[ExpertComparison]:
-    """What every expert of bank b is in terms of bank a, experts of the same shapes.
+def compare_experts(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> list[ExpertComparison]:
+    """What every expert of bank b is in terms of bank a, experts of the same shapes; kinds as if all were in place.
 
     Experts whose units stand at their places, in whatever slot, are recognised by a few rows and compared in one pass.
     Of all others, sketches that see no order, sign or scale tell which to match, units are matched exactly, and faults
@@ -79,9 +72,8 @@ def compare_experts(
     Args:
         a, b: as stored; NaN and infinite values are allowed.
         group: what leaves the function of their units alone.
-        is_interleaved: how rows of gate and up lie if they are stored in one.
     """
-    return name_slots(_Banks(a, b, group, is_interleaved).compare())
+    return _Banks(a, b, group).compare()
 
 
 @dataclass
@@ -91,141 +83,133 @@ class _Banks:
     a: ExpertBank
     b: ExpertBank
     group: SymmetryGroup
-    is_interleaved: bool
     results: dict[int, ExpertComparison] = field(default_factory=dict)
-
-    def __post_init__(self) -> None:
-        self.freedom = Freedom(self.group.unit_signs, self.group.unit_scale_degree)
-        self.usable = [e for e in range(self.a.num_experts) if _state(one_expert(self.a, e)) is None]
-        self.of_a = lru_cache(_CANDIDATES)(lambda i: widened(one_expert(self.a, i)))
 
     def compare(self) -> list[ExpertComparison]:
         slots = range(self.b.num_experts)
+        states = [_state(one_expert(self.a, i)) for i in range(self.a.num_experts)]
+        self.known = [i for i, state in enumerate(states) if state is None]
+        zeros = [i for i, state in enumerate(states) if state == "zero"]
         for j in slots:
             if kind := _state(one_expert(self.b, j)):
                 self.results[j] = ExpertComparison(j, kind)
-        if self.usable and self.a.num_units:
-            self._in_place([j for j in slots if j not in self.results])
-            self._by_sketches([j for j in slots if j not in self.results])
+                equal = [i for i in zeros if kind == "zero" and torch.equal(self.a.down_proj[i], self.b.down_proj[j])]
+                if equal:
+                    i = j if j in equal else equal[0]
+                    zeros.remove(i)
+                    self._record(j, i, Fit("identical", None), "in place")
+        if self.known and self.a.num_units:
+            self._recognise_in_place([j for j in slots if j not in self.results])
+            self._match([j for j in slots if j not in self.results])
         return [self.results.get(j) or ExpertComparison(j, "unrelated") for j in slots]
 
-    def _in_place(self, slots: list[int]) -> None:
-        """Recognise experts whose units stand at their places."""
+    def _recognise_in_place(self, slots: list[int]) -> None:
+        """Experts whose units stand at their places, in whatever slot."""
         if not slots:
             return
-        distances = glimpsed_distances(self.a, self.b)
-        forbidden = [i for i in range(self.a.num_experts) if i not in self.usable]
-        distances[:, forbidden] = torch.inf
+        distances, sources = glimpsed_distances(self.a, self.b), {}
+        distances[:, [i for i in range(self.a.num_experts) if i not in self.known]] = torch.inf
         for j in slots:
             # Of equals, such as experts that A itself repeats, the one at its own place, or one that is not held yet.
             nearest = torch.nonzero(distances[j] <= distances[j].min() + 1e-6)[:, 0].tolist()
-            held = {result.source for result in self.results.values()}
-            i = j if j in nearest else min(nearest, key=lambda i: (i in held, i))
+            i = j if j in nearest else min(nearest, key=lambda i: (i in sources.values(), i))
             if distances[j, i] > 2 * _IN_PLACE:
                 continue
-            own, other = one_expert(self.a, i), one_expert(self.b, j)
-            result = fit(own, other, self.freedom)
+            result = fit(one_expert(self.a, i), one_expert(self.b, j), self.group)
             if result.change is None or result.change <= _IN_PLACE:
-                self._record(j, i, result, "in place", self._in_place_relation(own, other))
+                sources[j] = i
+                self._record(j, i, result, "in place")
+        if sources:
+            scores = self._similarities(self.a, self.b, [(i, j) for j, i in sources.items()], _GLANCE).z.tolist()
+            for j, z in zip(sources, scores, strict=True):
+                self.results[j] = replace(self.results[j], z=z)
 
-    def _in_place_relation(self, own: ExpertBank, other: ExpertBank) -> Relation:
-        own, other = widened(own), widened(other)
-        units = strongest_units(own)
-        a, b = Rows.of(own, units), Rows.of(other, units)
-        return partners_relation(a, b, b, *self._partner_signs(a, b))
-
-    def _partner_signs(self, a: Rows, b: Rows) -> tuple[Float[Tensor, " m"] | None, Float[Tensor, " m"] | None]:
-        if not self.freedom.signs:
-            return None, None
-        return signs_of((a.outward * b.outward).sum(dim=1)), signs_of((a.inward[-1] * b.inward[-1]).sum(dim=1))
-
-    def _by_sketches(self, slots: list[int]) -> None:
-        """Recognise experts whose units do not stand at their places, or which are stored wrongly."""
+    def _match(self, slots: list[int]) -> None:
+        """Experts whose units do not stand at their places, or which are stored wrongly."""
         if not slots:
             return
-        sketches = _Sketches(self.a, self.b, self.usable, slots)
-        inward, outward = sketches.table(inward_sketch), sketches.table(outward_sketch)
-        candidates, faults = _candidates(inward, outward, self.usable, slots), _both_sides(row_faults(self.a))
-        for row, j in enumerate(slots):
-            self._match_plainly(j, candidates[j])
-            column = int(inward[row].argmax())
-            if self._is_left(j) and faults and inward[row, column] > _FAULTY / 2:
-                self._find_fault(j, [(self.usable[column], fault) for fault in faults])
-        left = [j for j in slots if self._is_left(j)]
-        if left and self.group.unit_order:
-            for j, hypothesis in self._transposed(left):
-                self._find_fault(j, [hypothesis])
-
-    def _transposed(self, slots: list[int]) -> Iterator[tuple[int, tuple[int, "_Hypothesis"]]]:
-        """Slots that may hold a transposed expert: which expert, and how it is transposed."""
-        sketches, best = _Sketches(self.a, self.b, self.usable, slots), {}
-        for hypothesis in _both_sides(transpositions(self.a, self.is_interleaved)):
-            scores = sketches.table(inward_sketch, hypothesis) + sketches.table(outward_sketch, hypothesis)
-            for j, row in zip(slots, scores, strict=True):
-                value, column = row.max(dim=0)
-                if value > max(_FAULTY, best[j][0] if j in best else 0.0):
-                    best[j] = (float(value), (self.usable[int(column)], hypothesis))
-        return ((j, hypothesis) for j, (_, hypothesis) in best.items())
+        chosen, rows = candidates(self.a, self.b, self.known, slots)
+        pairs = [(i, j) for j in slots for i in chosen[j]]
+        similarities = self._similarities(self.a, self.b, pairs)
+        tried = {
+            pair: (cosine, z)
+            for pair, cosine, z in zip(pairs, similarities.values.tolist(), similarities.z.tolist(), strict=True)
+        }
+        for j in slots:
+            best = max(tried[i, j][0] for i in chosen[j])
+            for i in chosen[j]:
+                cosine, z = tried[i, j]
+                if z >= CERTAIN and cosine > best - _ALIKE:
+                    self._match_units(j, i, None, z)
+            # Not the best z of several, which would be above chance by being chosen.
+            self.results.setdefault(j, ExpertComparison(j, "unrelated", z=tried[chosen[j][0], j][1]))
+        for j in filter(self._is_left, slots):
+            i, cosine = rows[j]
+            if self.a.gate_proj is not None and cosine > _FAULTY / 2:
+                for agreement, fault in find_row_faults(one_expert(self.a, i), one_expert(self.b, j)):
+                    self._try_fault(j, i, agreement, fault)
+        if self.group.unit_order and (left := [j for j in slots if self._is_left(j)]):
+            for one in find_transpositions(self.a, self.b, self.known, left):
+                self._try_fault(*one)
+        for j in filter(self._is_left, slots):
+            if self._is_empty(j):
+                self.results[j] = ExpertComparison(j, "zero", z=self.results[j].z)
 
     def _is_left(self, j: int) -> bool:
         """Whether nothing explains slot j yet, or so little that a fault may explain more."""
         result = self.results[j]
-        return result.kind == "unrelated" or (result.change or 0.0) > _FAULTY
-
-    def _match_plainly(self, j: int, candidates: list[int]) -> None:
-        """Match expert j to the candidate that it agrees with most, and to all that come close."""
-        other, tried = widened(one_expert(self.b, j)), []
-        for i in candidates:
-            tried.append((self._relation(self.of_a(i), other), i))
-            if tried[-1][0].cosine > _CERTAIN:
-                break
-        best = max(score.cosine for score, _ in tried)
-        for score, i in tried:
-            if score.z > RELATED and score.cosine > best - _ALIKE:
-                self._match(j, i, _Hypothesis(None), score)
-        if j not in self.results:
-            # Not the best of several, which would be above chance by being chosen.
-            self.results[j] = ExpertComparison(j, "zero" if self._is_empty(j) else "unrelated", z=tried[0][0].z)
-
-    def _find_fault(self, j: int, hypotheses: list[tuple[int, "_Hypothesis"]]) -> None:
-        """Match expert j under the fault that makes it agree most, if that explains it."""
-        other = widened(one_expert(self.b, j))
-        tried = [(self._relation(*fault.apply(self.of_a(i), other)), i, fault) for i, fault in hypotheses]
-        score, i, fault = max(tried, key=lambda one: one[0].cosine)
-        if score.cosine > _FAULTY and score.z > RELATED:
-            self._match(j, i, fault, score)
+        return result.kind == "unrelated" or (result.change or 0.0) > _FAR
 
     def _is_empty(self, j: int) -> bool:
-        own = torch.stack([_norm(one_expert(self.a, i)) for i in self.usable])
-        return bool(_norm(one_expert(self.b, j)) < _EMPTY * own.median())
+        """Whether a projection of slot j is next to nothing beside those of A."""
+        for name in PROJECTIONS:
+            if (other := getattr(self.b, name)) is not None:
+                own = torch.stack([getattr(self.a, name)[i].float().norm() for i in self.known])
+                if other[j].float().norm() < _EMPTY * own.median():
+                    return True
+        return False
 
-    def _relation(self, own: ExpertBank, other: ExpertBank) -> Relation:
-        if not self.group.unit_order:
-            return self._in_place_relation(own, other)
-        return relation(own, other, self.freedom.signs)
+    def _similarities(
+        self, a: ExpertBank, b: ExpertBank, pairs: Sequence[tuple[int, int]], look: tuple[int, int] = _LOOK
+    ) -> NullTest:
+        """Beside chance, by the measure of alignments."""
+        own, other = (MoeLayer(None, bank, None, self.group) for bank in (a, b))
+        units, hidden = look
+        units = max(units, _ENTRIES // (3 * a.num_units * min(hidden, a.up_proj.shape[2])))
+        return expert_similarities(own, other, pairs, units, hidden)
 
-    def _match(self, j: int, i: int, hypothesis: "_Hypothesis", score: Relation) -> None:
+    def _try_fault(self, j: int, i: int, cosine: float, fault: Fault) -> None:
+        """Match expert j to expert i under a fault, if that explains it."""
+        if cosine > _FAULTY:
+            similarity = self._similarities(*fault.apply(one_expert(self.a, i), one_expert(self.b, j)), [(0, 0)])
+            if similarity.z.item() >= CERTAIN and similarity.values.item() > _FAULTY:
+                self._match_units(j, i, fault, similarity.z.item())
+
+    def _match_units(self, j: int, i: int, fault: Fault | None, z: float) -> None:
         """Match the units of expert j to those of expert i exactly, and keep the result if it is the nearest so far."""
-        own, other = hypothesis.apply(one_expert(self.a, i), one_expert(self.b, j))
-        result, place = self._fit_matched(own, other, 0)
-        if self.freedom.scale_degree and (result.change or 0.0) > _IN_PLACE and _scales_differ(own, other):
-            balanced = self._fit_matched(own, other, self.freedom.scale_degree)
+        own, other = one_expert(self.a, i), one_expert(self.b, j)
+        if fault:
+            own, other = fault.apply(own, other)
+        result, units = self._fit_matched(own, other, 0)
+        degree = self.group.unit_scale_degree
+        if degree and (result.change or 0.0) > _IN_PLACE and _scales_differ(own, other):
+            balanced = self._fit_matched(own, other, degree)
             if (balanced[0].change or 0.0) < (result.change or 0.0):
-                result, place = balanced
+                result, units = balanced
         before = self.results.get(j)
         if before is None or before.kind == "unrelated" or (result.change or 0.0) < (before.change or 0.0):
-            self._record(j, i, result, place, score, hypothesis.fault)
+            self._record(j, i, result, units, fault, z)
 
     def _fit_matched(
         self, own: ExpertBank, other: ExpertBank, scale_degree: int
     ) -> tuple[Fit, Literal["in place", "reordered"]]:
         """The fit of two experts once their units are matched, up to scales of this degree."""
-        group = SymmetryGroup(unit_signs=self.freedom.signs, fixed_units=not self.group.unit_order)
+        group = SymmetryGroup(unit_signs=self.group.unit_signs, fixed_units=not self.group.unit_order)
         layers = [MoeLayer(None, widened(side).balance_units(scale_degree), None, group) for side in (own, other)]
         a, b = (side.units(0) for side in GaugedLayer.pair(*layers))
         units = (match_units(a, b) if self.group.unit_order else keep_units(a, b)).units
         moved = other.permute_units(SignedPermutation(Permutation(units.permutation.index[None]), units.signs[None]))
-        result = fit(own, moved, self.freedom)
+        result = fit(own, moved, self.group)
         place = "in place" if units.permutation.is_identity else "reordered"
         return replace(result, signs=result.signs or units.is_signed), place
 
@@ -235,61 +219,13 @@ class _Banks:
         i: int,
         result: Fit,
         units: Literal["in place", "reordered"],
-        score: Relation,
         fault: Fault | None = None,
+        z: float | None = None,
     ) -> None:
+        kind = fault.kind if fault else result.kind
         self.results[j] = ExpertComparison(
-            j, fault.kind if fault else result.kind, i, result.change, units, result.signs, result.scales,
-            result.factors, score.z,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Hypothesis:
-    """No fault, or one: B's expert is A's after it (and a symmetry perhaps), or B's expert after it is A's.
-
-    Args:
-        fault: None for none.
-        of_b: whose expert it is applied to.
-    """
-
-    fault: Fault | None
-    of_b: bool = False
-
-    def apply(self, own: ExpertBank, other: ExpertBank) -> tuple[ExpertBank, ExpertBank]:
-        """Both experts, one of them rewritten: alike but for a symmetry if the hypothesis is true."""
-        if self.fault is None:
-            return own, other
-        return (own, self.fault.rewrite(other)) if self.of_b else (self.fault.rewrite(own), other)
-
-
-@dataclass
-class _Sketches:
-    """Sketches of the experts that are compared."""
-
-    a: ExpertBank
-    b: ExpertBank
-    known: list[int]
-    slots: list[int]
-
-    def table(
-        self, sketch: Callable[[ExpertBank], Tensor], hypothesis: _Hypothesis | None = None
-    ) -> Float[Tensor, "b a"]:
-        """How well every expert of B that is looked at agrees with every one of A under a hypothesis."""
-        rewrites: list[Rewrite | None] = [None, None]
-        if hypothesis and hypothesis.fault:
-            rewrites[hypothesis.of_b] = hypothesis.fault.rewrite
-        sides = [(self.a, self.known, rewrites[0]), (self.b, self.slots, rewrites[1])]
-        own, others = (
-            [sketch(rewrite(one) if rewrite else one) for one in (one_expert(bank, e) for e in numbers)]
-            for bank, numbers, rewrite in sides
+            j, kind, i, result.change, units, result.signs, result.scales, result.factors, z
         )
-        return agreements(others, own)
-
-
-def _both_sides(faults: Iterable[Fault]) -> list[_Hypothesis]:
-    """The faults, after a symmetric rewrite or before."""
-    return [_Hypothesis(fault, of_b) for fault in faults for of_b in (False, True)]
 
 
 def _scales_differ(a: ExpertBank, b: ExpertBank) -> bool:
@@ -302,47 +238,10 @@ def _scales_differ(a: ExpertBank, b: ExpertBank) -> bool:
     return not (abs(means[0] - means[1]) < _RATIO and abs(spreads[0] - spreads[1]) < _RATIO)
 
 
-def _norm(expert: ExpertBank) -> Float[Tensor, ""]:
-    return torch.stack([tensor.float().norm() for tensor in expert.tensors().values()]).norm()
-
-
-def _candidates(
-    inward: Float[Tensor, "b a"], outward: Float[Tensor, "b a"], known: list[int], slots: list[int]
-) -> dict[int, list[int]]:
-    """For every slot the experts of A to match: its partner in the best order, the nearest by each sketch, its own."""
-    total = inward + outward
-    partners = {}
-    if total.shape[0] <= total.shape[1]:
-        square = torch.full((total.shape[1],) * 2, float(total.min()) - 1.0)
-        square[: total.shape[0]] = total
-        partners = dict(enumerate(solve_assignment(square).permutation.index.tolist()))
-    chosen = {}
-    for row, j in enumerate(slots):
-        columns = [int(inward[row].argmax()), int(outward[row].argmax()), int(total[row].argmax())]
-        numbers = [known[column] for column in (*([partners[row]] if row in partners else []), *columns)]
-        chosen[j] = list(dict.fromkeys([*numbers, *([j] if j in known else [])]))
-    return chosen
-
-
 def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
-    """Whether an expert computes nothing, or nothing that is a number."""
+    """Whether a value is no number, or a projection has none but zeros."""
     extremes = [bound for tensor in expert.tensors().values() if tensor.numel() for bound in tensor.aminmax()]
     if not all(bool(bound.isfinite()) for bound in extremes):
         return "not_finite"
-    down = [part for part in (expert.down_proj, expert.down_bias) if part is not None and part.numel()]
-    return "zero" if down and not any(bool(part.any()) for part in down) else None
-
-
-def name_slots(experts: list[ExpertComparison]) -> list[ExpertComparison]:
-    """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
-    named, held = [], set()
-    for expert in experts:
-        kind = expert.kind
-        if kind in ("identical", "rounded", "changed") and expert.source is not None:
-            if expert.source in held:
-                kind = "copied"
-            elif expert.source != expert.slot:
-                kind = "moved"
-        held.add(expert.source)
-        named.append(replace(expert, kind=kind))
-    return named
+    projections = [getattr(expert, name) for name in PROJECTIONS if getattr(expert, name) is not None]
+    return None if all(bool(projection.any()) for projection in projections) else "zero"

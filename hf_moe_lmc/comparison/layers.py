@@ -1,5 +1,6 @@
 """One Mixture-of-Experts layer of B against one of A: experts, shared experts and router."""
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,9 +12,10 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
-from .experts import ExpertComparison, compare_experts, name_slots
-from .kinds import Kind
+from .experts import ExpertComparison, compare_experts
 from .routers import RouterComparison, RouterVerdict, compare_routers, nearest_rows
+
+_ENTRIES = 16  # that tell experts apart which are not equal
 
 
 @dataclass(frozen=True)
@@ -74,14 +76,15 @@ def compare_layers(
     if group.product_keys:
         experts, note = _compare_product_keys(a, b), None
     else:
-        experts, note = _compare_banks(a.experts, b.experts, group, getattr(spec_b.experts, "is_interleaved", False))
+        experts, note = _compare_banks(a.experts, b.experts, group)
     shared_group = SymmetryGroup(unit_signs=group.shared_unit_signs, unit_scale_degree=group.shared_unit_scale_degree)
     shared: list[ExpertComparison] = []
     if b.shared_experts is not None and a.shared_experts is not None:
-        shared, shared_note = _compare_banks(a.shared_experts, b.shared_experts, shared_group, False)
+        shared, shared_note = _compare_banks(a.shared_experts, b.shared_experts, shared_group)
         note = note or shared_note
     elif b.shared_experts is not None:
         shared = [ExpertComparison(slot, "unrelated") for slot in range(b.shared_experts.num_experts)]
+    experts, shared = _name_slots(_told_apart(experts, a, b, group)), _name_slots(shared)
     sources = [expert.source for expert in experts]
     router = compare_routers(a.router, b.router, sources, group)
     held = {source for source in sources if source is not None}
@@ -109,15 +112,13 @@ def new_layer(spec: MoeLayerSpec) -> LayerComparison:
     )
 
 
-def _compare_banks(
-    a: ExpertBank, b: ExpertBank, group: SymmetryGroup, is_interleaved: bool
-) -> tuple[list[ExpertComparison], str | None]:
+def _compare_banks(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> tuple[list[ExpertComparison], str | None]:
     x, y = ({name: tuple(t.shape[1:]) for name, t in bank.tensors().items()} for bank in (a, b))
     if x != y:
         name = min(name for name in x.keys() | y.keys() if x.get(name) != y.get(name))
         note = f"{name} of an expert is {_shape(x.get(name))} in A and {_shape(y.get(name))} in B"
         return [ExpertComparison(slot, "unrelated") for slot in range(b.num_experts)], note
-    return compare_experts(a, b, group, is_interleaved), None
+    return compare_experts(a, b, group), None
 
 
 def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:
@@ -129,23 +130,48 @@ def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:
     units = SignedPermutation.unsigned(Permutation(slots.index.repeat(len(order), 1)))
     experts = compare_experts(a.experts, b.experts.permute_experts(slots).permute_units(units), a.group)
     moved = "in place" if slots.is_identity else "reordered"
-    back = [
-        replace(
-            experts[i],
-            slot=slot,
-            kind=_unnamed(experts[i]),
-            units=moved if experts[i].source is not None else None,
-        )
+    return [
+        replace(experts[i], slot=slot, units=moved if experts[i].source is not None else None)
         for slot, i in enumerate(order)
     ]
-    return name_slots(back)
 
 
-def _unnamed(expert: ExpertComparison) -> Kind:
-    """The kind of an expert before slots were compared."""
-    if expert.kind in ("moved", "copied"):
-        return "identical" if expert.change is None else "changed"
-    return expert.kind
+def _told_apart(
+    experts: list[ExpertComparison], a: MoeLayer, b: MoeLayer, group: SymmetryGroup
+) -> list[ExpertComparison]:
+    """The experts, where A holds one several times, each with the source of which the router row is nearest."""
+    if a.router is None or b.router is None or a.router.weight.shape[1] != b.router.weight.shape[1]:
+        return experts
+    sources, classes = [expert.source for expert in experts], defaultdict[tuple[float, ...], list[int]](list)
+    for i, entries in enumerate(a.experts.up_proj[:, :1, :_ENTRIES].flatten(1).tolist()):
+        classes[tuple(entries)].append(i)
+    for alike in classes.values():
+        equal = [i for i in alike if _is_same(a.experts, alike[0], i)]
+        slots = [j for j, source in enumerate(sources) if source in equal]
+        if len(equal) > 1 and slots:
+            nearest = nearest_rows(a.router, b.router, group, equal, slots)
+            for j, i in zip(slots, nearest, strict=True):
+                sources[j] = i
+    return [replace(expert, source=source) for expert, source in zip(experts, sources, strict=True)]
+
+
+def _is_same(experts: ExpertBank, i: int, j: int) -> bool:
+    return all(torch.equal(tensor[i], tensor[j]) for tensor in experts.tensors().values())
+
+
+def _name_slots(experts: Sequence[ExpertComparison]) -> list[ExpertComparison]:
+    """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
+    named, held = [], set()
+    for expert in experts:
+        kind = expert.kind
+        if kind in ("identical", "rounded", "changed") and expert.source is not None:
+            if expert.source in held:
+                kind = "copied"
+            elif expert.source != expert.slot:
+                kind = "moved"
+        held.add(expert.source)
+        named.append(replace(expert, kind=kind))
+    return named
 
 
 def _shape(shape: tuple[int, ...] | None) -> str:

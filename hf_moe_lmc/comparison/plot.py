@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .comparison import Comparison
-from .kinds import Kind
+from .fit import Kind
 from .layers import LayerComparison
 
 if TYPE_CHECKING:

@@ -1,17 +1,16 @@
 """Whether router rows stayed, moved with their experts, or moved without them."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.matching import solve_assignment
+from hf_moe_lmc.matching import CERTAIN, matrix_similarity, solve_assignment
 from hf_moe_lmc.moe import Router, SymmetryGroup
-
-from .chance import RELATED, trace_test
 
 RouterVerdict = Literal["unmoved", "with experts", "without experts", "changed", "unrelated"]
 
@@ -64,7 +63,7 @@ def compare_routers(
         return RouterComparison("with experts", _nonzero(moved), tuple(_completed(experts, x, y)))
     if stayed <= _SMALL:
         return RouterComparison("unmoved", _nonzero(stayed), tuple(own))
-    elsewhere = _nearest(x, y, group)
+    elsewhere = nearest_rows(a, b, group)
     distance = _distance(x, y, elsewhere, group)
     if distance < _NEARER * min(moved, stayed) and distance < _NEARER:
         return RouterComparison("without experts", _nonzero(distance), tuple(elsewhere))
@@ -101,19 +100,23 @@ def _distance(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], order: list[in
     return float(min(direct, (other - own).norm()) / norm) if norm > 0 else math.inf
 
 
-def nearest_rows(a: Router, b: Router, group: SymmetryGroup) -> list[int]:
-    """The row of A that each row of B is, by their distances; in the best order, if there are as many."""
-    return _nearest(*_rows(a, b), group)
+def nearest_rows(
+    a: Router, b: Router, group: SymmetryGroup, of_a: Sequence[int] | None = None, of_b: Sequence[int] | None = None
+) -> list[int]:
+    """The row of A that each row of B is, by their distances; in the best order, if there are as many.
 
-
-def _nearest(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], group: SymmetryGroup) -> list[int]:
+    Args:
+        a, b: the routers.
+        group: whether one vector may be added to all rows.
+        of_a, of_b: the rows that come into question; None of all.
+    """
+    x, y = _rows(a, b)
     if group.router_translation and len(x) == len(y):
         x, y = x - x.mean(dim=0), y - y.mean(dim=0)
-    distances = torch.cdist(y, x, compute_mode="donot_use_mm_for_euclid_dist")
-    if len(x) == len(y):
-        return solve_assignment(-distances).permutation.index.tolist()
-    nearest: Int[Tensor, " Eb"] = distances.argmin(dim=1)
-    return nearest.tolist()
+    own, others = (list(range(len(rows)) if chosen is None else chosen) for rows, chosen in ((x, of_a), (y, of_b)))
+    distances = torch.cdist(y[others], x[own], compute_mode="donot_use_mm_for_euclid_dist")
+    columns = solve_assignment(-distances).columns if len(own) == len(others) else distances.argmin(dim=1)
+    return [own[column] for column in columns.tolist()]
 
 
 def _completed(order: list[int], x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"]) -> list[int]:
@@ -128,9 +131,7 @@ def _is_related(x: Float[Tensor, "Ea d"], y: Float[Tensor, "Eb d"], order: list[
     if not kept:
         return False
     slots, rows = (torch.tensor(part) for part in zip(*kept, strict=True))
-    own, other = (part - part.mean(dim=1, keepdim=True) for part in (x[rows], y[slots]))
-    total, variance = trace_test(own, other)
-    return variance > 0 and total / math.sqrt(variance) > RELATED
+    return matrix_similarity(x[rows], y[slots]).z.item() >= CERTAIN
 
 
 def _fits(own: list[int], experts: list[int]) -> bool:

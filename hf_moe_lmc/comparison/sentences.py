@@ -24,7 +24,6 @@ class Evidence:
         layers, tensors: see `Comparison`.
         settings: differences of the configurations that change the function, in words.
         missing_layers: numbers of layers of A that B lacks, in words.
-        notes: what could not be compared, in words.
         told: names of tensors that need no mention: they belong to layers that are missing.
         same_function: see `Comparison`.
         quantised: which of the models is stored quantised, if it is one of them.
@@ -34,7 +33,6 @@ class Evidence:
     tensors: tuple[TensorComparison, ...]
     settings: tuple[str, ...] = ()
     missing_layers: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
     told: frozenset[str] = frozenset()
     same_function: bool = False
     quantised: Literal["A", "B"] | None = None
@@ -213,7 +211,7 @@ def _faults(evidence: Evidence) -> Iterator[str]:
         factors, where = _factors(scaled), _where(scaled, evidence)
         yield f"off by a constant factor ({factors}): {where}; was a scale not applied?"
     if zero := evidence.of("zero"):
-        yield f"nothing but zeros in down_proj of {_where(zero, evidence)}: was it ever written?"
+        yield f"zero, or next to it, in one projection at least: {_where(zero, evidence)}; was it ever written?"
     unrelated = [] if _is_unrelated(evidence) else evidence.of("unrelated")
     if unrelated:
         score = f" ({scores})" if (scores := _scores(unrelated)) else ""
@@ -296,7 +294,6 @@ def _notes(evidence: Evidence) -> Iterator[str]:
             by[layer.note].append(layer)
     for note, layers in by.items():
         yield f"experts not compared {_in_layers(layers, evidence)}: {note}"
-    yield from evidence.notes
 
 
 def _rest(evidence: Evidence) -> Iterator[str]:

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Shaped
 from torch import Tensor
 
-from .chance import RELATED, trace_test
-from .kinds import FACTOR, GAIN, ROUNDING, Kind
-from .rows import is_rounded, squares
+from hf_moe_lmc.matching import CERTAIN, matrix_similarity
+
+from .fit import FACTOR, GAIN, ROUNDING, Kind, is_rounded, squares
 
 TensorKind = Kind | Literal["missing", "shape"]
 
@@ -86,10 +86,9 @@ def _compare(name: str, a: Tensor, b: Tensor) -> TensorComparison:
 
 
 def is_related(a: Tensor, b: Tensor) -> bool:
-    """Whether the last axis of b, permuted at random, would agree less with a; some rows are looked at."""
+    """Whether two tensors of one shape agree more than chance explains; some rows are looked at."""
     x, y = (_some_rows(_matrix(tensor)) for tensor in (a, b))
-    total, variance = trace_test(x, y)
-    return variance > 0 and total / math.sqrt(variance) > RELATED
+    return matrix_similarity(x, y).z.item() >= CERTAIN
 
 
 def is_near(a: Tensor, b: Tensor) -> bool:
@@ -99,8 +98,7 @@ def is_near(a: Tensor, b: Tensor) -> bool:
 
 def _some_rows(rows: Shaped[Tensor, "R d"]) -> Tensor:
     chosen = torch.linspace(0, len(rows) - 1, min(_ROWS, len(rows))).long()
-    some = rows[chosen].to(torch.promote_types(rows.dtype, torch.float32))
-    return some - some.mean(dim=1, keepdim=True)
+    return rows[chosen].to(torch.promote_types(rows.dtype, torch.float32))
 
 
 def _change(a: Tensor, b: Tensor) -> float:

@@ -26,7 +26,7 @@ ROUNDING = 0.02  # of bfloat16, over a whole expert; an activation that is anoth
 
 @dataclass(frozen=True)
 class CalibrationData:
-    """Batches that are never evaluated on: half of them calibrate repairs, half choose repairs and fit temperatures.
+    """Batches that are never evaluated on: all calibrate repairs, half of them test "auto" and fit temperatures.
 
     Args:
         batches: for the model, the same in every process; none, or two and more.
@@ -54,12 +54,12 @@ class CalibrationData:
 
     @property
     def fitted(self) -> Sequence[Batch]:
-        """The first, third, ... batch, which repairs are calibrated on."""
+        """The first, third, ... batch, on which repairs are calibrated when they are tested."""
         return self.batches[::2]
 
     @property
     def held_out(self) -> Sequence[Batch]:
-        """The other batches, which choose repairs and fit temperatures."""
+        """The other batches, which test repairs and fit temperatures."""
         return self.batches[1::2]
 
     @property

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.alignment import ByLayer, Weights, mean
 from hf_moe_lmc.merging import repaired_layer, widest_dtype
+from hf_moe_lmc.merging.stronger import strongest_units, take_units
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
 
 
@@ -64,11 +64,15 @@ def pick_units(layers: Sequence[MoeLayer], shares: Sequence[float]) -> MoeLayer:
     dtype = widest_dtype(*layers)
     layers = [layer.to(dtype) for layer in layers]
     merged, group = repaired_layer(layers, shares), layers[0].group
+
+    def picked(mean: ExpertBank, banks: Sequence[ExpertBank], degree: int) -> ExpertBank:
+        return take_units(mean, banks, strongest_units(banks, shares, degree))
+
     shared = [layer.shared_experts for layer in layers if layer.shared_experts]
     return replace(
         merged,
-        experts=_picked(merged.experts, [layer.experts for layer in layers], shares, group.unit_scale_degree),
-        shared_experts=_picked(merged.shared_experts, shared, shares, group.shared_unit_scale_degree)
+        experts=picked(merged.experts, [layer.experts for layer in layers], group.unit_scale_degree),
+        shared_experts=picked(merged.shared_experts, shared, group.shared_unit_scale_degree)
         if merged.shared_experts
         else None,
     )
@@ -86,21 +90,3 @@ def shuffled_layers(weights: Weights, specs: Sequence[MoeLayerSpec], seed: int =
         return tensor.flatten()[order].reshape(tensor.shape)
 
     return {**weights, **{name: shuffled(weights[name]) for spec in specs for name in spec.tensor_names}}
-
-
-def _picked(merged: ExpertBank, banks: Sequence[ExpertBank], shares: Sequence[float], scale_degree: int) -> ExpertBank:
-    sizes = [share * _unit_norms(bank, scale_degree) for bank, share in zip(banks, shares, strict=True)]
-    largest = torch.stack(sizes).argmax(dim=0)  # [E, F], number of a bank
-    picked = {}
-    for field, tensor in merged.tensors().items():
-        if field != "down_bias":
-            index = (
-                largest[:, None] if field == "down_proj" else largest.reshape(*largest.shape, *[1] * (tensor.ndim - 2))
-            )
-            picked[field] = torch.stack([bank.tensors()[field] for bank in banks]).take_along_dim(index[None], dim=0)[0]
-    return replace(merged, **picked)
-
-
-def _unit_norms(bank: ExpertBank, scale_degree: int) -> Float[Tensor, "E F"]:
-    bank = bank.balance_units(scale_degree)
-    return torch.cat([*bank.signed_unit_terms(), *bank.unsigned_unit_terms()], dim=2).norm(dim=2)

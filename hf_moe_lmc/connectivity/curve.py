@@ -76,7 +76,6 @@ def measure(
     observe: Callable[[], AbstractContextManager[object]] = nullcontext,
     metrics: "Sequence[EvaluationModule]" = (),
     same_endpoints: Curve | None = None,
-    progress: Progress | None = None,
 ) -> Curve:
     """Loss and accuracy at every point of a path: as many evaluations as points, and no model is loaded.
 
@@ -85,27 +84,23 @@ def measure(
         path: the weights at t.
         points: ascending from 0 to 1.
         batches, accelerator: as for `evaluate`.
-        description: stands before the progress bar of this path.
+        description: stands before the progress bar.
         temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
         observe: gives the context of every evaluation, in the order of the points.
         metrics: as for `evaluate`.
         same_endpoints: a path with the same endpoints, on the same batches: they are not evaluated again.
-        progress: counts the evaluations of several paths, instead of a bar of this one.
     """
     known: dict[float, Evaluation] = {}
     if same_endpoints is not None:
         known = {0.0: same_endpoints.evaluations[0], 1.0: same_endpoints.evaluations[-1]}
     evaluations = []
-    own = {"desc": description, "unit": "point", "leave": False, "disable": not accelerator.is_main_process}
-    with nullcontext(progress) if progress is not None else Progress(total=len(points) - len(known), **own) as bar:
-        for t in points:
-            if t in known:
-                evaluations.append(known[t])
-                continue
-            saved.load(path(t))
-            calibrated = temperature() if temperature else None
-            with observe():
-                evaluation = evaluate(saved.model, batches, accelerator, calibrated, metrics)
-            evaluations.append(evaluation if t in (0, 1) else replace(evaluation, predictions=NO_PREDICTIONS))
-            bar.update()
+    for t in Progress(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+        if t in known:
+            evaluations.append(known[t])
+            continue
+        saved.load(path(t))
+        calibrated = temperature() if temperature else None
+        with observe():
+            evaluation = evaluate(saved.model, batches, accelerator, calibrated, metrics)
+        evaluations.append(evaluation if t in (0, 1) else replace(evaluation, predictions=NO_PREDICTIONS))
     return Curve(tuple(points), tuple(evaluations))

@@ -1,6 +1,5 @@
 """Two models and their alignment -> everything that is reported of the paths between them."""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -24,7 +23,6 @@ from hf_moe_lmc.alignment.live_weights import placed, placement_for
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import REPAIRS
 from hf_moe_lmc.names import Repair, Variant
-from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import threads_for
 
 from .barrier import barrier_intervals
@@ -32,10 +30,10 @@ from .calibration import CalibrationData
 from .curve import Curve, measure
 from .evaluation import best_temperature
 from .metrics import check_metrics
-from .repair_choice import Calibrated, choose_repairs, repaired_name
+from .repair_choice import Calibrated, RepairChoice, choose_repairs, repaired_name
 from .report import PathReport
 from .routing import Routing, RoutingRecorder, routing_along
-from .variants import VARIANTS, variant_weights
+from .variants import MATCHED, UNAVERAGED, VARIANTS, WeightPath, control_path, variant_weights
 
 if TYPE_CHECKING:
     from evaluate import EvaluationModule
@@ -51,8 +49,8 @@ class PathSettings:
     Args:
         variants: which of `VARIANTS` to evaluate; "naive" is always among them.
         repairs: each is evaluated on every variant, so that it stands beside its controls; see
-            `hf_moe_lmc.merging.REPAIRS`. "auto": those of "norms", "gram" and "moments" that together give the aligned
-            midpoint its lowest loss on held-out calibration data.
+            `hf_moe_lmc.merging.REPAIRS`. "auto": "norms", "gram" and "moments", one after the other, on every variant
+            whose midpoint they bring closer on held-out calibration data.
         metrics: of Hugging Face `evaluate`, from its `load` or from `metrics.load_metric`, computed at every point;
             their features may be named as in `metrics.COLUMNS`.
         routing_tokens: how many tokens the routing is recorded for, on the naive and the aligned path; 0 for none.
@@ -62,8 +60,8 @@ class PathSettings:
             fit, it is read from disk at every point. The figures are the same.
     """
 
-    variants: Sequence[Variant] = ("naive", "aligned")
-    repairs: Sequence[Repair | Literal["auto"]] = ("auto",)
+    variants: Sequence[Variant] = tuple(VARIANTS)
+    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "rescale", "auto")
     metrics: "Sequence[EvaluationModule]" = field(default=(), repr=False)
     routing_tokens: int = 4096
     resamples: int = 1000
@@ -117,21 +115,25 @@ def evaluate_path(
     if not hasattr(model, "hf_device_map"):
         model.to(accelerator.device)
     evaluation = _Evaluation(model, accelerator, accelerator.prepare(data), tuple(points), settings)
-    calibration, choice = calibration.to(accelerator.device), None
+    calibration, choices = calibration.to(accelerator.device), dict[str, RepairChoice]()
     with threads_for(model.num_parameters()), temporarily_loaded(model) as saved:
         pair = _on_devices(pair, model, saved, settings.memory)
-        chains = _single_repairs(settings.repairs, calibration)
-        if "auto" in settings.repairs and calibration.batches and "aligned" in settings.variants:
-            weights = variant_weights("aligned", pair, alignment, settings.seed)
-            calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
-            choice = choose_repairs(calibrated, (0.5, 0.5))
-            chains = list(dict.fromkeys([*chains, choice.repairs]))
-        variants = [variant for variant in VARIANTS if variant == "naive" or variant in settings.variants]
-        with _progress(len(variants), chains, points, accelerator) as bar:
-            for variant in variants:
-                weights = variant_weights(variant, pair, alignment, settings.seed)
-                calibrated = Calibrated(saved, [saved, weights], pair.reference.layers, calibration, accelerator)
-                evaluation.run(variant, calibrated, chains, bar)
+        single = _single_repairs(settings.repairs, calibration)
+        for variant in VARIANTS:
+            if variant != "naive" and variant not in settings.variants:
+                continue
+            weights = variant_weights(variant, pair, alignment, settings.seed)
+            specs, gauge, chains = pair.reference.layers, variant in MATCHED, single
+            calibrated = Calibrated(saved, [saved, weights], specs, calibration, accelerator, gauge)
+            if variant in UNAVERAGED:
+                evaluation.run(variant, control_path(variant, saved, weights, specs), calibrated, "naive")
+                continue
+            if "auto" in settings.repairs and calibration.batches:
+                choices[variant] = choose_repairs(calibrated, (0.5, 0.5), variant)
+                chains = list(dict.fromkeys([*chains, choices[variant].repairs]))
+            for repairs in chains:
+                name = repaired_name(variant, repairs)
+                evaluation.run(name, partial(_point, calibrated, repairs), calibrated, variant)
     curves = evaluation.curves
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
         raise BadInputError("the evaluation data holds one example; give at least two")
@@ -146,7 +148,7 @@ def evaluate_path(
             seed=settings.seed,
         ),
         routing=evaluation.routing,
-        repair=choice,
+        choices=choices,
     )
 
 
@@ -162,42 +164,26 @@ class _Evaluation:
     curves: dict[str, Curve] = field(default_factory=dict)
     routing: dict[str, Routing] = field(default_factory=dict)
 
-    def run(
-        self, variant: Variant, calibrated: Calibrated, chains: Sequence[tuple[Repair, ...]], progress: Progress
-    ) -> None:
-        """Measure the paths to one variant, under every chain of repairs."""
+    def run(self, name: str, path: WeightPath, calibrated: Calibrated, like: str) -> None:
+        """Measure one path; it has the endpoints of the path `like`, if that was measured."""
         held_out = calibrated.data.held_out
         temperature = partial(best_temperature, self.model, held_out, self.accelerator) if held_out else None
-        for repairs in chains:
-            name = repaired_name(variant, repairs)
-            tokens = self.settings.routing_tokens if name in RECORDED else 0
-            recorder = RoutingRecorder(self.model, calibrated.specs, self.accelerator, tokens)
-            self.curves[name] = measure(
-                calibrated.saved,
-                partial(_point, calibrated, repairs),
-                self.points,
-                self.loader,
-                self.accelerator,
-                name,
-                temperature,
-                recorder.record,
-                self.settings.metrics,
-                same_endpoints=self.curves.get(variant),  # a repaired path has the endpoints of the plain one
-                progress=progress,
-            )
-            if any(recorder.choices):
-                self.routing[name] = routing_along(self.points, recorder.choices)
-
-
-def _progress(
-    variants: int, chains: Sequence[tuple[Repair, ...]], points: Sequence[float], accelerator: Accelerator
-) -> Progress:
-    """One bar over all paths, and a line before it; `chains` are those without and with repairs."""
-    paths, total = variants * len(chains), variants * (len(points) + (len(chains) - 1) * (len(points) - 2))
-    bar = Progress(total=total, desc="evaluating", unit="evaluation", disable=not accelerator.is_main_process)
-    if not bar.disable:
-        sys.stderr.write(f"{total} evaluations: {paths} paths of {len(points)} points; the bar says how long\n")
-    return bar
+        tokens = self.settings.routing_tokens if name in RECORDED else 0
+        recorder = RoutingRecorder(self.model, calibrated.specs, self.accelerator, tokens)
+        self.curves[name] = measure(
+            calibrated.saved,
+            path,
+            self.points,
+            self.loader,
+            self.accelerator,
+            name,
+            temperature,
+            recorder.record,
+            self.settings.metrics,
+            same_endpoints=self.curves.get(like),
+        )
+        if any(recorder.choices):
+            self.routing[name] = routing_along(self.points, recorder.choices)
 
 
 def _point(calibrated: Calibrated, repairs: Sequence[Repair], t: float) -> Weights:

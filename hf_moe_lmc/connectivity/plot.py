@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from hf_moe_lmc.alignment.alignment_plot import short_names, shown_ticks
+
 from .barrier import Barrier
 from .routing import Routing
 
@@ -23,7 +25,7 @@ COLOURS = {
 """Variant of the other model -> colour (Okabe and Ito, for colour-blind eyes); `REST` for any other."""
 
 REST = "#009e73"
-CONTROLS = ("random", "shuffled")
+CONTROLS = ("random", "shuffled", "pick", "reference_experts", "other_experts")
 """Variants that do not stretch the axes; faint, as are the repairs of what was not aligned."""
 
 DASHES: dict[str, Any] = {
@@ -31,6 +33,7 @@ DASHES: dict[str, Any] = {
     "norms": (0, (6, 2)),
     "gram": (0, (3, 1.5)),
     "moments": (0, (1, 1.2)),
+    "stronger": (0, (4, 1, 1, 1, 1, 1)),
     "rescale": (0, (5, 1.5, 1, 1.5)),
     "router": (0, (8, 2, 2, 2)),
 }
@@ -48,7 +51,6 @@ HEAT_MAPS = {
     "boundary_swaps": "k-th expert swapped",
     "load_entropy": "load entropy",
 }
-MOST_LABELS = 16  # of layers
 
 
 def plot_barriers(
@@ -112,12 +114,12 @@ def plot_routing(routing: Mapping[str, Routing], file: str | Path) -> None:
     panels = figure.subplots(len(routing), len(HEAT_MAPS), squeeze=False, sharex=True, sharey="row")
     for line, (name, path) in zip(panels, routing.items(), strict=True):
         number = len(path.layers)
-        shown = np.arange(0, number, -(-number // MOST_LABELS))
+        shown = shown_ticks(number)
         for panel, quantity in zip(line, HEAT_MAPS, strict=True):
             values = np.array(getattr(path, quantity))
             mesh = panel.pcolormesh(_edges(path.t), np.arange(number + 1) - 0.5, values, vmin=0, vmax=1, cmap="cividis")
             panel.set(xticks=(0, 0.5, 1), xticklabels=("0", "½", "1"))
-        labels = _short_names(path.layers)
+        labels = short_names(path.layers)
         line[0].set(yticks=shown, yticklabels=[labels[i] for i in shown], ylim=(number - 0.5, -0.5))
         line[0].set_ylabel(f"{name}\nlayer")
         figure.colorbar(mesh, ax=line[-1])
@@ -218,12 +220,3 @@ def _edges(centres: Sequence[float]) -> np.ndarray:
     t = np.asarray(centres)
     inner = (t[1:] + t[:-1]) / 2
     return np.array([2 * t[0] - inner[0], *inner, 2 * t[-1] - inner[-1]])
-
-
-def _short_names(layers: Sequence[str]) -> list[str]:
-    """Names of layers without the parts that they all have in common, such as `model.layers.` and `.mlp`."""
-    parts = [name.split(".") for name in layers]
-    if len(parts) < 2 or len({len(part) for part in parts}) > 1:
-        return list(layers)
-    differing = [i for i, column in enumerate(zip(*parts, strict=True)) if len(set(column)) > 1]
-    return [".".join(part[differing[0] : differing[-1] + 1]) for part in parts]

@@ -1,19 +1,18 @@
-"""Repairs of a merge: chosen by their loss on held-out calibration data, and calibrated."""
+"""Repairs of a merge: calibrated, and tested on data that they were not calibrated on."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import chain, combinations
 from typing import Literal
 
 from accelerate import Accelerator
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.alignment import MergeRepairs, SavedWeights, Shares, Weights, mean, repaired
+from hf_moe_lmc.alignment import MergeRepairs, SavedWeights, Shares, Weights, merged
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import AUTOMATIC, LayerStatistics, needs_data
 from hf_moe_lmc.names import Repair
 
-from .calibration import CalibrationData, gather_statistics
+from .calibration import Batch, CalibrationData, gather_statistics
 from .evaluation import evaluate
 
 
@@ -27,6 +26,7 @@ class Calibrated:
         specs: the Mixture-of-Experts layers.
         data: the calibration data, on the devices.
         accelerator: the processes; each does the same.
+        gauge: whether they are averaged in one gauge; see `hf_moe_lmc.alignment.merged`.
     """
 
     saved: SavedWeights
@@ -34,49 +34,59 @@ class Calibrated:
     specs: Sequence[MoeLayerSpec]
     data: CalibrationData
     accelerator: Accelerator
+    gauge: bool = False
     _statistics: dict[Shares, Mapping[str, LayerStatistics]] = field(default_factory=dict, init=False, repr=False)
 
     def weights(self, shares: Shares, repairs: Sequence[Repair] = ()) -> Weights:
-        """The mean at some shares under repairs."""
+        """The mean at some shares under repairs, calibrated on all data."""
         statistics = self.statistics(shares) if needs_data(repairs) and 1 not in shares else None
-        return repaired(self.models, shares, self.specs, repairs, statistics)
+        return self._merged(shares, repairs, statistics)
 
     def statistics(self, shares: Shares) -> Mapping[str, LayerStatistics]:
-        """Layer name -> its statistics in the mean at some shares."""
+        """Layer name -> its statistics in the mean at some shares, on all data."""
         if shares not in self._statistics:
             self._statistics.clear()  # tokens of one point at a time
-            statistics = gather_statistics(self.saved, mean(self.models, shares), self.specs, self.data.fitted)
-            self._statistics[shares] = statistics
+            self._statistics[shares] = self._gathered(shares, self.data.batches)
         return self._statistics[shares]
 
-    def held_out_loss(self, shares: Shares, repairs: Sequence[Repair]) -> float:
-        """Loss of the mean under repairs on the held-out calibration data, nats."""
-        self.saved.load(self.weights(shares, repairs))
-        return evaluate(self.saved.model, self.data.held_out, self.accelerator).loss
+    def held_out_losses(self, shares: Shares, chains: Sequence[tuple[Repair, ...]]) -> list[float]:
+        """Loss of the mean under each chain of repairs, calibrated on half of the data, on the other half, nats."""
+        statistics, losses = self._gathered(shares, self.data.fitted), []
+        for repairs in chains:
+            self.saved.load(self._merged(shares, repairs, statistics))
+            losses.append(evaluate(self.saved.model, self.data.held_out, self.accelerator).loss)
+        return losses
+
+    def _gathered(self, shares: Shares, batches: Sequence[Batch]) -> Mapping[str, LayerStatistics]:
+        return gather_statistics(self.saved, self._merged(shares, (), None), self.specs, batches)
+
+    def _merged(
+        self, shares: Shares, repairs: Sequence[Repair], statistics: Mapping[str, LayerStatistics] | None
+    ) -> Weights:
+        return merged(self.models, shares, self.specs, repairs, statistics, gauge=self.gauge)
 
 
 @dataclass(frozen=True)
 class RepairChoice:
-    """The repairs with the lowest loss on held-out calibration data.
+    """The outcome of the test of "auto".
 
     Args:
-        repairs: in their order; none where none lowers the loss.
-        held_out_loss: every chain that was tried, under its `repaired_name` -> loss on held-out calibration data, nats.
+        repairs: `AUTOMATIC`, or none.
+        held_out_loss: of the mean without and with them, under the `repaired_name` -> loss on held-out data, nats.
     """
 
     repairs: tuple[Repair, ...]
     held_out_loss: dict[str, float]
 
 
-def choose_repairs(calibrated: Calibrated, shares: Shares) -> RepairChoice:
-    """Of all subsets of `AUTOMATIC`, in its order, the one with the lowest loss of the mean on held-out data.
+def choose_repairs(calibrated: Calibrated, shares: Shares, variant: str = "aligned") -> RepairChoice:
+    """`AUTOMATIC` if it lowers the loss of the mean on data that it was not calibrated on, else no repair.
 
-    Of equals the smallest; one whose loss is NaN never, and none where that of the plain mean is.
+    A loss that is NaN is not lower.
     """
-    chains = chain.from_iterable(combinations(AUTOMATIC, number) for number in range(len(AUTOMATIC) + 1))
-    losses = {repairs: calibrated.held_out_loss(shares, repairs) for repairs in chains}
-    best = min(losses, key=losses.__getitem__)  # the first of equals; no NaN is below the first, none at all
-    return RepairChoice(best, {repaired_name("aligned", repairs): loss for repairs, loss in losses.items()})
+    plain, repaired = calibrated.held_out_losses(shares, ((), AUTOMATIC))
+    names = (repaired_name(variant, repairs) for repairs in ((), AUTOMATIC))
+    return RepairChoice(AUTOMATIC if repaired < plain else (), dict(zip(names, (plain, repaired), strict=True)))
 
 
 def calibrate_repairs(
@@ -87,7 +97,8 @@ def calibrate_repairs(
     Args:
         calibrated: the models and the data.
         points: all shares that will be merged.
-        repairs: one after the other; "auto" chooses them, of two models at the midpoint, of several at their shares.
+        repairs: one after the other; "auto": see `choose_repairs`, of two models at the midpoint, of several at their
+            shares.
 
     Raises:
         BadInputError: repairs need data, and there is none.
@@ -102,8 +113,8 @@ def calibrate_repairs(
     record: dict[str, object] = {"repairs": list(repairs)}
     if data.batches:
         source = {"source": dict(data.source)} if data.source else {}
-        tried = {"held_out_loss": losses} if losses else {}
-        record["calibration"] = {"data": data.digest} | source | tried
+        tested = {"held_out_loss": losses} if losses else {}
+        record["calibration"] = {"data": data.digest} | source | tested
     return MergeRepairs(tuple(repairs), {shares: calibrated.statistics(shares) for shares in between}, record)
 
 

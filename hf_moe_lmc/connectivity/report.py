@@ -38,7 +38,7 @@ class PathReport:
         curves: name of a path ("naive", "aligned + norms", ...) -> its curve; "naive" is always there.
         intervals: name of a path -> bootstrap intervals of its barriers.
         routing: name of a path -> its routing.
-        repair: the repairs that held-out calibration data asks for on the aligned path, or None if not asked.
+        choices: variant -> whether "auto" repairs it; empty if not asked.
     """
 
     model: str
@@ -46,7 +46,7 @@ class PathReport:
     curves: dict[str, Curve]
     intervals: dict[str, BarrierIntervals]
     routing: dict[str, Routing]
-    repair: RepairChoice | None
+    choices: dict[str, RepairChoice]
 
     @property
     def predicts_tokens(self) -> bool:
@@ -56,8 +56,9 @@ class PathReport:
 
     @property
     def chosen(self) -> str | None:
-        """The aligned path under the repairs that were chosen; None if none could be."""
-        return None if self.repair is None else repaired_name("aligned", self.repair.repairs)
+        """The aligned path under "auto"; None if it was not asked."""
+        choice = self.choices.get("aligned")
+        return None if choice is None else repaired_name("aligned", choice.repairs)
 
     def to_json(self) -> dict[str, object]:
         """The content of `report.json`; NaN is null."""
@@ -71,7 +72,7 @@ class PathReport:
             "ensemble_loss": _number(naive.ensemble_loss),
             "paths": {name: _figures(curve, self.intervals[name]) for name, curve in self.curves.items()},
             "routing": {name: asdict(routing) for name, routing in self.routing.items()},
-            "repair": None if self.repair is None else asdict(self.repair),
+            "repair": {variant: asdict(choice) for variant, choice in self.choices.items()},
         }
 
     def summary(self) -> str:
@@ -106,9 +107,12 @@ class PathReport:
             lines.append(_line((shown, *_row(curve, naive, self.intervals[name]))))
         if first.metrics:
             lines += ["", *_metrics(self.curves)]
-        if self.repair is not None:
-            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.repair.held_out_loss.items())
-            lines += ["", f"Chosen on held-out calibration data: {self.chosen} (midpoint's loss there: {losses})."]
+        if self.choices:
+            losses = (f"{n} {loss:.4f}" for choice in self.choices.values() for n, loss in choice.held_out_loss.items())
+            lines += [
+                "",
+                f"Loss of midpoints on held-out calibration data, of which auto takes the lower: {', '.join(losses)}.",
+            ]
         return "\n".join(lines) + "\n"
 
     def save(self, folder: str | Path) -> None:

@@ -1,4 +1,4 @@
-"""Variants of the other model: as it is, aligned, and controls; and the paths to them."""
+"""Paths between two models: to the other one as it is, aligned and rewritten, and controls that average no experts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
@@ -6,25 +6,45 @@ from itertools import pairwise
 import numpy as np
 import torch
 
-from hf_moe_lmc.alignment import Alignment, AlignmentConfig, CheckedModels, Weights, align_pair, aligned, mean
+from hf_moe_lmc.adapters import MoeLayerSpec
+from hf_moe_lmc.alignment import Alignment, AlignmentConfig, CheckedModels, Weights, align_pair, aligned, merged
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Variant
+
+from .controls import endpoint_experts, picked_units
 
 VARIANTS: Mapping[Variant, str] = {
     "naive": "as it is",
     "random": "under a random element of its symmetry group",
     "units": "its units aligned, its experts in their order",
     "aligned": "aligned",
+    "pick": "as it is; of every pair of units the larger one instead of their mean",
+    "reference_experts": "as it is; the Mixtures of Experts are the reference's",
+    "other_experts": "as it is; the Mixtures of Experts are the other's",
 }
-"""Variant of the other model -> its meaning."""
+"""Path -> the other model on it."""
+
+MATCHED: tuple[Variant, ...] = ("units", "aligned")
+"""Variants that are averaged in one gauge; the others, as controls, as they are."""
+
+UNAVERAGED: tuple[Variant, ...] = ("pick", "reference_experts", "other_experts")
+"""Controls without a mean of experts that could be repaired."""
 
 WeightPath = Callable[[float], Weights]
 """t in [0, 1] -> the weights of a model under module names; t = 0 is the reference, t = 1 the other."""
 
 
-def linear_path(reference: Weights, other: Weights) -> WeightPath:
-    """`t -> (1 - t) reference + t other`."""
-    return lambda t: mean([reference, other], (1 - t, t))
+def linear_path(reference: Weights, other: Weights, specs: Sequence[MoeLayerSpec] = ()) -> WeightPath:
+    """`t -> (1 - t) reference + t other`, the layers of `specs` in the free scales of the reference."""
+    return lambda t: merged([reference, other], (1 - t, t), specs, gauge=True)
+
+
+def control_path(variant: Variant, reference: Weights, other: Weights, specs: Sequence[MoeLayerSpec]) -> WeightPath:
+    """The path of a control of `UNAVERAGED`; at its ends, too, the layers of `specs` are the control's."""
+    models = [reference, other]
+    if variant == "pick":
+        return lambda t: picked_units(models, (1 - t, t), specs)
+    return lambda t: endpoint_experts(models, (1 - t, t), specs, int(variant == "other_experts"))
 
 
 def variant_weights(variant: Variant, pair: CheckedModels, alignment: Alignment, seed: int) -> Weights:
@@ -38,7 +58,7 @@ def variant_weights(variant: Variant, pair: CheckedModels, alignment: Alignment,
     """
     (other,) = pair.others
     match variant:
-        case "naive":
+        case "naive" | "pick" | "reference_experts" | "other_experts":
             return other.tensors
         case "random":
             generator = torch.Generator().manual_seed(seed)

@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.aligner import MoeAligner
-from hf_moe_lmc.alignment import Alignment, SavedWeights, Weights, aligned, repaired, scramble
+from hf_moe_lmc.alignment import Alignment, SavedWeights, Weights, aligned, merged, scramble
 from hf_moe_lmc.connectivity import Barrier, WeightPath, gather_statistics, linear_path, measure
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.names import ExpertOrder
@@ -77,13 +77,13 @@ def compare_methods(
     layer, other_layer = spec.read(tensors), spec.read(other_tensors)
 
     def path_to(symmetry: MoeSymmetry) -> WeightPath:
-        return linear_path(tensors, aligned(other_tensors, [spec], {spec.name: symmetry}))
+        return linear_path(tensors, aligned(other_tensors, [spec], {spec.name: symmetry}), [spec])
 
     naive = linear_path(tensors, other_tensors)
 
     def rescaled(t: float) -> Weights:
         known = gather_statistics(bench.saved, naive(t), [spec], bench.calibration) if 0 < t < 1 else None
-        return repaired([tensors, other_tensors], (1 - t, t), [spec], ["rescale"], known)
+        return merged([tensors, other_tensors], (1 - t, t), [spec], ["rescale"], known)
 
     results = {
         "naive": MethodResult(bench.measure(naive, "naive")),
@@ -131,7 +131,7 @@ def scramble_and_recover(reference: PreTrainedModel, copy: PreTrainedModel, seed
     naive = bench.measure(linear_path(tensors, scrambled.state_dict()), "scrambled")
     alignment = cast(Alignment, MoeAligner.from_pretrained(reference, scrambled).align("joint"))
     recovered = alignment.apply(scrambled).state_dict()
-    recovered_barrier = bench.measure(linear_path(tensors, recovered), "scrambled, aligned")
+    recovered_barrier = bench.measure(linear_path(tensors, recovered, moe_layers(reference)), "scrambled, aligned")
     return ScrambleResult(
         naive.loss_barrier,
         recovered_barrier.loss_barrier,

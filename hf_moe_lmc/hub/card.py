@@ -223,6 +223,8 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
         commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
     if output.command == "merge":
         place = ["--shares", *map(repr, output.shares)] if output.t is None else ["--t", repr(output.t)]
+        how += ["--vocabulary", str(vocabulary)] if (vocabulary := output.content.get("vocabulary")) else []
+        how += ["--allow-difference", *output.allowed_differences] if output.allowed_differences else []
         commands.append(["merge", *models, *how, *place, *_repairs(output), *_writing(output), "-o", "merged"])
     return [shell_command(["hf-moe-lmc", *command]) for command in commands]
 

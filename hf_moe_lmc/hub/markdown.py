@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Container, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -134,7 +135,13 @@ def shell_command(words: Sequence[str]) -> Markdown:
 
 def render(template: str, **values: object) -> str:
     """The template of that name in this folder, filled in; a value that it lacks is an error."""
-    environment = Environment(
+    return _environment().get_template(template).render(**values)
+
+
+@cache
+def _environment() -> Environment:
+    """Compiles each template once."""
+    return Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         finalize=escape,
         undefined=StrictUndefined,
@@ -143,4 +150,3 @@ def render(template: str, **values: object) -> str:
         keep_trailing_newline=True,
         autoescape=False,  # `escape` does it, for Markdown rather than for HTML alone
     )
-    return environment.get_template(template).render(**values)

@@ -90,6 +90,11 @@ class OutputRecord:
         return source if isinstance(source, dict) and "dataset" in source else {"dataset": "DATA"}
 
     @property
+    def allowed_differences(self) -> Mapping[str, str]:
+        """Differences of the models of a merge that its user took for harmless: name -> in words."""
+        return self.content.get("allowed_differences") or {}
+
+    @property
     def public_content(self) -> bytes:
         """The content of `marker`, in which folders are called by their label."""
         content = dict(self.content)
@@ -155,6 +160,7 @@ def _read_manifest(path: Path, content: dict[str, Any]) -> OutputRecord:
         and all(isinstance(name, str) for name in repairs)
         and isinstance(content["versions"], dict)
         and isinstance(content["sha256"], dict)
+        and isinstance(content.get("allowed_differences", {}), dict)
     )
     if not sound:
         raise ValueError

@@ -5,11 +5,12 @@ from .distance import GaugedLayer, layer_distance
 from .expert_order import ExpertMatching, match_experts
 from .layer_alignment import LayerAlignment, align_layers
 from .mutual import MutualMatching, match_mutually
-from .null import NullTest, expert_similarities, router_similarities
+from .null import CERTAIN, NullTest, expert_similarities, matrix_similarity, router_similarities
 from .unit_matching import UnitMatching
 from .verdict import ExpertEvidence, LayerEvidence, Verdict
 
 __all__ = [
+    "CERTAIN",
     "Assignment",
     "ExpertEvidence",
     "ExpertMatching",
@@ -26,6 +27,7 @@ __all__ = [
     "layer_distance",
     "match_experts",
     "match_mutually",
+    "matrix_similarity",
     "router_similarities",
     "solve_assignment",
     "solve_assignments",

@@ -19,7 +19,11 @@ from hf_moe_lmc.workers import each
 from .assignment import solve_assignment
 
 DRAWS = 16
-_ROWS = 64
+CERTAIN = 6.0
+"""The z from which on weights are related: Student's t of 15 degrees of freedom exceeds it once in 80,000."""
+
+_ROWS = 64  # of a product at least, and
+_COSINES = 2**18  # so many entries where rows are short: what follows the product stays in the cache
 _ROUNDING = 1e-6  # of a similarity of at most 1
 
 
@@ -96,6 +100,14 @@ def router_similarities(reference: MoeLayer, other: MoeLayer) -> NullTest | None
     a, b = (x.weight / x.weight.norm().clamp(min=torch.finfo(x.weight.dtype).tiny) for x in (a, b))
     tables = torch.stack([a[:, order] @ b.T for order in _involutions(a.shape[1]).to(a.device)]).double().cpu()
     return NullTest(tables[0], tables[1:])
+
+
+def matrix_similarity(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> NullTest:
+    """`<A, B> / (|A| |B|)` of two matrices as they stand, a scalar; the longer of their axes is permuted."""
+    a, b = (x.T if len(x) > x.shape[1] else x for x in (a, b))
+    norm = (a.norm() * b.norm()).clamp(min=torch.finfo(a.dtype).tiny)
+    values = torch.stack([(a[:, order] * b).sum() for order in _involutions(a.shape[1]).to(a.device)]) / norm
+    return NullTest(values[0].double().cpu(), values[1:].double().cpu())
 
 
 @dataclass(frozen=True)
@@ -190,7 +202,8 @@ def _similarities(
 ) -> Float[Tensor, "n k"]:
     """Weighted means of the greatest cosines of sampled units with the units of one expert, for all permutations."""
     parts = [torch.cat([getattr(sample, name).flatten(0, 1) for sample in samples]) for name in ("kept", "signed")]
-    blocks = zip(*(part.split(_ROWS) for part in parts), strict=True)
+    rows = max(_ROWS, _COSINES // max(1, len(kept)))
+    blocks = zip(*(part.split(rows) for part in parts), strict=True)
     best = torch.cat([(a @ kept.T + (b @ signed.T).abs()).amax(dim=1) for a, b in blocks])
     empty = not (kept.any() or signed.any())
     means = []

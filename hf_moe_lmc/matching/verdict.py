@@ -13,12 +13,11 @@ from hf_moe_lmc.symmetry import Permutation
 
 from .distance import GaugedLayer
 from .expert_order import ExpertMatching
-from .null import NullTest, expert_similarities, router_similarities
+from .null import CERTAIN, NullTest, expert_similarities, router_similarities
 from .unit_matching import UnitMatching
 
 Label = Literal["in_place", "aligned", "order_immaterial", "partly_related", "unrelated"]
 
-_CERTAIN = 6.0  # standard errors: Student's t of 15 degrees of freedom exceeds it once in 80,000
 _FIXED = 0.99
 _ORDERED = 12  # experts among which the order is tested
 _LOOKS = ((2, 64), (8, 128))  # units and hidden coordinates; the second where the first leaves a doubt
@@ -46,7 +45,7 @@ class ExpertEvidence:
     @property
     def related(self) -> bool:
         """Whether they are more alike than chance explains."""
-        return self.z >= _CERTAIN
+        return self.z >= CERTAIN
 
     @property
     def in_place(self) -> bool:
@@ -112,7 +111,7 @@ class LayerEvidence:
             return "partly_related"
         if all(expert.in_place for expert in self.experts):
             return "in_place"
-        return "aligned" if self.order_z is None or self.order_z >= _CERTAIN else "order_immaterial"
+        return "aligned" if self.order_z is None or self.order_z >= CERTAIN else "order_immaterial"
 
     @property
     def unrelated(self) -> int:
@@ -243,25 +242,27 @@ def _z_scores(
     every = list(dict.fromkeys([*pairs, *table]))
     routers = router_similarities(a, b) if choice else None
     z, shared_z, order_z = [], [], None
-    for look in _LOOKS:
-        similarities = expert_similarities(a, b, every, *_look(a.experts, *look))
+    # Small experts are looked at whole, once.
+    looks = {tuple(_look(bank, *look) for bank in (a.experts, a.shared_experts) if bank): None for look in _LOOKS}
+    for own, *common in looks:
+        similarities = expert_similarities(a, b, every, *own)
         z = similarities.select(range(len(pairs))).z.tolist()
         if a.shared_experts is not None:
-            own = [(e, e) for e in range(a.shared_experts.num_experts)]
-            shared_z = expert_similarities(a, b, own, *_look(a.shared_experts, *look), shared=True).z.tolist()
+            same = [(e, e) for e in range(a.shared_experts.num_experts)]
+            shared_z = expert_similarities(a, b, same, *common[0], shared=True).z.tolist()
         if choice:
             gains = [_order_test(similarities.select(map(every.index, table)), len(tested))]
             gains += [routers.order_gain(order)] if routers else []
             order_z = max(gain.z.item() for gain in gains)
-        if all(score >= 2 * _CERTAIN for score in (*z, *shared_z, *([] if order_z is None else [order_z]))):
+        if all(score >= 2 * CERTAIN for score in (*z, *shared_z, *([] if order_z is None else [order_z]))):
             break
     return z, shared_z, order_z
 
 
 def _look(experts: ExpertBank, units: int, hidden: int) -> tuple[int, int]:
     """More units of small experts than of large ones."""
-    size = 3 * experts.num_units * min(hidden, experts.up_proj.shape[2])
-    return max(units, _ENTRIES // size), hidden
+    hidden = min(hidden, experts.up_proj.shape[2])
+    return min(experts.num_units, max(units, _ENTRIES // (3 * experts.num_units * hidden))), hidden
 
 
 def _order_test(table: NullTest, size: int) -> NullTest:

@@ -5,15 +5,40 @@ not the same mean. In the gauge of `MoeLayer.in_gauge` it is. To take the mean t
 reference back, is to take the mean with the other layer in the scales of the reference.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, UnitScales
+from hf_moe_lmc.moe import MoeLayer, Router, UnitScales
 
 _KEPT = 2.0**-8  # as much as bfloat16 rounds: a rewrite would gain nothing
+
+
+@dataclass(frozen=True)
+class Rescaling:
+    """Factors that bring a layer into the free scales of a reference.
+
+    Args:
+        experts, shared_experts: of the units; None where they have the reference's scales already.
+        router: the rescaled one.
+    """
+
+    experts: UnitScales | None
+    shared_experts: UnitScales | None
+    router: Router | None
+
+
+def rescaling(reference: MoeLayer, other: MoeLayer) -> Rescaling:
+    """The factors of `in_gauge_of`."""
+    group = reference.group
+    (scales, shared_scales), (own, own_shared) = reference.gauge_scales(), other.gauge_scales()
+    return Rescaling(
+        _change(own, scales, group.unit_scale_degree),
+        _change(own_shared, shared_scales, group.shared_unit_scale_degree) if own_shared and shared_scales else None,
+        _rescaled_router(reference, other),
+    )
 
 
 def in_gauge_of(reference: MoeLayer, other: MoeLayer) -> MoeLayer:
@@ -26,20 +51,21 @@ def in_gauge_of(reference: MoeLayer, other: MoeLayer) -> MoeLayer:
         reference: whose scales are taken.
         other: aligned to it; of the same sizes and symmetries.
     """
-    group, shared = reference.group, other.shared_experts
-    (scales, shared_scales), (own, own_shared) = reference.gauge_scales(), other.gauge_scales()
-    experts = _rescaled(other.experts, own, scales, group.unit_scale_degree)
-    if shared is not None and own_shared is not None and shared_scales is not None:
-        shared = _rescaled(shared, own_shared, shared_scales, group.shared_unit_scale_degree)
-    return replace(other, router=_rescaled_router(reference, other), experts=experts, shared_experts=shared)
+    change, shared = rescaling(reference, other), other.shared_experts
+    return replace(
+        other,
+        router=change.router,
+        experts=other.experts.rescale(change.experts) if change.experts else other.experts,
+        shared_experts=shared.rescale(change.shared_experts) if shared and change.shared_experts else shared,
+    )
 
 
-def _rescaled(bank: ExpertBank, own: UnitScales, wanted: UnitScales, degree: int) -> ExpertBank:
-    """The bank with the scales of the bank to which `wanted` belongs."""
+def _change(own: UnitScales, wanted: UnitScales, degree: int) -> UnitScales | None:
+    """The factors from the scales `own` to those of the bank to which `wanted` belongs; None where all are 1."""
     up, outputs = _ratio(own.up, wanted.up), _ratio(own.outputs, wanted.outputs)
     if (up == 1).all() and (outputs == 1).all():
-        return bank
-    return bank.rescale(UnitScales(up, outputs[:, None] / up**degree, outputs))
+        return None
+    return UnitScales(up, outputs[:, None] / up**degree, outputs)
 
 
 def _rescaled_router(reference: MoeLayer, other: MoeLayer) -> Router | None:

@@ -12,6 +12,7 @@ from .norms import restore_norms, restore_router_norms
 from .outputs import rescale_outputs, restore_moments
 from .router import solve_router
 from .statistics import ExpertStatistics, LayerStatistics
+from .stronger import keep_stronger
 
 BankRepair = Callable[[ExpertBank, Sequence[ExpertBank], Sequence[float], int, ExpertStatistics], ExpertBank]
 """(merged, endpoints, shares, degree of free unit scales, statistics) -> the repaired bank."""
@@ -38,12 +39,13 @@ REPAIRS: Mapping[Repair, RepairMethod] = {
     "norms": RepairMethod(restore_norms, restore_router_norms),
     "gram": RepairMethod(restore_gram),
     "moments": RepairMethod(restore_moments, needs_data=True),
+    "stronger": RepairMethod(keep_stronger),
     "rescale": RepairMethod(rescale_outputs, needs_data=True),
     "router": RepairMethod(router=solve_router, needs_data=True),
 }
 
 AUTOMATIC: tuple[Repair, ...] = ("norms", "gram", "moments")
-"""The repairs that "auto" chooses from, in the order in which they are applied: each leaves less to the next."""
+"""The repairs of "auto", one after the other: each leaves less to the next."""
 
 
 def needs_data(repairs: Sequence[Repair]) -> bool:

@@ -154,6 +154,10 @@ class UnitScales:
     down: Float[Tensor, "E F"]
     outputs: Float[Tensor, " E"]
 
+    def expert(self, e: int) -> "UnitScales":
+        """Those of one expert."""
+        return UnitScales(self.up[e, None], self.down[e, None], self.outputs[e, None])
+
 
 def _row_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float[Tensor, "E m"]:
     if matrices.device.type != "cpu":

@@ -4,7 +4,7 @@ import inspect
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from hf_moe_lmc.alignment import load_model, open_model
@@ -42,7 +42,7 @@ def load_plainly(name: str | Path, dtype: torch.dtype) -> PreTrainedModel:
     return model
 
 
-def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tensor]]:
+def random_batches(model: nn.Module, seed: int = 0) -> list[dict[str, Tensor]]:
     """Uniformly random tokens, none of them special, or standard normal pixels, for any model that takes either.
 
     Four batches of four sequences of 64 tokens (or of as many positions as there are), or of four images.
@@ -50,6 +50,8 @@ def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tens
     Raises:
         BadInputError: the model takes something else.
     """
+    if not isinstance(model, PreTrainedModel):
+        raise BadInputError(f"a {type(model).__name__} is no model of Transformers, no inputs are known; give batches")
     generator, config = torch.Generator().manual_seed(seed), model.config
     if model.main_input_name == "pixel_values" and hasattr(config, "image_size"):
         height, width = _pair(config.image_size)
@@ -61,13 +63,14 @@ def random_batches(model: PreTrainedModel, seed: int = 0) -> list[dict[str, Tens
             {"pixel_values": torch.randn(shape, generator=generator).to(model.device, model.dtype)} | chosen
             for _ in range(BATCHES)
         ]
-    if model.main_input_name != "input_ids":
+    text = config.get_text_config()
+    tokens = getattr(text, "vocab_size", None)
+    if model.main_input_name != "input_ids" or tokens is None:
         raise BadInputError(
             f"no inputs are known for a {type(model).__name__}, which takes {model.main_input_name}; give batches"
         )
-    text = config.get_text_config()
     special = {value for fields in (config, text) for name, value in vars(fields).items() if name.endswith("token_id")}
-    ordinary = torch.tensor([token for token in range(text.vocab_size) if token not in special])
+    ordinary = torch.tensor([token for token in range(tokens) if token not in special])
     length = min(LENGTH, getattr(text, "max_position_embeddings", None) or LENGTH)
     drawn = torch.randint(len(ordinary), (BATCHES, BATCH, length), generator=generator)
     return [_token_batch(model, tokens) for tokens in ordinary[drawn]]

@@ -1,12 +1,12 @@
 """Comparing two models that should compute the same."""
 
+import inspect
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
-from transformers import PreTrainedModel
+from torch import Tensor, nn
 
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
@@ -91,15 +91,14 @@ class Verification:
 
 
 @torch.no_grad()
-def verify(
-    before: PreTrainedModel, after: PreTrainedModel, batches: Mapping[str, Batches] | None = None
-) -> Verification:
+def verify(before: nn.Module, after: nn.Module, batches: Mapping[str, Batches] | None = None) -> Verification:
     """Whether `after`, a rewrite of `before`, computes the same.
 
     Args:
-        before, after: of one class, on one device, both float32 or both float64; float64 needs
-            `set_experts_implementation("eager")` on a CPU. They are put in evaluation mode.
-        batches: kind of input -> keyword arguments of the models; None draws random ones (`random_batches`).
+        before, after: models of Transformers or others, of one class, on one device, both float32 or both float64;
+            float64 needs `set_experts_implementation("eager")` on a CPU. They are put in evaluation mode.
+        batches: kind of input -> keyword arguments of the models; None draws random ones (`random_batches`), for a
+            model of Transformers.
 
     Raises:
         IncompatiblePairError: the models differ in class, dtype, or the shape of a tensor.
@@ -107,8 +106,8 @@ def verify(
         UnsupportedArchitectureError: as `alignable_layers`.
     """
     specs = _check_pair(before, after)
-    if before.dtype not in OUTPUT_TOLERANCES:
-        raise BadInputError(f"models are compared in float32 or float64, not in {before.dtype}; convert them first")
+    if (dtype := _dtype(before)) not in OUTPUT_TOLERANCES:
+        raise BadInputError(f"models are compared in float32 or float64, not in {dtype}; convert them first")
     before.eval()
     after.eval()
     kinds = {"random": random_batches(before)} if batches is None else batches
@@ -130,16 +129,20 @@ def verify(
         )
         for block in blocks
     )
-    return Verification(outputs, layers, _changed_outside(specs, a, b), OUTPUT_TOLERANCES[before.dtype])
+    return Verification(outputs, layers, _changed_outside(specs, a, b), OUTPUT_TOLERANCES[dtype])
 
 
-def _check_pair(before: PreTrainedModel, after: PreTrainedModel) -> tuple[MoeLayerSpec, ...]:
+def _dtype(model: nn.Module) -> torch.dtype:
+    return next(tensor.dtype for tensor in model.parameters() if tensor.is_floating_point())
+
+
+def _check_pair(before: nn.Module, after: nn.Module) -> tuple[MoeLayerSpec, ...]:
     if type(before) is not type(after):
         raise IncompatiblePairError(
             f"before is a {type(before).__name__}, after a {type(after).__name__}; give two models of one class"
         )
-    if before.dtype != after.dtype:
-        raise IncompatiblePairError(f"before is {before.dtype}, after {after.dtype}; convert one of them")
+    if _dtype(before) != _dtype(after):
+        raise IncompatiblePairError(f"before is {_dtype(before)}, after {_dtype(after)}; convert one of them")
     shapes, others = ({name: tuple(x.shape) for name, x in model.state_dict().items()} for model in (before, after))
     for name in sorted(shapes.keys() | others.keys()):
         if shapes.get(name) != others.get(name):
@@ -158,15 +161,18 @@ def _changed_outside(
 
 
 def _output_difference(
-    before: PreTrainedModel, after: PreTrainedModel, batches: Iterable[Mapping[str, Tensor]]
+    before: nn.Module, after: nn.Module, batches: Iterable[Mapping[str, Tensor]]
 ) -> OutputDifference:
     """Over all positions of all `batches`, keyword arguments of the models."""
     positions = torch.cat([row_differences(_output(before, batch), _output(after, batch)) for batch in batches])
     return OutputDifference(float(positions.median()), float(positions.max()))
 
 
-def _output(model: PreTrainedModel, batch: Mapping[str, Tensor]) -> Tensor:
+def _output(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """The logits, else the first output; the last of a backbone's feature maps."""
-    result = model(**batch, use_cache=False) if "input_ids" in batch else model(**batch)
+    no_cache = {"use_cache": False} if "use_cache" in inspect.signature(model.forward).parameters else {}
+    result = model(**batch, **no_cache)
+    if isinstance(result, Tensor):
+        return result
     output = result["logits"] if "logits" in result else result[0]
     return output if isinstance(output, Tensor) else output[-1]

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from transformers import CONFIG_MAPPING
 
-from hf_moe_lmc import align, register_adapter, scramble
+from hf_moe_lmc import MoeAligner, align, cli, merge, register_adapter, scramble, verify
 from hf_moe_lmc.adapters import families, inspect, moe_layers
-from hf_moe_lmc.errors import UnsupportedArchitectureError
+from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 
 
 @pytest.fixture(autouse=True)
@@ -60,6 +61,7 @@ def page(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(tmp_path)
     yield file, check
     del sys.modules["my_moe"]
+    CONFIG_MAPPING._extra_content.pop("my_moe", None)
 
 
 def test_the_page_about_code_of_your_own(page):
@@ -68,6 +70,53 @@ def test_the_page_about_code_of_your_own(page):
     (layer,) = inspect(my_moe.MyModel(my_moe.MyConfig())).layers
     assert (layer.num_experts, layer.num_units, layer.experts_per_token) == (6, 8, 2)
     assert layer.symmetries == ("experts", "units", "unit signs", "router translation")
+
+
+def test_the_page_on_the_command_line(page, tmp_path, capsys, monkeypatch):
+    """Saved, opened, merged, loaded and verified, of a class in a top-level module."""
+    monkeypatch.chdir(tmp_path)
+    my_moe, folders = importlib.import_module("my_moe"), ["a", "b"]
+    torch.manual_seed(0)
+    models = [my_moe.MyModel(my_moe.MyConfig()) for _ in folders]
+    models[1].load_state_dict(models[0].state_dict())
+    scramble(models[1])
+    for model, folder in zip(models, folders, strict=True):
+        model.save_pretrained(folder)
+    line = (
+        (Path(__file__).parents[2] / "docs" / "adding-a-family.md").read_text().split("hf-moe-lmc ")[1].splitlines()[0]
+    )
+    del sys.modules["my_moe"]
+    CONFIG_MAPPING._extra_content.pop("my_moe")
+    words = [*line.replace("my-a my-b", "a b").split(), "--import", "no_such_module"]
+    assert cli.main(words[:-2][:-2]) == 3
+    assert "does not know model_type 'my_moe'; of code of your own, import the module" in capsys.readouterr().err
+    assert cli.main(words) == 3
+    assert "the module no_such_module cannot be imported" in capsys.readouterr().err
+    assert cli.main(words[:-2]) == 0
+    assert cli.main(["verify", "a", "my-merge"]) == 0
+    merged = MoeAligner.from_pretrained("a", "my-merge").merge("none", t=1)
+    assert type(merged).__name__ == "MyModel"
+    for name, tensor in models[0].state_dict().items():
+        torch.testing.assert_close(merged.state_dict()[name], tensor)
+
+
+def test_a_plain_module(page):
+    my_moe = importlib.import_module("my_moe")
+    block = nn.Sequential(my_moe.MyBlock(my_moe.MyConfig()))
+    before, (batch,) = deepcopy(block), torch.randn(1, 4, 7, 16)
+    scramble(block)
+    verification = verify(before, block, {"random": [{"input": batch}]})
+    assert verification.equal
+    with torch.no_grad():
+        block[0].gate.weight.mul_(1.1)
+    assert not verify(before, block, {"random": [{"input": batch}]}).equal
+    assert align(before, block).layers
+    with pytest.raises(
+        BadInputError, match="Sequential is no model of Transformers, no inputs are known; give batches"
+    ):
+        verify(before, block)
+    with pytest.raises(BadInputError, match="Sequential is no model of Transformers"):
+        merge(before, block)
 
 
 def test_its_check_finds_a_false_statement(page):

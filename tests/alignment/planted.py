@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.alignment import aligned
 from hf_moe_lmc.merging import repaired_layer
+from hf_moe_lmc.merging.gauge import in_gauge_of
 from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import MoeSymmetry
 from tests.layers import derangement
@@ -44,8 +45,9 @@ def naive_merge(
     shares: Sequence[float],
     repairs: Sequence[str] = (),
     symmetries: Sequence[Mapping[str, MoeSymmetry]] = (),
+    gauge: bool = False,
 ) -> State:
-    """`repaired` of the aligned models, whole and in float64.
+    """`merged` of the aligned models, whole and in float64.
 
     Args:
         states: of the reference and the others.
@@ -53,6 +55,7 @@ def naive_merge(
         shares: one per state.
         repairs: in their order.
         symmetries: of every other state; empty if they are aligned.
+        gauge: whether they take the free scales of the first.
     """
     wide = [{k: v.double() if v.is_floating_point() else v for k, v in state.items()} for state in states]
     first, *others = wide
@@ -63,9 +66,10 @@ def naive_merge(
         name: sum(share * own[name] for own, share in used) if tensor.is_floating_point() else tensor
         for name, tensor in first.items()
     }
-    if repairs and len(used) > 1:
+    if (repairs or gauge) and len(used) > 1:
         for spec in specs:
             layers = [spec.read(own) for own, _ in used]
+            layers = [in_gauge_of(layers[0], layer) for layer in layers] if gauge else layers
             merged |= spec.write(repaired_layer(layers, [share for _, share in used], repairs), merged)
     return merged
 

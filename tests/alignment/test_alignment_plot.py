@@ -1,11 +1,15 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from matplotlib.figure import Figure
 
-from hf_moe_lmc import align, scramble
+from hf_moe_lmc import Alignment, align, scramble
 from hf_moe_lmc.alignment import plot_alignment
 from hf_moe_lmc.cli import main
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.matching import LayerAlignment
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 from tests.models import build
 from tests.tiny_pair import save_pair
 
@@ -29,22 +33,37 @@ def test_it_shows_the_figures_of_the_alignment(drawn, tmp_path):
     name = list(alignment.layers)[1]
     plot_alignment(alignment, tmp_path / "picture.png", name)
     assert (tmp_path / "picture.png").read_bytes().startswith(b"\x89PNG")
-    bars, experts = drawn[0].axes[:2]
-    heights = [[bar.get_height() for bar in group] for group in bars.containers]
+    distances, experts = drawn[0].axes[:2]
     layers = alignment.layers.values()
-    assert heights == [[x.distance_before for x in layers], [x.distance_after for x in layers]]
-    random = [x.evidence.random_distance for x in layers]
-    assert bars.collections[0].get_offsets()[:, 1].tolist() == pytest.approx(random)
+    lines = {line.get_label(): list(line.get_ydata()) for line in distances.lines}
+    assert lines["before alignment"] == [x.distance_before for x in layers]
+    assert lines["after alignment"] == [x.distance_after for x in layers]
+    assert lines["a random order"] == (random := [x.evidence.random_distance for x in layers])
     assert all(x.distance_after < floor for x, floor in zip(layers, random, strict=True))
     layer = alignment.layers[name]
     assert experts.get_title() == f"{name}, by gate"
-    assert (experts.images[0].get_array() == layer.expert_table.numpy()).all()
-    ringed = experts.collections[0].get_offsets()
-    assert ringed[:, 0].tolist() == layer.symmetry.experts.index.tolist()
-    assert ringed[:, 1].tolist() == list(range(5))
+    order = layer.symmetry.experts.index.tolist()
+    assert order != sorted(order)
+    shown, table = experts.images[0].get_array(), layer.expert_table
+    assert all(shown[i, i] == table[i, order[i]] for i in range(5))  # partners are on the diagonal
+    assert [label.get_text() for label in experts.get_xticklabels()] == [str(i) for i in order]
 
 
-def test_without_evidence_there_are_bars_only(drawn, tmp_path):
+def test_a_large_model_fits_a_page(drawn, tmp_path):
+    """The size does not depend on that of the model, and ticks name cells that are there."""
+    order = Permutation(torch.arange(128).roll(1))
+    symmetry = replace(MoeSymmetry.identity(128, 1), experts=order)
+    layer = LayerAlignment(symmetry, 2.0, 1.0, None, torch.eye(128)[:, order.inverse().index])
+    layers = {f"model.layers.{number}.mlp": layer for number in range(48)}
+    plot_alignment(Alignment(layers), tmp_path / "picture.png")
+    assert (drawn[0].get_size_inches() <= 10).all()
+    distances, experts = drawn[0].axes[:2]
+    assert [label.get_text() for label in distances.get_xticklabels()] == [str(i) for i in range(0, 48, 3)]
+    assert [label.get_text() for label in experts.get_xticklabels()][:2] == ["127", "7"]
+    assert (experts.images[0].get_array().diagonal() == 1).all()
+
+
+def test_without_evidence_there_are_distances_only(drawn, tmp_path):
     alignment = scramble(build("mixtral", dtype=torch.float32))[1]
     plot_alignment(alignment, tmp_path / "picture.svg")
     assert len(drawn[0].axes) == 1

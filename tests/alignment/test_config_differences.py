@@ -1,32 +1,35 @@
-"""Every field of every family is taken to matter, but for a short list."""
+"""A difference of configurations is harmless only where the outputs stay."""
 
-import math
 from copy import deepcopy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
+from transformers import PreTrainedModel
 
 from hf_moe_lmc.alignment.config_differences import config_differences
 from tests import families
 
-# Written down again, so that a wider pattern in the package is noticed here.
+# Plain RoPE, noise that decides, scaling by position, two kinds of layers, an encoder.
+TRIED = ("qwen3_moe", "phimoe", "mistral4", "gemma4", "switch_transformers")
+# Say of what class the model is, which is compared elsewhere, or in what form outputs come.
+NOT_TRIED = {"id2label", "label2id", "model_type", "transformers_version", "return_dict"}
 HARMLESS = {
-    "hidden_dropout_prob",
-    "attention_probs_dropout_prob",
-    *("transformers_version", "_name_or_path", "architectures", "dtype", "problem_type", "use_cache"),
-    *("return_dict", "output_hidden_states", "output_attentions", "output_router_logits"),
-    *("initializer_range", "initializer_factor", "init_std"),
-    *("attention_dropout", "classifier_dropout", "resid_pdrop", "emb_pdrop", "attn_pdrop", "dropout_rate", "dropout"),
-    *("activation_dropout", "hidden_dropout", "embd_pdrop", "encoder_layerdrop", "decoder_layerdrop"),
-    *("router_aux_loss_coef", "aux_loss_coef", "aux_loss_alpha", "router_z_loss_coef", "moe_aux_loss_coeff"),
-    *("pad_token_id", "bos_token_id", "eos_token_id"),
-}
-# A few of those whose names resemble the harmless ones, or that merge tools overlook.
-MATTER = {
-    *("moe_token_dropout", "router_jitter_noise", "output_multiplier", "output_gate_type", "decoder_start_token_id"),
-    *("num_experts_per_tok", "norm_topk_prob", "rope_theta", "rope_type", "rms_norm_eps", "sliding_window"),
-    *("layer_types", "tie_word_embeddings", "hidden_act", "routed_scaling_factor", "topk_group", "n_group"),
-    *("scoring_func", "num_attention_heads", "head_dim", "logits_scaling", "max_position_embeddings", "swiglu_limit"),
+    "unsloth_version": "2025.6",
+    "unsloth_fixed": True,
+    "pretraining_tp": 2,
+    "tokenizer_class": "LlamaTokenizer",
+    "model_name": "of-a-friend",
+    "trust_remote_code": True,
+    "max_window_layers": 7,
+    "max_position_embeddings": 40960,
+    "hidden_act": "swish",
+    "router_jitter_noise": 0.3,
+    "use_cache": False,
+    "initializer_range": 0.5,
+    "attention_dropout": 0.5,
+    "pad_token_id": 3,
 }
 
 
@@ -35,7 +38,7 @@ def perturbed(value: Any) -> Any:
     if isinstance(value, bool):
         return not value
     if isinstance(value, int | float):
-        return 0 if value == math.inf else value + 1
+        return 2 * value + 1 if isinstance(value, int) or value > 1 else value / 2 + 0.3
     if isinstance(value, str):
         return value + "?"
     if isinstance(value, list | tuple):
@@ -52,49 +55,107 @@ def leaves(config: dict, path: tuple = ()) -> list[tuple]:
     ]
 
 
+def with_config(model: PreTrainedModel, fields: dict) -> PreTrainedModel:
+    """A model of these fields and the weights of `model`."""
+    config = type(model.config).from_dict(fields)
+    with torch.device("cpu"):
+        other = type(model)(config).eval()
+    other.set_experts_implementation("eager")
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+def harmful(a: Any, b: Any) -> list[str]:
+    return [difference.name for difference in config_differences(a, b) if difference.harmful]
+
+
 @pytest.fixture(scope="module")
-def configurations():
-    return {family: families.configuration(family, 12).to_dict() for family in families.available()}
+def built():
+    return {family: families.build(family) for family in TRIED}
 
 
-def test_every_field_of_every_family(configurations):
-    seen, wrong = set(), []
-    for family, config in configurations.items():
-        for path in leaves(config):
-            if {"id2label", "label2id"} & {*path}:
-                continue
-            other = deepcopy(config)
-            place = other
-            for key in path[:-1]:
-                place = place[key]
-            place[path[-1]] = perturbed(place[path[-1]])
-            harmful, harmless = config_differences(config, other)
-            field = path[-1]
-            seen.add(field)
-            positions = field == "pad_token_id" and config.get("is_encoder_decoder")
-            expected = (0, 1) if field in HARMLESS and not positions else (1, 0)
-            if (len(harmful), len(harmless)) != expected or field not in (harmful or harmless)[0]:
-                wrong.append((family, path))
-    assert not wrong
-    assert seen >= MATTER - {"rope_theta"}
+def with_fields(model: PreTrainedModel, fields: dict) -> Any:
+    """Fields and code of a model that need not fit its weights."""
+    return SimpleNamespace(config=type(model.config).from_dict(fields), modules=model.modules)
 
 
-def test_a_field_that_one_lacks(configurations):
-    config = configurations["qwen3_moe"]
-    other = {key: value for key, value in config.items() if key != "norm_topk_prob"}
-    assert config_differences(config, other)[0] == [
-        f"norm_topk_prob is {config['norm_topk_prob']} in the reference, None in the other"
+@pytest.mark.parametrize("family", TRIED)
+def test_a_difference_that_is_harmless_leaves_the_outputs(built, family):
+    model = built[family]
+    fields, expected = model.config.to_dict(), families.outputs(model, family)
+    harmless = 0
+    for path in leaves(fields):
+        other = place = deepcopy(fields)
+        for key in path[:-1]:
+            place = place[key]
+        place[path[-1]] = perturbed(place[path[-1]])
+        try:
+            refused = bool(harmful(model, with_fields(model, other)))
+        except Exception:  # refused by the configuration, each in its own way
+            continue
+        if not refused and {*path}.isdisjoint(NOT_TRIED):
+            harmless += 1
+            assert torch.equal(families.outputs(with_config(model, other), family), expected), path
+    assert harmless > 3
+
+
+@pytest.mark.parametrize("field", HARMLESS)
+def test_fields_that_change_nothing(built, field):
+    model = built["qwen3_moe"]
+    other = with_config(model, model.config.to_dict() | {field: HARMLESS[field]})
+    (difference,) = (
+        config_differences(model, other) or [None] if field == "hidden_act" else config_differences(model, other)
+    )
+    assert difference is None or (difference.name == field and not difference.harmful)
+    assert torch.equal(families.outputs(other, "qwen3_moe"), families.outputs(model, "qwen3_moe"))
+
+
+@pytest.mark.parametrize(
+    ("family", "fields", "refused"),
+    [
+        ("phimoe", {"router_jitter_noise": 0.3}, True),
+        (
+            "qwen3_moe",
+            {"max_position_embeddings": 40960, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}},
+            True,
+        ),
+        ("qwen3_moe", {"hidden_act": "gelu"}, True),
+        ("switch_transformers", {"pad_token_id": 3}, True),
+        ("qwen3_moe", {"norm_topk_prob": True}, True),
+    ],
+)
+def test_what_matters_depends_on_the_model(built, family, fields, refused):
+    config = built[family].config.to_dict()
+    merged = {k: config[k] | v if isinstance(v, dict) else v for k, v in fields.items()}
+    sides = [
+        with_fields(built[family], config | own)
+        for own in ({**merged, **{k: config[k] for k in list(fields)[:1]}}, merged)
     ]
+    assert harmful(*sides) == list(fields)[:1] * refused
 
 
-def test_configurations_of_parts(configurations):
-    config = {"text_config": configurations["qwen3_moe"], "vision_config": {"depth": 2}}
-    other = deepcopy(config)
-    other["text_config"]["num_experts_per_tok"] = 5
-    other["text_config"]["use_cache"] = not config["text_config"]["use_cache"]
-    harmful, harmless = config_differences(config, other)
-    assert harmful == ["text_config.num_experts_per_tok is 3 in the reference, 5 in the other"]
-    assert [line.split()[0] for line in harmless] == ["text_config.use_cache"]
+def test_a_field_that_is_known_and_one_that_is_not():
+    """Of code without a source, every field is taken to be read."""
+    scope: dict[str, Any] = {}
+    exec("from torch import nn\nclass Typed(nn.Module): pass", scope | {"__name__": "typed"}, scope)
+    a, b = scope["Typed"](), scope["Typed"]()
+    a.config, b.config = {"unsloth_version": 1}, {"unsloth_version": 2}
+    assert harmful(a, b) == ["unsloth_version"]
+    assert not harmful(*(SimpleNamespace(config=x.config, modules=list) for x in (a, b)))
+
+
+def configured(**fields: object) -> Any:
+    return SimpleNamespace(config=fields, modules=list)
+
+
+def test_configurations_of_parts():
+    a = configured(text_config={"rope_theta": 3, "use_cache": True}, vision_config={"depth": 2})
+    b = configured(text_config={"rope_theta": 5, "use_cache": False}, vision_config={"depth": 2})
+    differences = config_differences(a, b)
+    assert [difference.text for difference in differences if difference.harmful] == [
+        "text_config.rope_theta is 3 in the reference, 5 in the other"
+    ]
+    assert [difference.name for difference in differences if not difference.harmful] == ["text_config.use_cache"]
 
 
 @pytest.mark.parametrize(
@@ -108,12 +169,13 @@ def test_configurations_of_parts(configurations):
 )
 def test_names_of_labels(a, b, refused):
     """The numbers that Transformers gives to labels without names say nothing."""
-    assert bool(config_differences({"id2label": a}, {"id2label": b})[0]) == refused
+    assert bool(harmful(configured(id2label=a), configured(id2label=b))) == refused
 
 
 def test_long_values_stay_readable():
     layers = ["full_attention"] * 40
-    harmful, _ = config_differences({"layer_types": layers}, {"layer_types": [*layers[:30], "chunked", *layers[31:]]})
-    assert harmful == ["layer_types[30] is 'full_attention' in the reference, 'chunked' in the other"]
-    harmful, _ = config_differences({"layer_types": layers}, {"layer_types": layers[1:]})
-    assert len(harmful[0]) < 200
+    others = [*layers[:30], "chunked", *layers[31:]]
+    (difference,) = config_differences(configured(layer_types=layers), configured(layer_types=others))
+    assert difference.text == "layer_types[30] is 'full_attention' in the reference, 'chunked' in the other"
+    (difference,) = config_differences(configured(layer_types=layers), configured(layer_types=layers[1:]))
+    assert len(difference.text) < 200

@@ -7,10 +7,11 @@ import pytest
 from hf_moe_lmc.alignment.file_differences import file_differences
 from hf_moe_lmc.errors import BadInputError
 
+BYTES = {"type": "ByteLevel", "add_prefix_space": False}
 TOKENIZER = {
     "version": "1.0",
     "normalizer": None,
-    "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False},
+    "pre_tokenizer": BYTES,
     "added_tokens": [{"id": 4, "content": "<s>", "special": True, "lstrip": False, "rstrip": False}],
     "model": {
         "type": "BPE",
@@ -31,12 +32,14 @@ def compare(tmp_path):
     """Write the files of a pair, and compare them."""
 
     def check(reference: dict, other: dict) -> tuple[list[str], list[str]]:
+        """The harmful differences and the others."""
         for side, files in (("a", reference), ("b", other)):
             (tmp_path / side).mkdir()
             for name, content in files.items():
                 text = content if isinstance(content, str) else json.dumps(content)
                 (tmp_path / side / name).write_text(text)
-        return file_differences(tmp_path / "a", tmp_path / "b")
+        differences = file_differences(tmp_path / "a", tmp_path / "b")
+        return tuple([x.text for x in differences if x.harmful == harmful] for harmful in (True, False))
 
     return check
 
@@ -49,6 +52,9 @@ def compare(tmp_path):
         {key: value for key, value in TOKENIZER.items() if key not in ("version", "normalizer")},
         tokenizer(byte_fallback=False),
         TOKENIZER | {"padding": {"length": 4}, "truncation": {"max_length": 5}},
+        TOKENIZER | {"pre_tokenizer": BYTES | {"trim_offsets": True, "use_regex": True}},
+        TOKENIZER | {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [BYTES | {"trim_offsets": False}]}},
+        TOKENIZER | {"normalizer": {"type": "Sequence", "normalizers": []}},
         TOKENIZER | {"added_tokens": [{"id": 4, "content": "<s>", "special": False}]},
     ],
 )
@@ -60,8 +66,13 @@ def test_one_tokenizer_written_in_two_ways(compare, other):
     ("other", "words"),
     [
         (tokenizer(vocab={"a": 1, "b": 0, "ab": 2, "ba": 3}), "token 'a' is 0 in the reference, 1 in the other"),
-        (tokenizer(vocab={"a": 0, "b": 1, "ab": 2}), "token 'ba' is 3 in the reference, None in the other"),
-        (TOKENIZER | {"added_tokens": []}, "token '<s>' is 4 in the reference, None in the other"),
+        (tokenizer(vocab={"a": 0, "b": 1, "ab": 2, "aa": 3}), "token 'aa' is None in the reference, 3 in the other"),
+        (
+            TOKENIZER | {"added_tokens": [{"id": 4, "content": "</s>"}]},
+            "'</s>' is None in the reference, 4 in the other",
+        ),
+        (TOKENIZER | {"pre_tokenizer": BYTES | {"use_regex": False}}, "in its pre_tokenizer"),
+        (TOKENIZER | {"pre_tokenizer": BYTES | {"add_prefix_space": True}}, "in its pre_tokenizer"),
         (tokenizer(merges=["b a", "a b"]), "in its model"),
         (tokenizer(ignore_merges=True), "in its model"),
         (TOKENIZER | {"normalizer": {"type": "NFC"}}, "in its normalizer"),
@@ -76,6 +87,20 @@ def test_another_tokenizer(compare, other, words):
     assert not harmless
 
 
+@pytest.mark.parametrize("sides", [("reference", "other"), ("other", "reference")])
+@pytest.mark.parametrize("lack", ["added_tokens", "vocab"])
+def test_further_tokens(compare, sides, lack):
+    less = TOKENIZER | {"added_tokens": []} if lack == "added_tokens" else tokenizer(vocab={"a": 0, "b": 1, "ab": 2})
+    harmful, (note,) = compare(**dict(zip(sides, ({"tokenizer.json": x} for x in (TOKENIZER, less)), strict=True)))
+    assert not harmful
+    assert note.startswith(f"tokenizer.json of the {sides[0]} has 1 more tokens, such as ")
+
+
+def test_a_token_by_the_name_of_an_entry(compare):
+    harmful, _ = compare({"vocab.json": {"tokens": 0, "model": 1}}, {"vocab.json": {"tokens": 0, "model": 2}})
+    assert "token 'model' is 1 in the reference, 2 in the other" in harmful[0]
+
+
 @pytest.mark.parametrize(
     ("files", "changed"),
     [
@@ -84,7 +109,7 @@ def test_another_tokenizer(compare, other, words):
             {"merges.txt": "#version: 0.2\nb a\n"},
         ),
         ({"vocab.json": {"a": 0, "b": 1}, "merges.txt": "a b\n"}, {"vocab.json": {"a": 1, "b": 0}}),
-        ({"vocab.json": {"a": 0}, "merges.txt": ""}, {"added_tokens.json": {"<s>": 1}}),
+        ({"vocab.json": {"a": 0}, "added_tokens.json": {"<s>": 1}}, {"added_tokens.json": {"<s>": 2}}),
         ({"vocab.txt": "a\nb\n"}, {"vocab.txt": "b\na\n"}),
         ({"tokenizer.model": "protobuf"}, {"tokenizer.model": "another"}),
     ],

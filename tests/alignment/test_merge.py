@@ -1,11 +1,14 @@
 """Merges of checked models: endpoints, planted copies, refusals, and how often weights are read."""
 
 from collections import Counter
+from copy import deepcopy
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hf_moe_lmc import Pretrained, align, merge, scramble
+from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import (
     AlignmentConfig,
     Merge,
@@ -21,6 +24,7 @@ from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from tests import families
 from tests.alignment.planted import copied, naive_aligned, planted, same, scrambled
 from tests.alignment.test_mutual import siblings
+from tests.matching.known_pairs import changed, noisy, with_scales
 from tests.models import MODELS, build
 
 NORMS = MergeRepairs.without_data(["norms"])
@@ -184,3 +188,29 @@ def test_each_model_may_have_keywords_of_its_own(tmp_path):
     scramble(model)[0].save_pretrained(tmp_path / "b")
     merged = merge(Pretrained(tmp_path / "repository", subfolder="inner"), tmp_path / "b")
     assert same(merged.state_dict(), build("mixtral", dtype=torch.float32).state_dict())
+
+
+@pytest.mark.parametrize("family", ["mixtral", "qwen2_moe", "deepseek_v3", "switch_transformers", "nemotron_h"])
+def test_planted_scales_and_signs_change_neither_alignment_nor_verdict_nor_merge(family):
+    """Routed and shared experts, a degree of 1 and of 2."""
+    reference = families.build(family, experts=4)
+    (*_, spec) = alignable_layers(reference)
+    other, moved = deepcopy(reference), deepcopy(reference)
+    own = changed(spec.read(reference.state_dict()), noisy(0.7), seed=1)
+    other.load_state_dict(other.state_dict() | spec.write(own, other.state_dict()))
+    group, shared = own.group, own.shared_experts
+    if shared is not None:
+        shared = with_scales(shared, group.shared_unit_scale_degree, 3.0, seed=3)
+    scaled = replace(own, experts=with_scales(own.experts, group.unit_scale_degree, 3.0, seed=2), shared_experts=shared)
+    moved.load_state_dict(moved.state_dict() | spec.write(scaled, moved.state_dict()))
+    moved = scrambled(moved, {spec.name: planted(moved)[spec.name]})
+    found, expected = align(reference, moved), align(reference, other)
+    for layer, plain in zip(found.verdict().to_json()["layers"], expected.verdict().to_json()["layers"], strict=True):
+        assert layer["label"] == ("aligned" if layer["name"] == spec.name else "in_place")
+        assert [e["z"] for e in layer["experts"]] == pytest.approx([e["z"] for e in plain["experts"]], rel=1e-3)
+    wanted = merge(reference, other).state_dict()
+    for name, tensor in merge(reference, moved).state_dict().items():
+        torch.testing.assert_close(tensor, wanted[name], rtol=1e-4, atol=1e-5)
+    # Control: averaged as it is, the merge is another one.
+    plain = merge(reference, found.apply(moved), alignment="none").state_dict()
+    assert max((plain[name] - wanted[name]).abs().max() for name in spec.tensor_names) > 0.1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from hf_moe_lmc.adapters import alignable_layers, moe_layers
-from hf_moe_lmc.alignment import aligned, mean, open_model, repaired
+from hf_moe_lmc.alignment import aligned, mean, merged, open_model
 from hf_moe_lmc.alignment.model_record import ModelRecord, layer_digest
 from hf_moe_lmc.alignment.weights import shared, verified
 from hf_moe_lmc.errors import IncompatiblePairError
@@ -149,7 +149,7 @@ def test_a_model_with_all_the_share_is_itself_and_the_others_are_not_read(which)
     states[which] = Counted({"a": torch.randn(3, 5), "b": torch.randn(2)})
     shares = [float(i == which) for i in range(3)]
     assert same(dict(mean(states, shares)), states[which].weights)
-    assert same(dict(repaired(states, shares, (), ["norms"])), states[which].weights)
+    assert same(dict(merged(states, shares, (), ["norms"])), states[which].weights)
     assert [bool(state.asked) for state in states] == [i == which for i in range(3)]
 
 
@@ -167,48 +167,49 @@ def test_means_leave_their_inputs_alone(tmp_path):
     states = [model.state_dict() for model in models]
     before = [{name: tensor.clone() for name, tensor in state.items()} for state in states]
     specs = alignable_layers(models[0])
-    found = dict(repaired(states, (0.7, 0.3), specs, ["norms"]))
+    found = dict(merged(states, (0.7, 0.3), specs, ["norms"]))
     plain = dict(mean([aligned(states[0], specs, {}), aligned(states[1], specs, planted(models[1]))], (0.7, 0.3)))
     assert all(same(state, old) for state, old in zip(states, before, strict=True))
     for seed, model in enumerate(models):
         model.save_pretrained(tmp_path / str(seed))
     a, b = (open_model(tmp_path / name) for name in "01")
-    assert same(dict(repaired([a.tensors, b.tensors], (0.7, 0.3), specs, ["norms"])), found)
+    assert same(dict(merged([a.tensors, b.tensors], (0.7, 0.3), specs, ["norms"])), found)
     assert same(dict(mean([a.tensors, aligned(b.tensors, specs, planted(models[1]))], (0.7, 0.3))), plain)
     assert same(dict(a.tensors), before[0])
 
 
-# repaired
+# merged
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)
-@pytest.mark.parametrize("repairs", [["norms"], ["norms", "gram"]], ids=str)
+@pytest.mark.parametrize(("repairs", "gauge"), [([], True), (["norms"], False), (["norms", "gram"], True)], ids=str)
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_repaired_equals_whole_layers(family, repairs, shares):
+def test_merged_equals_whole_layers(family, repairs, gauge, shares):
     """Expert by expert, in the layout of the module, as the layers in canonical axes and in float64."""
     models = [families.build(family, experts=4, seed=seed) for seed in range(len(shares))]
     states, specs = [model.state_dict() for model in models], alignable_layers(models[0])
-    expected = naive_merge(states, specs, shares, repairs)
+    expected = naive_merge(states, specs, shares, repairs, gauge=gauge)
     plain = naive_merge(states, specs, shares)
-    found = dict(repaired(states, shares, specs, repairs))
+    found = dict(merged(states, shares, specs, repairs, gauge=gauge))
     for name, tensor in found.items():
         assert tensor.dtype == states[0][name].dtype
         torch.testing.assert_close(tensor.double(), expected[name].double(), rtol=2e-4, atol=2e-4)
-    layer = specs[-1].tensor_names
-    assert any(not torch.allclose(found[name].double(), plain[name], rtol=1e-2) for name in layer)
+    changed = any(not torch.allclose(found[name].double(), plain[name], rtol=1e-2) for name in specs[-1].tensor_names)
+    group = specs[-1].group
+    assert changed == bool(repairs or group.unit_scale_degree or group.shared_unit_scale_degree)
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)
-def test_a_repaired_point_reads_each_weight_once(shares):
+def test_a_merged_point_reads_each_weight_once(shares):
     models = [build("qwen2_moe", seed=seed) for seed in range(len(shares))]
     specs, sources = alignable_layers(models[0]), [Counted(model.state_dict()) for model in models]
     others = [aligned(source, specs, planted(model)) for source, model in zip(sources[1:], models[1:], strict=True)]
-    dict(repaired([sources[0], *others], shares, specs, ["norms", "gram"]))
+    dict(merged([sources[0], *others], shares, specs, ["norms", "gram"]))
     for source, share in zip(sources, shares, strict=True):
         assert source.asked == (source.once if share else Counter())
 
 
-def test_a_repaired_point_computes_the_mean_of_each_weight_once():
+def test_a_merged_point_computes_the_mean_of_each_weight_once():
     """Experts are averaged where they are repaired, and nowhere else."""
     models = [build("mixtral", seed=seed) for seed in (0, 1)]
     states, specs = [model.state_dict() for model in models], alignable_layers(models[0])
@@ -219,7 +220,7 @@ def test_a_repaired_point_computes_the_mean_of_each_weight_once():
         return mean_tensor(name, *arguments, **keywords)
 
     with mock.patch("hf_moe_lmc.alignment.weights.mean_tensor", counted):
-        dict(repaired(states, (0.7, 0.3), specs, ["norms"]))
+        dict(merged(states, (0.7, 0.3), specs, ["norms"]))
     experts = {name for name in states[0] if ".experts." in name}
     assert experts
     assert states[0].keys() - {name for spec in specs for name in spec.tensor_names} <= {*averaged}

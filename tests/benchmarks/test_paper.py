@@ -13,21 +13,28 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from safetensors.torch import load_file
+from tokenizers import ByteLevelBPETokenizer
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from benchmarks.paper import data, texts
+from benchmarks.paper import cifar, data, texts
 from benchmarks.paper.cells import Cell
-from benchmarks.paper.grid import chosen, load_grid, quick_cells
+from benchmarks.paper.families import make_copy
+from benchmarks.paper.frozen import cut
+from benchmarks.paper.grid import GRID, chosen, introduction, load_grid, quick_cells
 from benchmarks.paper.pair import METHODS
 from benchmarks.paper.plots import PATHS, plot_paths, plot_study
 from benchmarks.paper.report import draw, render
 from benchmarks.paper.run import run_cell, share_of
-from benchmarks.paper.tables import REPAIRED, orders
+from benchmarks.paper.tables import FURTHER, REPAIRED, language, orders
+from hf_moe_lmc.connectivity import evaluate
 from tests.hub.data_sets import data_set, images
 from tests.hub.data_sets import texts as hub_texts
 from tests.hub.server import Repository
 
 pytestmark = pytest.mark.xdist_group("paper")
-CONTROLS = {"naive", "naive + rescale", "naive + norms", "random", *METHODS, *REPAIRED}
+CONTROLS = {"naive", "naive + rescale", "naive + norms", "random", *METHODS, *REPAIRED, *FURTHER}
 TINY = {"hidden": 8, "heads": 2, "ffn": 8, "expert_width": 4, "experts": 3, "pretrain_steps": 2, "steps": 2, "batch": 4}
 TINY |= {"seeds": (1, 2), "points": 3, "depth": 2}
 PAGES = [
@@ -71,9 +78,9 @@ def escaped(page: str) -> str:
     return page.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def tiny(name: str, **settings: object) -> Cell:
-    """A cell of the real grid, made small."""
-    (cell,) = chosen([cell for table in load_grid() for cell in table.cells], [name])
+def tiny(name: str, grid: Path = GRID, **settings: object) -> Cell:
+    """A cell of a real grid, made small."""
+    (cell,) = chosen([cell for table in load_grid(grid) for cell in table.cells], [name])
     place = 1 if isinstance(cell.place, int) else cell.place
     return replace(cell, **{**TINY, "place": place, **settings})
 
@@ -133,11 +140,9 @@ def wikitext(articles: int) -> list[str]:
 @pytest.fixture
 def hub_data(data_hub, monkeypatch):
     """A few rows of the data sets that the grid takes from the Hub, with their columns, configs and splits."""
-    ten, hundred = {"label": 10}, {"fine_label": 100, "coarse_label": 20}
     few = {"train": 128, "test": 20}
     repositories = {
-        "uoft-cs/cifar10": data_set(plain_text={split: images(n, n, **ten) for split, n in few.items()}),
-        "uoft-cs/cifar100": data_set(cifar100={split: images(n, n, **hundred) for split, n in few.items()}),
+        "uoft-cs/cifar10": data_set(plain_text={split: images(n, n, label=10) for split, n in few.items()}),
         "Salesforce/wikitext": data_set(
             **{
                 "wikitext-2-raw-v1": {"train": hub_texts("another config")},
@@ -157,9 +162,8 @@ def hub_data(data_hub, monkeypatch):
 
 
 @pytest.mark.usefixtures("hub_data")
-@pytest.mark.parametrize("name", ["cifar/cifar10-first-sparse", "wikitext/first-sparse"])
-def test_cell_of_the_hub(name, tmp_path):
-    (pair,) = run_cell(tiny(name), tmp_path)["pairs"]
+def test_cell_of_the_hub(tmp_path):
+    (pair,) = run_cell(tiny("wikitext/first-sparse"), tmp_path)["pairs"]
     (found,) = pair["results"].values()
     assert found.keys() == CONTROLS | {"ensemble"}
     assert all(math.isfinite(loss) for path in CONTROLS for loss in found[path]["loss"])
@@ -167,13 +171,80 @@ def test_cell_of_the_hub(name, tmp_path):
 
 @pytest.mark.usefixtures("hub_data")
 def test_data_of_the_hub():
-    """Fine classes, not coarse ones; whole articles."""
-    (cifar,) = data.load("cifar100").values()
-    assert cifar.sizes == {"image_size": 32, "num_channels": 3, "num_labels": 100}
-    assert sorted(torch.cat([batch["labels"] for batch in cifar.test]).tolist()) == list(range(20))
+    """Whole articles; CIFAR-10 by its id, and the same out of a folder that holds both splits."""
     found = texts.wikitext103()
     assert [len(part) for part in (found.train, found.test)] == [9, 4]
     assert found.test[0] == "".join(wikitext(4)[:5])
+    (hub,) = data.load("cifar10").values()
+    assert sorted(torch.cat([batch["labels"] for batch in hub.test]).tolist()) == sorted([*range(10), *range(10)])
+
+
+@pytest.fixture
+def cifar10(tmp_path, monkeypatch) -> Path:
+    """A folder with both splits, as the Hub has them, and a pretrained backbone."""
+    for split, number in {"train": 128, "test": 20}.items():
+        images(number, number, label=10).to_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+    monkeypatch.setattr(data, "CALIBRATION", 128)
+    monkeypatch.setattr(cifar, "EPOCHS", 2)
+    monkeypatch.setattr(cifar, "SMALL_EPOCHS", 1)
+    monkeypatch.setattr(cifar, "SIZES", {**cifar.SIZES, "hidden_size": 8, "num_hidden_layers": 2})
+    monkeypatch.setattr(cifar, "FOLDER", tmp_path / "backbone")
+    data.load.cache_clear()
+    cifar.pretrain(str(tmp_path))
+    return tmp_path
+
+
+SCALE = GRID.with_name("scale.yaml")
+
+
+def test_a_cell_of_which_the_front_is_computed_once(cifar10, tmp_path, monkeypatch):
+    """Its copies, put back behind the front, have the losses that the cell has."""
+    monkeypatch.setattr("benchmarks.paper.run.SMALL", -math.inf)
+    cell = tiny("orders-cifar10/place=8-sparse", grid=SCALE, place=2, ffn=256)
+    assert cell.is_cut
+    row = run_cell(cell, tmp_path, str(cifar10))
+    (pair,) = row["pairs"]
+    (found,) = pair["results"].values()
+    assert found.keys() == CONTROLS | {"ensemble"}
+    assert pair["orders"]["orders"] == 6
+    sources = data.load("cifar10", "vit", str(cifar10))
+    dense, _ = cifar.pretrained()
+    (end,) = {endpoint for endpoint in cell.pairs[0] if endpoint.seed == 1}
+    whole, rear = make_copy(cell, dense), load_file(tmp_path / "models" / f"copy-{cell.endpoint_key(end)}.safetensors")
+    whole.load_state_dict(
+        {
+            key: rear.get(key.replace("layers.1.", "layers.0."), tensor) if "layers.0." not in key else tensor
+            for key, tensor in whole.state_dict().items()
+        }
+    )
+    loss = evaluate(whole, sources["cifar10"].test, Accelerator(cpu=True)).loss
+    assert loss == pytest.approx(found["naive"]["loss"][0], abs=1e-5)
+    assert loss != pytest.approx(found["naive"]["loss"][-1], abs=1e-5)
+
+
+def test_cells_of_a_pretrained_language_model(tmp_path, monkeypatch):
+    """A Mixture of Experts behind the layers of a Llama; upcycled, it is near the model that it comes from."""
+    sizes = dict.fromkeys(("hidden_size", "intermediate_size"), 16) | {"num_hidden_layers": 3, "vocab_size": 300}
+    llama = LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True)).eval()
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(["winds"], vocab_size=300)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer)
+    monkeypatch.setattr("benchmarks.paper.data.load_tokenizer", lambda: tokenizer)
+    monkeypatch.setattr("benchmarks.paper.endpoints.load_smollm2", lambda: llama)
+    upcycled = tiny("smollm2-domains/place=30", grid=SCALE, place=2, depth=3, expert_width=16)
+    sources = data.load(upcycled.data, upcycled.model)
+    part, rear, moved = cut(upcycled, llama, sources)
+    assert (part.depth, part.layers) == (2, [0])
+    monkeypatch.setattr("benchmarks.paper.smollm2.UPCYCLING_NOISE", 0.0)
+    for name, own in moved.items():
+        losses = [
+            evaluate(model, batches, Accelerator(cpu=True)).loss
+            for model, batches in ((llama, sources[name].test), (make_copy(part, rear), own.test))
+        ]
+        assert losses[0] == pytest.approx(losses[1], abs=1e-5)
+    rows = [run_cell(upcycled, tmp_path), run_cell(tiny("smollm2/place=15", grid=SCALE, place=3, depth=3), tmp_path)]
+    assert rows[0]["pairs"][0]["results"].keys() == {"wikipedia", "shakespeare"}
+    assert "perplexity" in language(rows[1:])
 
 
 def test_where_there_is_no_barrier_no_order_is_better(runs, monkeypatch):
@@ -190,8 +261,11 @@ def test_copies_differ_where_they_must_and_only_there(runs):
     cell = tiny("frozen-vit/experts=4-sparse")
     sources = load(cell.data)
     (pair,) = cell.pairs
-    first, second = (trained_copy(cell, end, sources, runs / "models").model.state_dict() for end in pair)
-    backbone = trained_backbone(cell, sources, runs / "models").model.state_dict()
+    dense = trained_backbone(cell, sources, runs / "models").model
+    first, second = (
+        trained_copy(cell, end, dense, sources, runs / f"{end.seed}.safetensors").model.state_dict() for end in pair
+    )
+    backbone = dense.state_dict()
     different = {name for name in first if not torch.equal(first[name], second[name])}
     assert different == {name for name in first if ".layers.0.mlp." in name}
     assert all(torch.equal(first[name], backbone[name]) for name in first.keys() - different)
@@ -200,7 +274,6 @@ def test_copies_differ_where_they_must_and_only_there(runs):
 def test_upcycled_experts_are_near_one_dense_ffn(runs):
     from benchmarks.paper.data import load
     from benchmarks.paper.endpoints import trained_backbone
-    from benchmarks.paper.families import make_copy
 
     cell = tiny("upcycled/mixtral")
     dense = trained_backbone(cell, load(cell.data), runs / "models").model
@@ -224,14 +297,14 @@ def test_a_killed_run_goes_on(runs, monkeypatch):
 
 
 def test_shares_cover_everything_once():
-    cells = [cell for table in load_grid() for cell in table.cells]
+    cells = [cell for grid in (GRID, SCALE) for table in load_grid(grid) for cell in table.cells]
     assert len({cell.name for cell in cells}) == len(cells)
     shares = [share_of(cells, f"{i}/3") for i in (1, 2, 3)]
     assert sorted(cell.name for share in shares for cell in share) == sorted(cell.name for cell in cells)
 
 
 def test_reported_seeds_chose_nothing():
-    for table in load_grid():
+    for table in (*load_grid(), *load_grid(SCALE)):
         seeds = {seed for cell in table.cells for seed in cell.seeds}
         assert seeds <= ({1, 2, 3} if table.shape == "study" else {21, 22, 23, 24, 25})
     assert quick_cells()
@@ -241,7 +314,7 @@ def test_report(runs, tmp_path):
     rows = {name: run_cell(tiny(name), runs) for name in CELLS}
     tables = load_grid()
     pictures = draw(tables, rows, tmp_path)
-    found = render(tables, rows, pictures)
+    found = render(introduction(), tables, rows, pictures)
     assert found.count("not run") > 1
     naive = rows["upcycled/qwen2_moe"]["pairs"][0]["results"]["wikipedia"]["naive"]["loss_barrier"]
     assert f"| {naive:.3f} |" in found

@@ -62,7 +62,7 @@ def test_the_whole_command(folder, tmp_path, capsys):
     assert found["predictions"] == 12 * 31
     assert (tmp_path / "found/report.md").read_text() in printed
     assert found["paths"]["naive"]["loss_barrier"] > 5 * found["paths"]["aligned"]["loss_barrier"]
-    assert found["paths"].keys() == planted["paths"].keys()
+    assert found["paths"].keys() > planted["paths"].keys()
     for name, path in planted["paths"].items():
         assert found["paths"][name]["loss"] == pytest.approx(path["loss"], abs=1e-5)
 
@@ -74,7 +74,7 @@ def test_without_calibration(folder, tmp_path):
     found = json.loads((tmp_path / "out/report.json").read_text())
     assert list(found["paths"]) == ["naive", "naive + norms", "aligned", "aligned + norms"]
     assert found["dtype"] == "bfloat16"
-    assert found["repair"] is None
+    assert found["repair"] == {}
     errors = found["paths"]["naive"]["metrics"]["expected_calibration_error"]
     assert all(0 < error < 1 for error in errors)
 

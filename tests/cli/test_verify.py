@@ -36,6 +36,7 @@ def test_a_scrambled_folder_is_equal_and_a_spoilt_one_is_not(model, tmp_path, ca
     assert cli.main(["verify", before, spoilt, "--json"]) == 1
     found = json.loads(capsys.readouterr().out)
     assert not found["equal"]
+    assert any("changed by" in cause for cause in found["causes"])
     worst = max(found["layers"], key=lambda layer: layer["experts_difference"])
     assert worst["experts_difference"] > found["block_tolerance"]
     assert worst["num_experts"] > 1

@@ -191,7 +191,7 @@ def test_layers_removed(model):
         ),
         (plants.transposed, "projections are transposed in expert 3 in every layer"),
         (plants.scaled, "off by a constant factor (up_proj or down_proj x 0.4): expert 3 in every layer"),
-        (plants.zero, "nothing but zeros in down_proj of expert 3 in every layer"),
+        (plants.zero, "zero, or next to it, in one projection at least: expert 3 in every layer"),
         (plants.unrelated, "unrelated to every expert of A: expert 3 in every layer"),
         (plants.copied, "copies in every layer: slot 3 is a copy of expert 0"),
         (plants.not_finite, "NaN or infinite values in expert 3 of model.layers.0.mlp"),

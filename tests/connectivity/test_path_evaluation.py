@@ -59,14 +59,18 @@ def test_a_scrambled_sibling(family, accelerator):
 def test_every_path_and_its_report(accelerator, tmp_path):
     a, b = siblings.pair("mixtral")
     own = {name: tensor.clone() for name, tensor in a.state_dict().items()}
-    every = ("naive", "random", "units", "aligned")
+    every, controls = ("naive", "random", "units", "aligned"), ("pick", "reference_experts", "other_experts")
     repairs = ("norms", "rescale", "router")
-    options = {"variants": every, "calibration": siblings.loader(12, 16), "repairs": (*repairs, "auto")}
+    options = {"variants": (*every, *controls), "calibration": siblings.loader(12, 16), "repairs": (*repairs, "auto")}
     report = evaluate(a, scrambled(b), accelerator, **options)
     chains = [(), *((repair,) for repair in repairs)]
-    if report.repair.repairs not in chains:
-        chains.append(report.repair.repairs)
-    assert list(report.curves) == [repaired_name(variant, chain) for variant in every for chain in chains]
+    names = [
+        repaired_name(variant, chain)
+        for variant in every
+        for chain in dict.fromkeys([*chains, report.choices[variant].repairs])
+    ]
+    assert list(report.choices) == list(every)
+    assert list(report.curves) == [*names, *controls]
     assert len(report.curves[report.chosen].evaluations) == 3
     first = [point.evaluations[0].loss for point in report.curves.values()]
     last = [point.evaluations[-1].loss for point in report.curves.values()]
@@ -81,7 +85,7 @@ def test_every_path_and_its_report(accelerator, tmp_path):
     report.save(tmp_path)
     found = json.loads((tmp_path / "report.json").read_text())
     assert found["paths"]["aligned"]["loss"] == list(report.curves["aligned"].barrier.loss)
-    assert found["repair"]["repairs"] == list(report.repair.repairs)
+    assert found["repair"]["aligned"]["repairs"] == list(report.choices["aligned"].repairs)
     table = (tmp_path / "report.md").read_text()
     assert f"| naive | {barrier['naive']:.4f} [" in table
     assert f"**{report.chosen}** (chosen)" in table

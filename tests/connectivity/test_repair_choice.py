@@ -11,25 +11,24 @@ from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import MoeAligner, scramble
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.alignment import aligned, mean, temporarily_loaded
+from hf_moe_lmc.alignment import aligned, temporarily_loaded
 from hf_moe_lmc.connectivity import Calibrated, CalibrationData, calibrate_repairs, choose_repairs, evaluate
 from hf_moe_lmc.connectivity.repair_choice import repaired_name
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.merging import needs_data
+from hf_moe_lmc.merging import AUTOMATIC, needs_data
 from hf_moe_lmc.names import Repair
 from tests.connectivity import siblings
 from tests.models import build, inputs
 
 NAMES = ["moe_vit shared", "moe_gpt2 sparse", "mixtral", "qwen2_moe"]
-HALF, PLAIN, NORMS, GRAM = (0.5, 0.5), (), ("norms",), ("gram",)
-TWO, ALL = ("norms", "moments"), ("norms", "gram", "moments")
+HALF, NORMS = (0.5, 0.5), ("norms",)
 
 
 @contextmanager
 def calibrated(a, b, data=()):
     """The mean of `a`, which lends its place, and others, given as weights."""
     with temporarily_loaded(a) as saved:
-        yield Calibrated(saved, [saved, *b], moe_layers(a), CalibrationData.of(data), Accelerator(cpu=True))
+        yield Calibrated(saved, [saved, *b], moe_layers(a), CalibrationData.of(data), Accelerator(cpu=True), True)
 
 
 def pair(name: str, dtype: torch.dtype = torch.float32):
@@ -41,21 +40,11 @@ def same(x, y) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("noise", "expected"),
-    [
-        ({PLAIN: 0, NORMS: 0.2, ALL: 0.3}, PLAIN),
-        ({PLAIN: 0, NORMS: 0, ALL: 0}, PLAIN),  # a tie changes nothing
-        ({NORMS: 0, ALL: 0}, NORMS),
-        ({GRAM: 0}, GRAM),
-        ({NORMS: 0.2, GRAM: 0.3, TWO: 0}, TWO),
-        ({NORMS: 2, GRAM: 2, TWO: 2, ALL: 0}, ALL),  # each alone is worse than nothing
-        ({NORMS: math.nan, ALL: 0}, ALL),
-        (dict.fromkeys((NORMS, GRAM, TWO, ALL), math.nan) | {PLAIN: 0}, PLAIN),
-        ({PLAIN: math.nan, NORMS: 0}, PLAIN),
-    ],
+    ("plain", "repaired", "kept"),
+    [(0.3, 0.0, True), (0.0, 0.3, False), (0.0, 0.0, False), (0.0, math.nan, False), (math.nan, 0.0, False)],
 )
-def test_the_subset_of_the_lowest_loss_is_kept(noise, expected, monkeypatch):
-    """Merges that are the model itself, with more or less noise."""
+def test_auto_is_kept_where_it_lowers_the_held_out_loss(plain, repaired, kept, monkeypatch):
+    """Merges that are the model itself, with more or less noise; a tie changes nothing."""
     model = build("mixtral", dtype=torch.float32)
     tokens = inputs(model)["input_ids"]
     with torch.no_grad():
@@ -63,25 +52,24 @@ def test_the_subset_of_the_lowest_loss_is_kept(noise, expected, monkeypatch):
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     generator = torch.Generator().manual_seed(0)
     directions = {name: torch.randn(tensor.shape, generator=generator) for name, tensor in before.items()}
+    seen = []
 
-    def noisy(self, shares, repairs):
-        size = noise.get(tuple(repairs), 1)
+    def noisy(self, shares, repairs, statistics):
+        size = repaired if repairs else plain
         return {name: tensor + size * directions[name] for name, tensor in before.items()}
 
-    monkeypatch.setattr(Calibrated, "weights", noisy)
-    with calibrated(model, [], [{"input_ids": tokens, "labels": labels}] * 2) as merge:
-        choice = choose_repairs(merge, HALF)
-    assert choice.repairs == expected
-    assert list(choice.held_out_loss) == [
-        "aligned",
-        "aligned + norms",
-        "aligned + gram",
-        "aligned + moments",
-        "aligned + norms + gram",
-        "aligned + norms + moments",
-        "aligned + gram + moments",
-        "aligned + norms + gram + moments",
-    ]
+    def gathered(self, shares, batches):
+        seen.append(batches)
+        return {}
+
+    monkeypatch.setattr(Calibrated, "_merged", noisy)
+    monkeypatch.setattr(Calibrated, "_gathered", gathered)
+    batch = {"input_ids": tokens, "labels": labels}
+    with calibrated(model, [], [batch, batch | {"labels": tokens}]) as merge:
+        choice = choose_repairs(merge, HALF, "naive")
+    assert choice.repairs == (AUTOMATIC if kept else ())
+    assert list(choice.held_out_loss) == ["naive", "naive + norms + gram + moments"]
+    assert [len(batches) for batches in seen] == [1]  # calibrated on one half, tested on the other
     assert same(model.state_dict(), before)
 
 
@@ -107,6 +95,7 @@ CHANGED = {
     "norms": {"router", "up", "down"},
     "gram": {"up", "down"},
     "moments": {"down"},
+    "stronger": {"up", "down"},
     "rescale": {"down"},
     "router": {"router"},
 }
@@ -149,7 +138,7 @@ def test_a_layer_without_statistics_stays_on_the_line(repair, monkeypatch):
     a, b = pair("mixtral")
     monkeypatch.setattr(Calibrated, "statistics", lambda self, shares: {})
     with calibrated(a, [b.state_dict()]) as merge:
-        line = mean(merge.models, HALF)
+        line = merge.weights(HALF)
         assert same(dict(merge.weights(HALF, [repair])), dict(line))
 
 
@@ -204,7 +193,7 @@ def test_what_is_written_is_what_was_evaluated(repairs, tmp_path):
     curve = measured.curves[repaired_name("aligned", record["repairs"])]
     assert evaluate(on_disk, data, accelerator).loss == curve.midpoint_loss
     if repairs == "auto":
-        assert record["calibration"]["held_out_loss"] == measured.repair.held_out_loss
+        assert record["calibration"]["held_out_loss"] == measured.choices["aligned"].held_out_loss
 
 
 def test_several_models_are_repaired_at_their_shares(tmp_path):
@@ -232,4 +221,4 @@ def test_several_models_are_repaired_at_their_shares(tmp_path):
         ],
         siblings.loader(12, 8, 4),
     ) as merge:
-        assert losses["aligned"] == merge.held_out_loss((0.5, 0.25, 0.25), ())
+        assert losses["aligned"] == merge.held_out_losses((0.5, 0.25, 0.25), [()])[0]

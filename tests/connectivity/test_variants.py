@@ -9,6 +9,7 @@ from hf_moe_lmc import Alignment, align
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import aligned, mean, open_models
 from hf_moe_lmc.connectivity import VARIANTS, linear_path, points_of, variant_weights
+from hf_moe_lmc.connectivity.variants import UNAVERAGED, control_path
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Variant
 from hf_moe_lmc.symmetry import Permutation
@@ -31,6 +32,27 @@ def test_a_line_is_the_mean(name):
     assert same(dict(path(0.3)), dict(mean([a, b], (0.7, 0.3))))
     assert same(dict(path(0.0)), a)
     assert same(dict(path(1.0)), b)
+
+
+def test_a_line_of_given_layers_is_in_one_gauge():
+    a, b = (build("mixtral", seed=seed, dtype=torch.float32) for seed in (0, 1))
+    path, states = linear_path(a.state_dict(), b.state_dict(), alignable_layers(a)), [a.state_dict(), b.state_dict()]
+    assert same(dict(path(1.0)), states[1])
+    assert not same(dict(path(0.3)), dict(mean(states, (0.7, 0.3))))
+
+
+@pytest.mark.parametrize("variant", UNAVERAGED)
+def test_controls_that_average_no_experts(variant):
+    a, b = (build("mixtral", seed=seed, dtype=torch.float32).state_dict() for seed in (0, 1))
+    specs = alignable_layers(build("mixtral"))
+    found, line = dict(control_path(variant, a, b, specs)(0.5)), dict(mean([a, b], (0.5, 0.5)))
+    layers = {key for spec in specs for key in spec.tensor_names}
+    assert all(torch.equal(found[key], line[key]) for key in line.keys() - layers)
+    experts = [key for key in layers if ".experts." in key]
+    assert not any(torch.equal(found[key], line[key]) for key in experts)
+    if variant != "pick":
+        own = a if variant == "reference_experts" else b
+        assert all(torch.equal(found[key], own[key]) for key in layers)
 
 
 def test_every_name_is_a_variant():

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from hf_moe_lmc.matching import NullTest, expert_similarities, router_similarities
+from hf_moe_lmc.matching import NullTest, expert_similarities, matrix_similarity, router_similarities
 from hf_moe_lmc.matching.null import _involutions
 from hf_moe_lmc.moe import MoeLayer, act
 from hf_moe_lmc.symmetry import Permutation
@@ -122,3 +122,13 @@ def test_experts_without_weights():
     assert (z[:2] > 6).all()
     assert (z[2:4] == 0).all()
     assert z[4] > 6
+
+
+@pytest.mark.parametrize("shape", [(8, 64), (64, 8)])
+def test_matrices_as_they_stand(shape):
+    generator = torch.Generator().manual_seed(0)
+    a, b, noise = (torch.randn(shape, generator=generator) for _ in range(3))
+    z = matrix_similarity(a, a + noise).z.item()
+    assert z > 6
+    assert z == pytest.approx(matrix_similarity(a + noise, a).z.item(), rel=1e-3)
+    assert abs(matrix_similarity(a, b).z.item()) < 6

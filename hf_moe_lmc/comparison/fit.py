@@ -1,17 +1,16 @@
-"""One expert of B against one of A, units in the same order: which kind of the same, and how much changed."""
+"""Tensors, and experts whose units stand in one order, entry by entry: which kind of the same, and how much changed."""
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import reduce
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from hf_moe_lmc.moe import ExpertBank
-
-from .rows import column_squares, is_rounded, squares, wide
+from hf_moe_lmc.moe import ExpertBank, SymmetryGroup
 
 Kind = Literal[
     "identical",
@@ -32,15 +31,9 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 FACTOR = 0.01  # factors nearer to 1 are changes of the weights
 ROUNDING = 1e-5  # relative distances below it are rounding of float32
 GAIN = 0.5  # what a sign, a scale or a factor must leave of the distance at most to be believed
+_BLOCK = 2**16  # entries that stay in the cache
+_ROUNDED_TO = (torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)  # coarsest first
 _SIGNED = ("up_proj", "up_bias", "down_proj")
-
-
-@dataclass(frozen=True)
-class Freedom:
-    """What leaves the function of a unit alone: the sign of its up_proj row, and the degree of its free scale."""
-
-    signs: bool
-    scale_degree: int
 
 
 @dataclass(frozen=True)
@@ -73,19 +66,22 @@ def widened(expert: ExpertBank) -> ExpertBank:
     return expert.map(lambda tensor: tensor.to(dtype))
 
 
-def fit(a: ExpertBank, b: ExpertBank, freedom: Freedom) -> Fit:
-    """How expert b comes from expert a, both banks of one, as stored, units in one order."""
+def fit(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> Fit:
+    """How expert b comes from expert a, both banks of one, as stored, units in one order.
+
+    Of signs and scales that `group` leaves free, those that bring them closest count.
+    """
     if _same_bits(a, b):
         return Fit("identical", None)
     sums = _Sums.of(a, b)
-    flipped = sums.dots(*_SIGNED) < 0 if freedom.signs else torch.zeros(1, dtype=torch.bool)
+    flipped = sums.dots(*_SIGNED) < 0 if group.unit_signs else torch.zeros(1, dtype=torch.bool)
     if not flipped.any():
-        return _rescaling_fit(a, b, sums, freedom)
+        return _rescaling_fit(a, b, sums, group)
     signs = torch.where(flipped, -1.0, 1.0)
     b = _times(b, {name: signs for name in _SIGNED if name in b.tensors()})
     if _same_bits(a, b):
         return Fit("identical", None, signs=True)
-    return replace(_rescaling_fit(a, b, _Sums.of(a, b), freedom), signs=True)
+    return replace(_rescaling_fit(a, b, _Sums.of(a, b), group), signs=True)
 
 
 @dataclass(frozen=True)
@@ -104,11 +100,7 @@ class _Sums:
             if name == "down_proj":
                 sums[name] = column_squares(x[name][0], y[name][0])
             else:
-                # A row per unit; down_bias, which belongs to none, is one row.
-                rows = [
-                    t[0] if t.ndim == 3 else t if name == "down_bias" else t[0][:, None] for t in (x[name], y[name])
-                ]
-                sums[name] = squares(*rows)
+                sums[name] = squares(_unit_rows(name, x[name]), _unit_rows(name, y[name]))
         return cls(*({name: own[part].double() for name, own in sums.items()} for part in range(3)))
 
     @property
@@ -136,28 +128,28 @@ class _Sums:
         return math.sqrt(total / norm) if norm > 0 else math.inf
 
 
-def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, freedom: Freedom) -> Fit:
+def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, group: SymmetryGroup) -> Fit:
     """The fit of experts whose signs agree, with the factors and scales that explain most of the distance, if any."""
     change = sums.change
     if change > FACTOR / 2:
         constant = {name: _quotient(sums.dots(name).sum(), sums.norms[name].sum()) for name in sums.norms}
         by_unit = dict(constant)
-        if freedom.scale_degree:
+        if group.unit_scale_degree:
             up, down = sums.factors("up_proj", "up_bias"), sums.factors("down_proj")
             by_unit |= {name: up for name in ("up_proj", "up_bias") if name in constant} | {"down_proj": down}
         for factors in (constant, by_unit):
             if sums.change_after(factors) < GAIN * change:
                 rest = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in factors.items()})).change
-                return _scaled(factors, freedom, rest)
+                return _scaled(factors, group, rest)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
     is_rounding = eps < ROUNDING and change < 4 * eps
     return Fit("rounded" if is_rounding or _is_rounded(a, b, change) else "changed", change)
 
 
-def _scaled(factors: Mapping[str, Tensor], freedom: Freedom, change: float) -> Fit:
+def _scaled(factors: Mapping[str, Tensor], group: SymmetryGroup, change: float) -> Fit:
     gate, up, down = (factors.get(name, torch.ones(())) for name in ("gate_proj", "up_proj", "down_proj"))
-    if freedom.scale_degree:  # only what is left of the product is a factor
-        up, down = up**freedom.scale_degree * down, torch.ones(())
+    if group.unit_scale_degree:  # only what is left of the product is a factor
+        up, down = up**group.unit_scale_degree * down, torch.ones(())
     off = tuple(part.double().median().item() for part in (gate, up, down))
     if max(abs(factor - 1) for factor in off) > FACTOR:
         # pyrefly: ignore[bad-argument-type]
@@ -177,7 +169,7 @@ def _is_rounded(a: ExpertBank, b: ExpertBank, change: float) -> bool:
     return all(is_rounded(x[name][0], y[name][0]) for name in x)
 
 
-def _rows(name: str, tensor: Tensor) -> Tensor:
+def _unit_rows(name: str, tensor: Tensor) -> Tensor:
     """A row per unit; down_bias, which belongs to none, is one row."""
     return tensor[0] if tensor.ndim == 3 else tensor if name == "down_bias" else tensor[0][:, None]
 
@@ -198,3 +190,66 @@ def _times(expert: ExpertBank, factors: Mapping[str, Tensor]) -> ExpertBank:
         of_columns = factor.ndim == 0 or tensor.ndim == 2 or name == "down_proj"
         changed[name] = tensor.to(dtype) * (factor if of_columns else factor[..., None])
     return replace(expert, **changed)
+
+
+def wide(*tensors: Tensor) -> torch.dtype:
+    """The wider of float32 and the dtypes of `tensors`."""
+    return reduce(torch.promote_types, (tensor.dtype for tensor in tensors), torch.float32)
+
+
+def squares(
+    a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]
+) -> tuple[Float[Tensor, " R"], Float[Tensor, " R"], Float[Tensor, " R"]]:
+    """`(|a_r - b_r|^2, |a_r|^2, |b_r|^2)` of every row, in float32 or better; one pass."""
+    dtype, sums = wide(a, b), []
+    for x, y in _blocks(a, b):
+        x, y = x.to(dtype), y.to(dtype)
+        sums.append(torch.stack([torch.linalg.vector_norm(part, dim=1) for part in (x - y, x, y)]))
+    distances, norms, other_norms = torch.cat(sums, dim=1).square()
+    return distances, norms, other_norms
+
+
+def column_squares(
+    a: Shaped[Tensor, "R d"], b: Shaped[Tensor, "R d"]
+) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """The same of every column, along which the tensors are not stored."""
+    if a.stride(1) > a.stride(0) and b.stride(1) > b.stride(0):
+        return squares(a.mT, b.mT)
+    dtype = wide(a, b)
+    sums = torch.zeros(3, a.shape[1], dtype=dtype)
+    for x, y in _blocks(a, b):
+        x, y = x.to(dtype, copy=True), y.to(dtype, copy=True)
+        for total, part in zip(sums, (x - y, x, y), strict=True):
+            total += part.square_().sum(dim=0)  # a norm along this axis takes ten times as long
+    return sums[0], sums[1], sums[2]
+
+
+def is_rounded(a: Tensor, b: Tensor) -> bool:
+    """Whether one of two tensors of floating-point numbers is the other rounded to a narrower dtype.
+
+    Every entry differs by no more than that rounding allows, whatever dtype holds it now.
+    """
+    dtype = wide(a, b)
+    for target in _ROUNDED_TO:
+        if target.itemsize >= dtype.itemsize:
+            continue
+        limits = torch.finfo(target)
+        if all(_is_near(x, y, limits, dtype) for x, y in _blocks(_rows(a), _rows(b))):
+            for rounded in (a, b):
+                if all(torch.equal(x, x.to(target).to(x.dtype)) for x, _ in _blocks(_rows(rounded), _rows(rounded))):
+                    return True
+    return False
+
+
+def _is_near(x: Tensor, y: Tensor, limits: torch.finfo, dtype: torch.dtype) -> bool:
+    x, y = x.to(dtype), y.to(dtype)
+    return bool(((x - y).abs() <= limits.eps * torch.maximum(x.abs(), y.abs()) + limits.smallest_normal).all())
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    return tensor.flatten(1) if tensor.ndim > 1 else tensor.reshape(1, -1)
+
+
+def _blocks(a: Tensor, b: Tensor) -> list[tuple[Tensor, Tensor]]:
+    rows = max(1, _BLOCK // max(1, a.shape[1]))
+    return list(zip(a.split(rows), b.split(rows), strict=True))
