@@ -111,7 +111,7 @@ def verify(before: nn.Module, after: nn.Module, batches: Mapping[str, Batches] |
     before.eval()
     after.eval()
     kinds = {"random": random_batches(before)} if batches is None else batches
-    with threads_for(before.num_parameters()), ExitStack() as stack:
+    with threads_for(sum(tensor.numel() for tensor in before.parameters())), ExitStack() as stack:
         blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
         outputs = {kind: _output_difference(before, after, Progress(of, desc=kind)) for kind, of in kinds.items()}
     for block in blocks:
