@@ -80,7 +80,7 @@ def test_bytes_do_not_depend_on_the_number_of_workers(tmp_path, monkeypatch, cap
         for command in (
             ["align", "a", "b", "-o", f"{threads}/alignment"],
             ["apply", f"{threads}/alignment", "b", "-o", f"{threads}/applied"],
-            ["merge", "a", "b", "--repair", "norms", "-o", f"{threads}/merged"],
+            ["merge", "a", "b", "--force", "--repair", "norms", "-o", f"{threads}/merged"],
         ):
             (tmp_path / threads).mkdir(exist_ok=True)
             assert cli.main([*command, "--threads", threads, "--quiet"]) == 0, capsys.readouterr().err

@@ -43,7 +43,7 @@ def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) 
     for command in (
         ["align", a, b, "-o", alignment],
         ["apply", alignment, b, "-o", applied],
-        ["merge", a, b, "--alignment", alignment, "-o", merged],
+        ["merge", a, b, "--force", "--alignment", alignment, "-o", merged],
     ):
         if code := forked.command([*command, "--overwrite"], folder.with_name(f"{folder.name}-errors-{index}")):
             return code
