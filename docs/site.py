@@ -13,6 +13,7 @@ OUTSIDE = (
     "benchmarks/*.py",
     "benchmarks/results/*",
     "examples/*.*",
+    "examples/space/*.*",
     "model_cards/**/*.*",
 )
 

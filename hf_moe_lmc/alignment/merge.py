@@ -68,10 +68,11 @@ def normalised_shares(shares: Sequence[float] | None, models: int) -> Shares:
         BadInputError: they are not one per model, one is negative, or all are 0.
     """
     given = [1.0] * models if shares is None else [float(share) for share in shares]
-    total = math.fsum(given)
-    if len(given) != models or min(given) < 0 or not 0 < total < math.inf:
+    if len(given) != models or not all(0 <= share < math.inf for share in given) or not any(given):
         raise BadInputError(f"shares {given} for {models} models; give one per model, none negative, not all 0")
-    return tuple(share / total for share in given)
+    exponent = math.frexp(max(given))[1]
+    scaled = [math.ldexp(share, -exponent) for share in given]  # exactly; their sum does not overflow
+    return tuple(share / math.fsum(scaled) for share in scaled)
 
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:

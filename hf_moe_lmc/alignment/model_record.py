@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import xxhash
 from torch import Tensor
@@ -25,11 +24,6 @@ class ModelRecord:
     name: str
     commit: str | None
     digests: dict[str, str]
-
-    @classmethod
-    def of_record(cls, entries: Mapping[str, Any]) -> "ModelRecord":
-        """Return the record in `entries`; entries that this version does not know are left out."""
-        return cls(entries["name"], entries["commit"], entries["digests"])
 
     def check(self, spec: MoeLayerSpec, tensors: Mapping[str, Tensor], name: str) -> None:
         """Raise `IncompatiblePairError` unless the layer in `tensors`, of the model `name`, is the recorded one."""

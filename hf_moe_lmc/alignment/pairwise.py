@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import Tensor
+from transformers.utils import logging
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import max_abs, output_folder, sync
+from hf_moe_lmc.checkpoints import OF_A_CARD, max_abs, output_folder, sync
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.progress import Progress
@@ -30,6 +31,9 @@ from .resources import Resources, matching_bytes
 from .saved_alignment import SAVED_FILES
 
 LARGEST = 1e15  # sums of squares stay within float32
+MANY_EXPERTS = 128
+
+logger = logging.get_logger(__name__)
 
 
 @one_thread_per_operation()
@@ -58,6 +62,12 @@ def align_pair(
     pairs = list(zip(reference.layers, other.layers, strict=True))
     team = Team.of(pair.models)
     device = (resources or Resources()).device_for(matching_bytes(reference, other))
+    experts = max((spec.num_experts for spec in reference.layers), default=0)
+    if config.expert_order == "joint" and experts > MANY_EXPERTS:
+        logger.warning_once(
+            f'the expert order "joint" matches the units of up to {experts**2:,} pairs of experts in a layer, '
+            f'"auto" of at most {4 * experts:,}'
+        )
     share, parts = team.share(pairs), []
     with _progress(reference, other, share, hidden=team.index > 0) as bar:
         for spec, other_spec in share:
@@ -97,7 +107,7 @@ def align_into(
         "versions": versions(),
     }
     paths = [path for side in pair.models for path in side.paths]
-    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, SAVED_FILES)
+    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, (*SAVED_FILES, *OF_A_CARD))
     with folder if processes().is_main_process else nullcontext() as staged:
         (kept,) = broadcast_object_list([staged.scratch if staged else None])
         # On another machine the folder may not exist; layers are then aligned there again.
@@ -149,6 +159,11 @@ def _align_layer(
         layer = align_layers(spec.read(tensors), other_spec.read(other_tensors), config.expert_order)
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
+    except BadInputError as error:
+        raise BadInputError(
+            f"layer {spec.name} of {reference.name} and {other.name}: {error}; such large weights need another expert "
+            "order, as gate is"
+        ) from None
     return Alignment(
         {spec.name: layer},
         config,

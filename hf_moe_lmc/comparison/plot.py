@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from hf_moe_lmc.alignment.alignment_plot import MOST_LABELS, short_names, shown_ticks
+
 from .comparison import Comparison
 from .fit import Kind
 from .layers import LayerComparison
@@ -54,16 +56,19 @@ def plot_comparison(comparison: Comparison, file: str | Path) -> None:
     rows = [layer_cells(layer) for layer in comparison.layers]
     width = max((len(cells) for cells in rows), default=1)
     numbers = width <= _MOST_NUMBERS
-    height = 0.34 if len(rows) <= 16 else max(0.13, 5.5 / len(rows))  # inches
-    size = (max(7.0, 4.2 + 0.34 * width) if numbers else 13.0, 1.9 + height * max(1, len(rows)))
-    figure = Figure(figsize=size, layout="constrained")
+    few = len(rows) <= MOST_LABELS
+    height = 0.34 if few else max(0.13, 5.5 / len(rows))  # inches
+    size = (min(max(7.0, 4.2 + 0.34 * width), 9.5), 1.9 + height * max(1, len(rows)))
+    figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panel = figure.subplots()
     _draw(panel, rows, width, numbers)
-    font = 8 if height > 0.2 else 5.5
-    panel.set_yticks(range(len(rows)), [layer.name for layer in comparison.layers], fontsize=font)
-    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(width, 16)))
+    names, ticks = short_names([layer.name for layer in comparison.layers]), shown_ticks(len(rows))
+    panel.set_yticks(ticks, [names[i] for i in ticks])
+    panel.set_ylabel("layer", fontsize=9)
+    panel.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=min(width, MOST_LABELS)))
     for row, layer in enumerate(comparison.layers):
-        panel.text(width - 0.3, row, _ROUTERS.get(layer.router, ""), fontsize=font, va="center")
+        if few or layer.router != "with experts":
+            panel.text(width - 0.3, row, _ROUTERS.get(layer.router, ""), fontsize=8 if few else 6, va="center")
     experts = max((layer.num_experts for layer in comparison.layers), default=width)
     if width > experts:
         panel.axvline(experts - 0.5, color="black", linewidth=1)
@@ -106,7 +111,7 @@ def _draw(panel: "Axes", rows: list[list[Cell]], width: int, numbers: bool) -> N
                     1,
                     facecolor=COLOURS[kind],
                     edgecolor="#999999" if missing else "white",
-                    linewidth=0.8 if numbers else 0.2,
+                    linewidth=0.8 if numbers else 0,
                     hatch="////" if missing and numbers else None,
                 )
             )

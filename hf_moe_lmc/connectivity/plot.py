@@ -153,7 +153,7 @@ def _limits(values: Sequence[np.ndarray], level: float | None) -> tuple[float | 
     if not finite:
         return None, None
     low, high = min([*finite, *([] if level is None else [level])]), max(finite)
-    room = ROOM * (high - low)
+    room = ROOM * ((high - low) or 1)  # a level line has a height, too
     return low - room, high + room
 
 

@@ -1,41 +1,37 @@
-"""The page is what the script says; the script runs."""
+"""The notebook runs, and was kept with its outputs."""
 
-import render_walkthrough
+import json
 
 from tests.examples.conftest import EXAMPLES
 
-TINY = '["--max_train_samples", "64", "--max_eval_samples", "16", "--max_steps", "1"]'
+NOTEBOOK = json.loads((EXAMPLES / "walkthrough.ipynb").read_text("utf-8"))
+CODE = [cell for cell in NOTEBOOK["cells"] if cell["cell_type"] == "code"]
+TINY = {
+    "quick = []": 'quick = ["--max_train_samples", "64", "--max_eval_samples", "16", "--max_steps", "1"]',
+    "points=11": "points=3",
+    "range(500)": "range(8)",
+    "range(256)": "range(4)",
+    "batch_size=128": "batch_size=2",
+}
 
 
-def test_the_page_is_made_of_the_cells_of_the_script():
-    page = (EXAMPLES / "walkthrough.md").read_text("utf-8")
-    found = render_walkthrough.cells((EXAMPLES / "walkthrough.py").read_text("utf-8"))
-    assert len(found) > 10
-    for is_text, content in found:
-        assert (content if is_text else f"```python\n{content}\n```") in page
-    assert (EXAMPLES / "walkthrough/curves.png").exists()
+def test_it_was_kept_as_it_ran():
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    outputs = [output for cell in CODE for output in cell["outputs"]]
+    assert not any(output["output_type"] == "error" for output in outputs)
+    assert "image/png" in CODE[-1]["outputs"][-1]["data"]
+    assert (EXAMPLES / "walkthrough.ipynb").stat().st_size < 300_000
 
 
-def test_the_script_runs_at_a_tiny_size(tmp_path, monkeypatch):
+def test_it_runs_at_a_tiny_size(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    source = (EXAMPLES / "walkthrough.py").read_text("utf-8")
-    assert "quick = []" in source
-    source = (
-        source.replace("quick = []", f"quick = {TINY}")
-        .replace("points=11", "points=3")
-        .replace("range(500)", "range(8)")
-    )
-    page = render_walkthrough.rendered(
-        source.replace("range(256)", "range(4)").replace("batch_size=128", "batch_size=2")
-    )
-    assert "equal up to rounding: True" in page
-    assert "naive + rescale    loss barrier" in page
+    source = "\n".join("".join(cell["source"]) for cell in CODE)
+    for full, tiny in TINY.items():
+        assert full in source
+        source = source.replace(full, tiny)
+    exec(source, {"__name__": "walkthrough"})
+    shown = capsys.readouterr().out
+    assert "equal up to rounding: True" in shown
+    assert "Loss barrier of the path: " in shown
     assert (tmp_path / "walkthrough-run/merged/model.safetensors").exists()
-
-
-def test_text_and_code_are_told_apart():
-    source = "# %% [markdown]\n# # Title\n#\n# text\n\n# %%\na = 6 * 7\nprint(a)\n"
-    assert render_walkthrough.cells(source) == [(True, "# Title\n\ntext"), (False, "a = 6 * 7\nprint(a)")]
-    assert render_walkthrough.rendered(source).startswith(
-        "# Title\n\ntext\n\n```python\na = 6 * 7\nprint(a)\n```\n\n```text\n42\n```\n"
-    )
+    assert (tmp_path / "walkthrough-run/path/curves.png").exists()
