@@ -1,123 +1,229 @@
-"""A merge that is killed (kill -9) at random moments, again and again.
+"""Every command that writes, killed at random moments, again and again.
 
-python -m benchmarks.kill_writer [--times 50] [--seed 0]
+python -m benchmarks.kill_writer [--times 40] [--seed 0] [--jobs merge align ...]
 
-A moment is a step of the writing, which all are as likely, and a part of the time that its steps take in this very run.
-After every kill the output must be absent, or complete and byte for byte that of an undisturbed run; so must be the
-output of the run that goes on. Exits with 1 if not.
+A killed process is a copy of this one that dies of a timer of its own processor time, so the load of the machine does
+not matter: half of the moments lie anywhere in the run, the other half in the last 50 ms of an undisturbed one. After
+every kill the output must be as before (absent, or what is being replaced), or complete; the same command is then given
+again, and must end with the very bytes of an undisturbed run (of plots, which hold dates, with the same files), or
+refuse an output that is complete. Nothing else may be left in the folder. Exits with 1 if not.
 """
 
 import argparse
-import json
-import multiprocessing
+import contextlib
+import os
 import random
+import resource
 import shutil
+import signal
 import sys
 import tempfile
-import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from transformers import MixtralConfig
+from transformers.utils import logging
 
-from hf_moe_lmc import Alignment, align, aligner
+from hf_moe_lmc import Alignment, aligner, apply, cli
+from hf_moe_lmc.errors import OutputError
 
 from .pair import write_pair
 
-POLL_SECONDS = 0.001
-
-# Processes are forked from one that has imported everything, so that the kills meet the merge and not the imports.
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["hf_moe_lmc.aligner", "transformers.models.mixtral.modeling_mixtral"])
-
-
-def merge(folder: Path) -> None:
-    """Merge into `folder`/out."""
-    alignment = Alignment.from_pretrained(folder / "alignment")
-    aligner.merge(folder / "a", folder / "b", alignment, output=folder / "out")
+LAST_SECONDS = 0.05
+CONFIG = MixtralConfig(
+    vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+    num_key_value_heads=2, num_local_experts=4,
+)  # fmt: skip
+DONE, REFUSED, FAILED = 0, 3, 4  # of a copy of this process
 
 
-def run(folder: Path, stop_after: int | None = None, part: float = 0.0) -> int:
-    """Merge in a process of its own; the number of steps that were seen done.
+@dataclass(frozen=True)
+class Job:
+    """A command.
 
     Args:
-        folder: of the pair, its alignment, and `out`.
-        stop_after: kill the process so many steps after it has begun to write; None lets it end.
-        part: of the mean time of this run's steps that passes until then, so that load does not matter.
+        run: writes `out` in a folder that holds two models, `a` and `b`, and the alignment of the second.
+        replaces: whether there is an earlier output, which is to be replaced.
+        compared: end of the names of the files whose bytes are compared.
     """
-    process = SERVER.Process(target=merge, args=(folder,))
-    process.start()
-    start, done, journal = time.perf_counter(), 0, journal_of(folder)
-    while process.is_alive():
-        done = max(done, steps_done(folder))
-        if stop_after is not None and journal.exists() and done >= stop_after:
-            time.sleep(part * (time.perf_counter() - start) / (done + 1))
-            process.kill()
-        time.sleep(POLL_SECONDS)
-    process.join()
-    return done
+
+    run: Callable[[Path], object]
+    replaces: bool = False
+    compared: tuple[str, ...] = ("",)
 
 
-def content(folder: Path) -> dict[str, bytes] | None:
-    """File -> bytes; None for a folder that is absent."""
-    files = sorted(folder.rglob("*"))
-    return (
-        {str(file.relative_to(folder)): file.read_bytes() for file in files if file.is_file()}
-        if folder.exists()
-        else None
-    )
+def _merge(*others: str, t: object = None, repairs: tuple[str, ...] = (), overwrite: bool = False) -> Callable:
+    def run(folder: Path) -> None:
+        alignments = [Alignment.from_pretrained(folder / "alignment") for _ in others]
+        paths = [folder / name for name in others]
+        options = {"repairs": repairs, "overwrite": overwrite}
+        aligner.merge(folder / "a", paths, alignments, t, output=folder / "out", **options)
+
+    return run
 
 
-def journal_of(folder: Path) -> Path:
-    """Where a merge says which of its steps are done; gone when the output is in place."""
-    return folder / ".out.hf_moe_lmc" / "journal.jsonl"
+def _align(folder: Path) -> None:
+    aligner.align(folder / "a", folder / "b", output=folder / "out")
 
 
-def steps_done(folder: Path) -> int:
-    """Steps that a run has recorded."""
-    try:
-        return max(journal_of(folder).read_bytes().count(b"\n") - 1, 0)
-    except FileNotFoundError:
-        return 0
+def _apply(folder: Path) -> None:
+    apply(Alignment.from_pretrained(folder / "alignment"), folder / "b", folder / "out")
 
 
-def kill_once(folder: Path, stop_after: int, part: float, expected: dict[str, bytes] | None) -> tuple[str, int]:
-    """What a kill leaves: the state of the output, and the steps that need not be done again."""
-    run(folder, stop_after, part)
-    found, steps = content(folder / "out"), steps_done(folder)
-    state = "absent" if found is None else "complete" if found == expected else "MIXED"
-    if state == "absent":
-        run(folder)
-        if content(folder / "out") != expected:
-            state = "RESUMED WRONGLY"
+def _evaluate(folder: Path) -> None:
+    data = ["--dataset", str(folder / "rows"), "--calibration-examples", "0", "--batch-size", "4", "--length", "16"]
+    what = ["--points", "3", "--variants", "naive", "--repair", "norms", "-o", str(folder / "out")]
+    if (code := cli.main(["evaluate", str(folder / "a"), str(folder / "b"), *data, *what])) != 0:
+        raise OutputError(f"exit code {code}") if code == OutputError.exit_code else RuntimeError(f"exit code {code}")
+
+
+JOBS: dict[str, Job] = {
+    "align": Job(_align),
+    "apply": Job(_apply),
+    "merge": Job(_merge("b")),
+    "merge, three t": Job(_merge("b", t=(0.25, 0.5, 1.0))),
+    "merge, repaired": Job(_merge("b", repairs=("norms", "gram"))),
+    "merge, three models": Job(_merge("b", "b")),
+    "merge, replacing": Job(_merge("b", t=0.3, overwrite=True), replaces=True),
+    "evaluate": Job(_evaluate, compared=("report.json", "report.md")),
+}
+
+
+def copy(job: Job, folder: Path, seconds: float | None = None) -> tuple[int, float]:
+    """Run a job in a copy of this process, which dies after so many seconds of processor time.
+
+    Returns:
+        its exit code, or minus the signal that ended it; the seconds that it took.
+    """
+    before = _seconds()
+    if (child := os.fork()) == 0:
+        code = FAILED
+        try:
+            if seconds is not None:
+                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which is to end at once
+                signal.setitimer(signal.ITIMER_PROF, seconds)
+            with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+                job.run(folder)
+            code = DONE
+        except OutputError:
+            code = REFUSED
+        except BaseException:
+            traceback.print_exc()
+        os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), _seconds() - before
+
+
+def _seconds() -> float:
+    """Processor time of all children so far."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def content(folder: Path, compared: tuple[str, ...] = ("",)) -> dict[str, bytes] | None:
+    """File -> bytes, of those that are compared; None for a folder that is absent."""
+    if not folder.exists():
+        return None
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(f.relative_to(folder)): f.read_bytes() if f.name.endswith(compared) else b"" for f in files}
+
+
+def prepare(job: Job, folder: Path, earlier: Path) -> None:
+    """Put the folder in the state in which the job finds it."""
     shutil.rmtree(folder / "out", ignore_errors=True)
-    return state, steps
+    if job.replaces:
+        shutil.copytree(earlier, folder / "out")
+
+
+def kill_once(job: Job, folder: Path, earlier: Path, seconds: float, expected: dict[str, bytes]) -> str | None:
+    """Kill, give the command again; what was found, with "!" at the end if it must not be. None: it ended before."""
+    prepare(job, folder, earlier)
+    names, before = sorted(folder.iterdir()), content(folder / "out", job.compared)
+    code, _ = copy(job, folder, seconds)
+    if code != -signal.SIGPROF:
+        return None if code == DONE else f"ended by itself with {code}!"
+    found = content(folder / "out", job.compared)
+    complete = found is not None and found == expected
+    state = "complete" if complete else "as before" if found == before else "absent"
+    if found not in (before, expected, None):
+        return "mixed!"
+    if state == "as before" and sorted(folder.iterdir()) == names:
+        state += ", nothing begun"
+    for lock in folder.glob(".*.lock"):
+        if not lock.stat().st_size:
+            state += ", lock without a name"
+            os.utime(lock, (0, 0))  # it lapses after ten seconds
+    again, _ = copy(job, folder)
+    if again != DONE and not (again == REFUSED and complete and not job.replaces):
+        return f"{state}: ended with {again} when given again!"
+    if content(folder / "out", job.compared) != expected:
+        return f"{state}: ended differently!"
+    left = set(folder.iterdir()) - {*names, folder / "out"}
+    return f"{state}: {sorted(left)} is left!" if left else state
 
 
 def main() -> int:
     """Kill, check, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=50)
+    parser.add_argument("--times", type=int, default=40, help="kills of every job")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     options = parser.parse_args()
-    draw = random.Random(options.seed)
-    config = MixtralConfig(
-        vocab_size=2000, hidden_size=256, intermediate_size=512, num_hidden_layers=6, num_attention_heads=4,
-        num_key_value_heads=2, num_local_experts=8,
-    )  # fmt: skip
+    torch.set_num_threads(1)
+    logging.set_verbosity_error()
+    wrong = False
     with tempfile.TemporaryDirectory() as path:
-        folder = Path(path)
-        write_pair(folder, config)
-        align(folder / "a", folder / "b").save_pretrained(folder / "alignment")
-        steps = run(folder)
-        expected = content(folder / "out")
-        shutil.rmtree(folder / "out")
-        moments = [(draw.randint(0, steps), draw.random()) for _ in range(options.times)]
-        outcomes = Counter(kill_once(folder, *moment, expected) for moment in moments)
-    for (state, done), count in sorted(outcomes.items()):
-        sys.stdout.write(f"{count:4} x output {state}, {done} of {steps} steps done\n")
-    sys.stdout.write(json.dumps({"bytes": sum(map(len, (expected or {}).values()))}) + "\n")
-    return any(state.isupper() for state, _ in outcomes)
+        folder = Path(path) / "work"
+        folder.mkdir()
+        write_pair(folder, CONFIG)
+        write_rows(folder)
+        aligner.align(folder / "a", folder / "b").save_pretrained(folder / "alignment")
+        for name in options.jobs:
+            states = kill_often(JOBS[name], folder, Path(path) / "earlier", random.Random(options.seed), options.times)
+            for state, count in sorted(states.items()):
+                sys.stdout.write(f"{name}: {count:4} x {state}\n")
+                wrong |= state.endswith("!")
+            sys.stdout.flush()
+    return wrong
+
+
+def kill_often(job: Job, folder: Path, earlier: Path, draw: random.Random, times: int) -> Counter[str]:
+    """What was found after so many kills."""
+    job.run(folder)  # also imports and compiles what the copies then need not
+    shutil.rmtree(earlier, ignore_errors=True)
+    shutil.move(folder / "out", earlier)
+    if job.replaces:
+        JOBS["apply"].run(folder)
+        shutil.rmtree(earlier)
+        shutil.move(folder / "out", earlier)
+    prepare(job, folder, earlier)
+    code, seconds = copy(job, folder)
+    expected = content(folder / "out", job.compared)
+    assert code == DONE
+    assert expected
+    states = Counter[str]()
+    while states.total() < times:
+        first = 0.001 if draw.random() < 0.5 else seconds - LAST_SECONDS
+        if state := kill_once(job, folder, earlier, draw.uniform(max(first, 0.001), seconds), expected):
+            states[state] += 1
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    return states
+
+
+def write_rows(folder: Path) -> None:
+    """A text, and a tokenizer for the models that reads it."""
+    from tokenizers import Tokenizer, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    (folder / "rows").mkdir()
+    (folder / "rows" / "text.txt").write_text("abcdefghijklmnop" * 40)
+    words = Tokenizer(models.WordLevel({chr(97 + number): number for number in range(26)}, unk_token="a"))
+    words.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    for name in "ab":
+        PreTrainedTokenizerFast(tokenizer_object=words, unk_token="a").save_pretrained(folder / name)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@
     accelerate launch --num_processes 4 examples/align_and_merge.py ...
 
 Writes into the output folder: `alignment/` (permutations, a few kB), `merged/t-0.25/`, `t-0.5/`, `t-0.75/` (ordinary
-checkpoints), `layers.md` (distances), and `path/` (report, table and pictures of the path).
+checkpoints), `layers.md` (distances), and `path/` (report, table and plots of the path).
 
 Language models are evaluated on blocks of text, image classifiers on images; without `--dataset`, on what the
 fine-tuning examples kept for it.

@@ -27,9 +27,9 @@ from hf_moe_lmc.comparison import plot_comparison
 
 @dataclass
 class CompareArguments:
-    """The models, and where the picture goes."""
+    """The models, and where the plot goes."""
 
-    output_dir: str = field(metadata={"help": "folder for the picture, and for the models if none are given"})
+    output_dir: str = field(metadata={"help": "folder for the plot, and for the models if none are given"})
     models: list[str] | None = field(
         default=None, metadata={"help": "two folders or repositories on the Hub; default: a model, and broken"}
     )
@@ -64,7 +64,7 @@ def broken_copy(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def main(arguments: CompareArguments) -> None:
-    """Compare two models, in words and as a picture."""
+    """Compare two models, in words and as a plot."""
     folder = Path(arguments.output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     models = arguments.models

@@ -34,10 +34,10 @@ class MoeArguments:
     """The Mixtures of Experts that replace FFNs of a dense model."""
 
     moe_variant: MoeVariant = field(
-        default="sparse", metadata={"help": "dense: all experts answer; shared: sparse plus always-active experts"}
+        default="sparse", metadata={"help": "dense: all experts are active; shared: sparse plus always-active experts"}
     )
     num_experts: int = field(default=4, metadata={"help": "E, routed experts per layer"})
-    num_experts_per_tok: int = field(default=2, metadata={"help": "K, experts that answer a token"})
+    num_experts_per_tok: int = field(default=2, metadata={"help": "K, experts that are active for a token"})
     moe_intermediate_size: int = field(default=256, metadata={"help": "F, units of an expert"})
     moe_layers: list[int] = field(default_factory=lambda: [0], metadata={"help": "layers whose FFN is replaced"})
     freeze_backbone: bool = field(default=False, metadata={"help": "train the Mixtures of Experts only"})

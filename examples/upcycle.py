@@ -51,7 +51,7 @@ class UpcyclingArguments:
         default=None, metadata={"help": "a Llama or a Mistral in a folder or on the Hub; default: a small one"}
     )
     num_experts: int = field(default=4, metadata={"help": "E, copies of every FFN"})
-    num_experts_per_tok: int = field(default=2, metadata={"help": "K, experts that answer a token"})
+    num_experts_per_tok: int = field(default=2, metadata={"help": "K, experts that are active for a token"})
     noise: float = field(
         default=0.1, metadata={"help": "standard deviation added to the copies, in units of that of their weights"}
     )

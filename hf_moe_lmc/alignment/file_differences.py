@@ -93,10 +93,17 @@ def _content(file: Path) -> Any:
     if file.name == "tokenizer.json":
         return _tokenizer(file)
     if file.suffix == ".json":
-        return {"tokens": read_json(file)}
+        return {"tokens": _numbered(read_json(file), file)}
     if file.name == "merges.txt":
         return [line for line in file.read_bytes().splitlines() if line and not line.startswith(b"#version")]
     return file.read_bytes()
+
+
+def _numbered(tokens: dict[Any, Any], file: Path) -> dict[str, int]:
+    """`tokens`, if they are words with their numbers."""
+    if not all(type(token) is str and type(number) is int for token, number in tokens.items()):
+        raise BadInputError(f"{file} holds no tokens and their numbers; download it again")
+    return tokens
 
 
 def _tokenizer(file: Path) -> dict[str, Any]:
@@ -114,9 +121,9 @@ def _tokenizer(file: Path) -> dict[str, Any]:
         rules = {token["content"]: [bool(token.get(key)) for key in ("lstrip", "rstrip")] for token in added}
         tokens = dict(vocabulary) | {token["content"]: token["id"] for token in added}
         cutting = {key: dict(enumerate(_steps(values.get(key)))) for key in ("normalizer", "pre_tokenizer")}
-    except (AttributeError, KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, StopIteration, TypeError, ValueError):
         raise BadInputError(f"{file} holds no tokenizer; download it again") from None
-    return {"tokens": tokens, "model": model, "added_tokens": rules} | cutting
+    return {"tokens": _numbered(tokens, file), "model": model, "added_tokens": rules} | cutting
 
 
 def _steps(rule: dict[str, Any] | None) -> list[dict[str, Any]]:

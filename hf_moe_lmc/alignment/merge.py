@@ -51,28 +51,34 @@ class MergeRepairs:
         return cls(tuple(repairs), record={"repairs": list(repairs)})
 
 
-def shares_at(t: float) -> Shares:
+def shares_at(t: float, extrapolate: bool = False) -> Shares:
     """The shares of two models at t.
 
     Raises:
-        BadInputError: `t` is outside [0, 1].
+        BadInputError: `t` is outside [0, 1], and not to extrapolate.
     """
-    if not 0 <= t <= 1:
-        raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other)")
+    if not (0 <= t <= 1 or (extrapolate and math.isfinite(t))):
+        raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other), or extrapolate")
     return (1 - t, t)
 
 
-def normalised_shares(shares: Sequence[float] | None, models: int) -> Shares:
+def normalised_shares(shares: Sequence[float] | None, models: int, extrapolate: bool = False) -> Shares:
     """Shares of any unit with sum 1; all the same for None.
 
     Raises:
-        BadInputError: they are not one per model, one is negative, or all are 0.
+        BadInputError: they are not one per model, one is negative and not to extrapolate, or their sum is not positive.
     """
     given = [1.0] * models if shares is None else [float(share) for share in shares]
-    total = math.fsum(given)
-    if len(given) != models or min(given) < 0 or not 0 < total < math.inf:
-        raise BadInputError(f"shares {given} for {models} models; give one per model, none negative, not all 0")
-    return tuple(share / total for share in given)
+    kind = "of positive sum" if extrapolate else "none negative, not all 0"
+    refusal = BadInputError(f"shares {given} for {models} models; give one per model, {kind}")
+    if len(given) != models or not all(map(math.isfinite, given)) or (min(given) < 0 and not extrapolate):
+        raise refusal
+    exponent = math.frexp(max(map(abs, given)))[1]
+    scaled = [math.ldexp(share, -exponent) for share in given]  # exactly; their sum does not overflow
+    total = math.fsum(scaled)
+    if total <= 0:
+        raise refusal
+    return tuple(share / total for share in scaled)
 
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import xxhash
 from torch import Tensor
@@ -26,17 +25,12 @@ class ModelRecord:
     commit: str | None
     digests: dict[str, str]
 
-    @classmethod
-    def of_record(cls, entries: Mapping[str, Any]) -> "ModelRecord":
-        """Return the record in `entries`; entries that this version does not know are left out."""
-        return cls(entries["name"], entries["commit"], entries["digests"])
-
     def check(self, spec: MoeLayerSpec, tensors: Mapping[str, Tensor], name: str) -> None:
         """Raise `IncompatiblePairError` unless the layer in `tensors`, of the model `name`, is the recorded one."""
         if layer_digest(spec, tensors) != self.digests.get(spec.name):
             raise IncompatiblePairError(
                 f"layer {spec.name} of {name} is not that of {self.name}, for which the alignment was made; "
-                "align anew, or allow other weights"
+                "align anew, or allow it: --allow-other-weights"
             )
 
 

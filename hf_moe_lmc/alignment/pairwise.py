@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
+from transformers.utils import logging
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import max_abs, output_folder, sync
+from hf_moe_lmc.checkpoints import OF_A_CARD, max_abs, output_folder, sync
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.progress import Progress
@@ -28,6 +29,9 @@ from .resources import Resources, matching_bytes
 from .saved_alignment import SAVED_FILES
 
 LARGEST = 1e15  # sums of squares stay within float32
+MANY_EXPERTS = 128
+
+logger = logging.get_logger(__name__)
 
 
 def align_pair(
@@ -57,6 +61,12 @@ def align_pair(
     state = processes() if reference.checkpoint and other.checkpoint else None
     device = (resources or Resources()).device_for(matching_bytes(reference, other))
     share = pairs[state.process_index :: state.num_processes] if state else pairs
+    experts = max((spec.num_experts for spec in reference.layers), default=0)
+    if config.expert_order == "joint" and experts > MANY_EXPERTS:
+        logger.warning_once(
+            f'the expert order "joint" matches the units of up to {experts**2:,} pairs of experts in a layer, '
+            f'"auto" of at most {4 * experts:,}'
+        )
     parts = []
     with _progress(reference, other, share, hidden=bool(state and state.process_index)) as bar:
         for spec, other_spec in share:
@@ -98,7 +108,7 @@ def align_into(
         "versions": versions(),
     }
     paths = [path for side in pair.models for path in side.paths]
-    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, SAVED_FILES)
+    folder = output_folder(output, recipe, paths, 0, overwrite, CONFIG_NAME, (*SAVED_FILES, *OF_A_CARD))
     with folder if processes().is_main_process else nullcontext() as staged:
         (kept,) = broadcast_object_list([staged.scratch if staged else None])
         # On another machine the folder may not exist; layers are then aligned there again.
@@ -150,6 +160,11 @@ def _align_layer(
         layer = align_layers(spec.read(tensors), other_spec.read(other_tensors), config.expert_order)
     except (IncompatiblePairError, UnsupportedArchitectureError) as error:
         raise type(error)(f"layer {spec.name}: {error}") from None
+    except BadInputError as error:
+        raise BadInputError(
+            f"layer {spec.name} of {reference.name} and {other.name}: {error}; such large weights need another expert "
+            "order, as gate is"
+        ) from None
     return Alignment(
         {spec.name: layer},
         config,

@@ -81,7 +81,9 @@ def _numel(bank: ExpertBank) -> int:
 
 def _existing(device: str | torch.device) -> torch.device:
     try:
-        return torch.empty(0, device=device).device
+        found = torch.empty(1, device=device)
+        found.item()  # of some that can be named, such as meta, nothing comes back
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).partition("\n")[0]
-        raise BadInputError(f"there is no device {device} here: {reason}; give another, such as cpu") from None
+        reason = str(error).partition("\n")[0].partition(". ")[0]
+        raise BadInputError(f"{device} is no device that computes here: {reason}; give another, such as cpu") from None
+    return found.device

@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +11,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from hf_moe_lmc.checkpoints import read_header, read_json
+from hf_moe_lmc.checkpoints import StoredTensor, read_header, read_json
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.matching import LayerAlignment, LayerEvidence
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
 from .config import CONFIG_NAME, AlignmentConfig, versions
 from .model_record import ModelRecord
+from .records import of_record
 
 WEIGHTS_NAME = "alignment.safetensors"
 SAVED_FILES = (WEIGHTS_NAME, CONFIG_NAME)
@@ -65,22 +66,24 @@ def read_alignment(folder: Path) -> Parts:
     Raises:
         BadInputError: a file is missing or does not hold an alignment, or a newer version wrote it.
     """
+    if (folder / "config.json").is_file() and not (folder / CONFIG_NAME).exists():
+        raise BadInputError(f"{folder} holds a model and no alignment; perhaps the two are swapped")
     try:
         described = read_json(folder / CONFIG_NAME)
         if (found := described.get("format", 1)) not in range(1, FORMAT + 1):
             raise BadInputError(
                 f"its format is {found!r}, this version reads up to {FORMAT}; install a newer hf_moe_lmc"
             )
-        tensors = {key: entry.read() for key, entry in read_header(folder / WEIGHTS_NAME).items()}
-        layers = {name: _layer(name, figures, tensors) for name, figures in described["layers"].items()}
-        if tensors:
-            raise ValueError(f"{min(tensors)} belongs to no layer")
+        stored = read_header(folder / WEIGHTS_NAME)
+        layers = {name: _layer(name, figures, stored) for name, figures in described["layers"].items()}
+        if stored:
+            raise ValueError(f"{min(stored)} belongs to no layer")
         config, reference, other = (described[part] for part in ("config", "reference", "other"))
         return (
             layers,
             _config(config),
-            ModelRecord.of_record(reference) if reference else None,
-            ModelRecord.of_record(other) if other else None,
+            None if reference is None else of_record(ModelRecord, reference),
+            None if other is None else of_record(ModelRecord, other),
         )
     except KeyError as error:
         raise BadInputError(f"{folder} does not hold an alignment: {error.args[0]} is missing") from None
@@ -99,21 +102,32 @@ def symmetry_tensors(symmetries: Mapping[str, MoeSymmetry]) -> dict[str, Tensor]
     return tensors
 
 
-def _layer(name: str, figures: Mapping[str, Any], tensors: dict[str, Tensor]) -> LayerAlignment:
-    """One layer of a saved alignment; takes its tensors out of `tensors`."""
-    before, after, evidence = figures["distance_before"], figures["distance_after"], figures.get("evidence")
-    if not all(type(figure) in (int, float) and math.isfinite(figure) for figure in (before, after)):
-        raise ValueError(f"layer {name}: {before!r} and {after!r} are no distances")
-    shared = f"{name}.shared_units"
-    symmetry = MoeSymmetry(
-        _permutation(tensors, f"{name}.experts"),
-        _signed(tensors, f"{name}.units"),
-        _signed(tensors, shared) if shared in tensors else None,
+@dataclass(frozen=True)
+class _Distances:
+    distance_before: float
+    distance_after: float
+
+
+def _layer(name: str, figures: Any, stored: dict[str, StoredTensor]) -> LayerAlignment:
+    """One layer of a saved alignment; takes its tensors out of `stored`, and reads none of another shape or dtype."""
+    distances, shared = of_record(_Distances, figures), f"{name}.shared_units"
+    if not (math.isfinite(distances.distance_before) and math.isfinite(distances.distance_after)):
+        raise ValueError(f"layer {name}: {distances} are no distances")
+    experts = _permutation(stored, f"{name}.experts", 1)
+    units = _signed(stored, f"{name}.units")
+    if len(units.signs) != experts.size:
+        raise ValueError(f"{name}.units has the shape {tuple(units.signs.shape)} for {experts.size} experts")
+    symmetry = MoeSymmetry(experts, units, _signed(stored, shared) if shared in stored else None)
+    table = stored.pop(f"{name}.expert_table", None)
+    if table is not None and (table.shape, table.dtype) != ((experts.size,) * 2, torch.float32):
+        raise ValueError(f"{name}.expert_table has the shape {table.shape} and the dtype {table.dtype}")
+    return LayerAlignment(
+        symmetry,
+        distances.distance_before,
+        distances.distance_after,
+        _evidence(figures.get("evidence")),
+        None if table is None else table.read(),
     )
-    table = tensors.pop(f"{name}.expert_table", None)
-    if table is not None and table.shape != (symmetry.experts.size,) * 2:
-        raise ValueError(f"{name}.expert_table has the shape {tuple(table.shape)}")
-    return LayerAlignment(symmetry, before, after, _evidence(evidence), table)
 
 
 def _config(record: Mapping[str, Any] | None) -> AlignmentConfig | None:
@@ -126,24 +140,26 @@ def _config(record: Mapping[str, Any] | None) -> AlignmentConfig | None:
 def _evidence(record: Mapping[str, Any] | None) -> LayerEvidence | None:
     """The evidence of a layer; None where it lacks a figure that this version needs."""
     try:
-        return LayerEvidence.of_record(record) if record else None
-    except (KeyError, TypeError):
+        return of_record(LayerEvidence, record) if record else None
+    except KeyError:
         return None
 
 
-def _permutation(tensors: dict[str, Tensor], name: str) -> Permutation:
-    index = tensors.pop(name)
-    if index.dtype != torch.int64 or not index.ndim:
-        raise ValueError(f"{name} holds no indices")
+def _permutation(stored: dict[str, StoredTensor], name: str, axes: int) -> Permutation:
+    index = stored.pop(name)
+    if index.dtype != torch.int64 or len(index.shape) != axes:
+        raise ValueError(f"{name} holds no indices of {axes} axes, but {index.shape} of {index.dtype}")
     try:
-        return Permutation(index)
+        return Permutation(index.read())
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None
 
 
-def _signed(tensors: dict[str, Tensor], name: str) -> SignedPermutation:
-    units, signs = _permutation(tensors, name), tensors.pop(f"{name}.signs")
+def _signed(stored: dict[str, StoredTensor], name: str) -> SignedPermutation:
+    units, signs = _permutation(stored, name, 2), stored.pop(f"{name}.signs")
+    if signs.dtype != torch.int8 or signs.shape != units.index.shape:
+        raise ValueError(f"{name}.signs holds no signs of {tuple(units.index.shape)}, but {signs.shape}")
     try:
-        return SignedPermutation(units, signs)
+        return SignedPermutation(units, signs.read())
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from None

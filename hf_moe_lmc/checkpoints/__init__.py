@@ -7,17 +7,18 @@ from .download import HubOptions, matches
 from .durable import sync
 from .fingerprint import Fingerprint
 from .layout import place
-from .output_place import MANIFEST_NAME, check_output
+from .output_place import MANIFEST_NAME, OF_A_CARD, check_output
 from .skeleton import meta_model, quantisation, read_config
 from .small_files import read_json, read_small_file
 from .source import Source, find_source
 from .staging import StagedFolder, output_folder
-from .stored_tensor import max_abs, read_header, tensor_bytes
+from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
 from .writer import CheckpointWriter
 
 __all__ = [
     "COMPANIONS",
     "MANIFEST_NAME",
+    "OF_A_CARD",
     "Checkpoint",
     "CheckpointWriter",
     "Companions",
@@ -25,6 +26,7 @@ __all__ = [
     "HubOptions",
     "Source",
     "StagedFolder",
+    "StoredTensor",
     "check_output",
     "find_companions",
     "find_source",

@@ -16,12 +16,17 @@ from .small_files import read_json
 
 MANIFEST_NAME = "hf_moe_lmc_manifest.json"
 
-# Paths of the files of an output, its weights aside; what else lies there is somebody's.
-WRITTEN = (MANIFEST_NAME, "README.md", "report/*", INDEX_NAME, *COMPANIONS)
+# Patterns of the paths of the files beside the weights; what else lies in an output is somebody's.
+OF_A_CARD = ("README.md", "report/*")
+OF_A_CHECKPOINT = (*OF_A_CARD, INDEX_NAME, *COMPANIONS)
 
 
 def check_output(
-    out: Path, inputs: Sequence[Path], overwrite: bool, marker: str = MANIFEST_NAME, further: Sequence[str] = ()
+    out: Path,
+    inputs: Sequence[Path],
+    overwrite: bool,
+    marker: str = MANIFEST_NAME,
+    files: Sequence[str] = OF_A_CHECKPOINT,
 ) -> None:
     """Check all that `output_folder` asks of `out`, before any work is done for it.
 
@@ -30,7 +35,7 @@ def check_output(
     """
     out = Path(os.path.abspath(out))
     check_place(out, inputs)
-    check_free(out, overwrite, marker, further)
+    check_free(out, overwrite, marker, files)
     try:
         with tempfile.TemporaryDirectory(prefix=".hf_moe_lmc.", dir=out.parent):
             pass
@@ -60,7 +65,7 @@ def check_place(out: Path, inputs: Sequence[Path]) -> None:
             raise OutputError(f"{out} is, contains or lies in the input {path}; give another output")
 
 
-def check_free(out: Path, overwrite: bool, marker: str, further: Sequence[str]) -> None:
+def check_free(out: Path, overwrite: bool, marker: str, files: Sequence[str]) -> None:
     """Raise `OutputError` if `out` holds something that may not be replaced; arguments as for `output_folder`."""
     if not out.exists():
         return
@@ -73,11 +78,11 @@ def check_free(out: Path, overwrite: bool, marker: str, further: Sequence[str]) 
             raise OutputError(
                 f"{out} holds an earlier output; replace it with --overwrite (overwrite=True) or give another output"
             )
-        if foreign := _foreign(out, marker, further):
+        if foreign := _foreign(out, marker, files):
             raise OutputError(f"{foreign} was not written by this package, and would be lost; take it out of {out}")
 
 
-def _foreign(folder: Path, marker: str, further: Sequence[str]) -> Path | None:
+def _foreign(folder: Path, marker: str, files: Sequence[str]) -> Path | None:
     """A file in an earlier output that no run of this package wrote."""
     try:
         several = read_json(folder / marker).get("folders")
@@ -85,13 +90,13 @@ def _foreign(folder: Path, marker: str, further: Sequence[str]) -> Path | None:
     except BadInputError as error:  # it is damaged, and nobody can say
         raise OutputError(f"{error}; or give another output") from None
     parts = [name for name in several if "/" not in name] if isinstance(several, dict) else []
-    known = [marker, *WRITTEN, *further, *map(escape, shards)]
+    known = [marker, *files, *map(escape, shards)]
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
         is_folder = path.is_dir() and not path.is_symlink()
         if name.partition("/")[0] not in parts and not is_folder and not matches(name, known):
             return path
-    return next(filter(None, (_foreign(folder / part, marker, further) for part in parts)), None)
+    return next(filter(None, (_foreign(folder / part, marker, files) for part in parts)), None)
 
 
 def check_renames(out: Path, work: Path) -> bool:

@@ -18,7 +18,7 @@ def read_small_file(path: Path, limit: int = MAX_BYTES) -> bytes:
     """
     try:
         if path.exists() and not path.is_file():
-            raise BadInputError(f"{path} is not a plain file; give the folder of a model saved by save_pretrained")
+            raise BadInputError(f"{path} is not a plain file; give another")
         with path.open("rb") as file:
             content = file.read(limit + 1)
     except OSError as error:

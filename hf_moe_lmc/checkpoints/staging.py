@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -20,9 +21,10 @@ from filelock import SoftFileLock, Timeout
 from hf_moe_lmc.errors import MoeLmcError, OutputError
 
 from .durable import Journal, copy_folder, sync
-from .output_place import MANIFEST_NAME, check_free, check_place, check_renames, check_space
+from .output_place import MANIFEST_NAME, OF_A_CHECKPOINT, check_free, check_place, check_renames, check_space
 
 LOCK_SECONDS = 0.5  # enough to find out that the process that holds a lock is dead
+NAMELESS_SECONDS = 10  # far more than it takes to write the name of a process into a lock
 COPYING_NAME = "copying"  # a file that says that an output is copied to its place
 LONGEST_NAME = 190  # bytes; what is beside an output has a longer name, and file systems take 255
 
@@ -50,7 +52,7 @@ def output_folder(
     size: int,
     overwrite: bool = False,
     marker: str = MANIFEST_NAME,
-    further: Sequence[str] = (),
+    files: Sequence[str] = OF_A_CHECKPOINT,
 ) -> Iterator[StagedFolder]:
     """Write `out` inside this context; it appears when the context ends without an error.
 
@@ -63,7 +65,7 @@ def output_folder(
         size: bytes to be written.
         overwrite: whether an earlier output may be replaced.
         marker: the file by which an earlier output is known.
-        further: patterns of the paths of files in an earlier output, beside those of a checkpoint and its card.
+        files: patterns of the paths that an earlier output may hold beside its weights; anything else is not lost.
 
     Raises:
         OutputError: `out` may not be written, or is being written by another process; it is left as it was. Or the
@@ -78,7 +80,7 @@ def output_folder(
         try:
             _restore(new, out, old)
             _undo_copy(new, out)
-            check_free(out, overwrite, marker, further)
+            check_free(out, overwrite, marker, files)
             renames = check_renames(out, work)
             check_space(out.parent, (1 if renames else 2) * size - _allocated(work))
         except OutputError:
@@ -120,6 +122,7 @@ def _locked(out: Path, work: Path) -> Iterator[None]:
     lock = SoftFileLock(work.with_name(f"{work.name}.lock"), LOCK_SECONDS)
     with ExitStack() as held:
         try:
+            _drop_nameless(Path(lock.lock_file))
             held.enter_context(lock)
             work.mkdir(exist_ok=True)
         except Timeout:
@@ -130,6 +133,14 @@ def _locked(out: Path, work: Path) -> Iterator[None]:
         except OSError as error:
             raise OutputError(f"cannot write to {work.parent}: {error.strerror}; give another output") from None
         yield
+
+
+def _drop_nameless(lock: Path) -> None:
+    """Delete a lock that names no process, unless one is just about to: its own was killed before it could."""
+    with suppress(FileNotFoundError):
+        status = lock.stat()
+        if not status.st_size and time.time() - status.st_mtime > NAMELESS_SECONDS:
+            lock.unlink()
 
 
 def _allocated(folder: Path) -> int:

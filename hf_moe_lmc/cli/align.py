@@ -4,7 +4,16 @@ import argparse
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
-from .arguments import add_command, add_hub, add_matching, add_output, add_pair, alignment_config, hub_options
+from .arguments import (
+    add_command,
+    add_hub,
+    add_matching,
+    add_output,
+    add_pair,
+    alignment_config,
+    hub_options,
+    plot_file,
+)
 from .results import CommandResult, describe_alignment, describe_plan
 
 if TYPE_CHECKING:
@@ -25,7 +34,10 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     add_output(align, "folder of the alignment")
     add_matching(align)
     align.add_argument(
-        "--plot", metavar="FILE", help="plot the distances of all layers, and the similarity of the first one's experts"
+        "--plot",
+        type=plot_file,
+        metavar="FILE",
+        help="plot the distances of all layers, and the similarity of the first one's experts",
     )
     add_hub(align)
 

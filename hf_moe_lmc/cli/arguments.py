@@ -13,7 +13,10 @@ if TYPE_CHECKING:
     from hf_moe_lmc.alignment import Alignment, AlignmentConfig
     from hf_moe_lmc.checkpoints import HubOptions
 
+MOST = 2**31 - 1
 MODEL = "a folder, or org/repository or org/repository@revision on the Hub"
+
+PLOTS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
 Run = Callable[[argparse.Namespace], CommandResult | None]
 """Runs a command; None where another process reports."""
@@ -44,9 +47,14 @@ def add_pair(command: argparse.ArgumentParser) -> None:
 def add_hub(command: argparse.ArgumentParser) -> None:
     """Access to the Hub, of all models of a command."""
     hub = command.add_argument_group("Hub")
-    hub.add_argument("--token", help="of the Hub (default: that of `hf auth login` or HF_TOKEN)")
+    add_token(hub)
     hub.add_argument("--cache-dir", metavar="FOLDER", help="of downloads (default: that of the Hub's client)")
     hub.add_argument("--local-files-only", action="store_true", help="use the cache only, never the network")
+
+
+def add_token(command: Any) -> None:
+    """The token of the Hub."""
+    command.add_argument("--token", help="of the Hub (default: that of `hf auth login` or HF_TOKEN)")
 
 
 def add_output(command: argparse.ArgumentParser, result: str) -> None:
@@ -87,14 +95,14 @@ def add_allowed(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_matching(command: argparse.ArgumentParser) -> None:
-    """The way to match experts and units, the device, and the memory."""
+def add_matching(command: argparse.ArgumentParser, or_nothing: str = "") -> None:
+    """The way to match experts and units, the device, and the memory; and in words what it means to match nothing."""
     command.add_argument(
         "--expert-order",
-        choices=get_args(ExpertOrder),
+        choices=[order for order in get_args(ExpertOrder) if order != "none" or or_nothing],
         default="auto",
-        help="match experts by router rows (gate), by Gram matrices (gram), exactly (joint), only units (units), or "
-        "nothing (none); auto takes the closest of these within a budget (default: auto)",
+        help="match experts by router rows (gate), by Gram matrices (gram), exactly (joint), or only units (units); "
+        f"auto takes the closest of these within a budget{or_nothing} (default: auto)",
     )
     command.add_argument(
         "--device",
@@ -110,11 +118,40 @@ def add_matching(command: argparse.ArgumentParser) -> None:
     )
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """The type of a whole number that is not less than `least`."""
+
+    def whole_number(text: str) -> int:
+        if (number := int(text)) < least:
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+        if number > MOST:
+            raise argparse.ArgumentTypeError(f"{number} is more than {MOST}")
+        return number
+
+    return whole_number
+
+
+def plot_file(text: str) -> Path:
+    """The file of a plot, in a folder that exists and a format that matplotlib writes."""
+    file = Path(text)
+    if file.suffix.lower() not in PLOTS:
+        raise argparse.ArgumentTypeError(f"{text} ends in none of {', '.join(PLOTS)}")
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"there is no folder {file.parent}; make it first")
+    return file
+
+
 def size(text: str) -> int:
     """Bytes of a size such as 4GB or 512MiB."""
     from accelerate.utils import convert_file_size_to_int
 
-    return convert_file_size_to_int(text)
+    try:
+        number = convert_file_size_to_int(text)
+    except (ValueError, OverflowError):
+        number = -1
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4GB or 512MiB")
+    return number
 
 
 def hub_options(options: argparse.Namespace) -> "HubOptions":

@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .arguments import add_command
+from .arguments import add_command, add_token
 from .results import CommandResult
 
 
@@ -25,13 +25,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     card.add_argument(
         "--license", "--licence", metavar="ID", help="as the Hub calls it (default: what the parents' cards allow)"
     )
+    add_token(card)
 
 
 def run(options: argparse.Namespace) -> CommandResult:
     """Write the card."""
     from hf_moe_lmc.alignment import Alignment
+    from hf_moe_lmc.checkpoints import HubOptions
     from hf_moe_lmc.hub import write_card
 
-    alignments = [Alignment.from_pretrained(name) for name in options.alignment or ()] or None
-    write_card(options.folder, alignments, options.report, dataset=options.dataset, license=options.license)
+    hub: HubOptions = {"token": options.token}
+    alignments = [Alignment.from_pretrained(name, hub) for name in options.alignment or ()] or None
+    about = {"dataset": options.dataset, "license": options.license, "token": options.token}
+    write_card(options.folder, alignments, options.report, **about)
     return CommandResult(f"Written to {options.folder}/README.md\n", {"output": f"{options.folder}/README.md"})

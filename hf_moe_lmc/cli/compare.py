@@ -1,10 +1,9 @@
 """`hf-moe-lmc compare`."""
 
 import argparse
-from pathlib import Path
 from typing import Any
 
-from .arguments import MODEL, add_command
+from .arguments import MODEL, add_command, plot_file
 from .results import CommandResult, text_table
 
 SAME, DIFFERENT = 0, 1
@@ -24,7 +23,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     compare.add_argument("a", metavar="A", help=MODEL)
     compare.add_argument("b", metavar="B", help="the model to be described in terms of A")
     compare.add_argument("--table", action="store_true", help="a row for every expert and every tensor")
-    compare.add_argument("--plot", type=Path, metavar="FILE", help="a picture: layers down, experts across")
+    compare.add_argument("--plot", type=plot_file, metavar="FILE", help="plot it: layers down, experts across")
     compare.add_argument(
         "--exit-code", action="store_true", help="exit with 1 unless both compute the same function, as git diff does"
     )

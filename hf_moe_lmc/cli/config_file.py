@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+LARGEST = 2**16  # bytes; PyYAML reads some 10 kB a second
+
 
 def settings_file(arguments: list[str]) -> Path | None:
     """The file that `arguments` name."""
@@ -23,9 +25,14 @@ def read_settings(file: Path) -> dict[str, Any]:
     """
     import yaml
 
+    from hf_moe_lmc.checkpoints.small_files import read_small_file
+    from hf_moe_lmc.errors import BadInputError
+
     try:
-        found = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        found = yaml.safe_load(read_small_file(file, LARGEST).decode("utf-8"))
+    except BadInputError as error:
+        raise ValueError(str(error)) from None
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
         raise ValueError(f"{file} cannot be read as YAML: {' '.join(str(error).split())}") from None
     if not isinstance(found, dict):
         raise ValueError(f"{file} holds no `argument: value` lines")
@@ -59,6 +66,8 @@ def _converted(command: argparse.ArgumentParser, action: argparse.Action, value:
         raise ValueError(
             f"{file}: {action.dest} is {value!r}; give {'one value or a list' if several else 'one value'}"
         )
+    if any("\0" in str(word) for word in words):
+        raise ValueError(f"{file}: {action.dest} holds a NUL, which no argument can")
     try:
         return command._get_values(action, [str(word) for word in words])
     except argparse.ArgumentError as error:

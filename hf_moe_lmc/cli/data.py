@@ -4,6 +4,8 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from .arguments import at_least
+
 if TYPE_CHECKING:
     from torch.utils.data import DataLoader
     from transformers import PreTrainedModel
@@ -34,14 +36,14 @@ def add_data(command: argparse.ArgumentParser, split: str, why: str, required: b
         help="column of the text, or of conversations for the tokenizer's chat template (default: text, content, "
         "messages or conversations)",
     )
-    data.add_argument("--length", type=int, default=512, help="tokens of a block or a sequence (default: 512)")
+    data.add_argument("--length", type=at_least(2), default=512, help="tokens of a block or a sequence (default: 512)")
     data.add_argument(
         "--calibration-examples",
-        type=int,
+        type=at_least(0),
         default=CALIBRATION_EXAMPLES,
         help=f"{why} (default: {CALIBRATION_EXAMPLES})",
     )
-    data.add_argument("--batch-size", type=int, default=8, help="examples of a batch, per process (default: 8)")
+    data.add_argument("--batch-size", type=at_least(1), default=8, help="examples of a batch, per process (default: 8)")
     return data
 
 

@@ -6,7 +6,7 @@ from typing import Any, get_args
 
 from hf_moe_lmc.names import MoeVariant
 
-from .arguments import add_command
+from .arguments import add_command, at_least
 from .results import CommandResult
 
 
@@ -23,7 +23,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "Takes about two and a half minutes and 0.6 GB on 2 CPU cores.",
     )
     demo.add_argument("-o", "--output", metavar="FOLDER", type=Path, help="output folder (default: demo-VARIANT)")
-    demo.add_argument("--seeds", type=int, nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)")
+    demo.add_argument(
+        "--seeds", type=at_least(0), nargs="+", default=[5, 6, 7], help="one endpoint each (default: 5 6 7)"
+    )
     demo.add_argument(
         "--variant", choices=get_args(MoeVariant), default="sparse", help="how experts are combined (default: sparse)"
     )

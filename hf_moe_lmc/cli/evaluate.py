@@ -1,12 +1,24 @@
 """`hf-moe-lmc evaluate`."""
 
 import argparse
+import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
 from hf_moe_lmc.names import Repair, Variant
 
-from .arguments import add_allowed, add_command, add_hub, add_pair, hub_options, load_alignment, size, torch_dtype
+from .arguments import (
+    add_allowed,
+    add_command,
+    add_hub,
+    add_pair,
+    at_least,
+    hub_options,
+    load_alignment,
+    size,
+    torch_dtype,
+)
 from .data import add_data, add_loading, calibration_data, examples_of, load_options
 from .results import CommandResult
 
@@ -37,7 +49,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "examples that are set apart, and not evaluated on, to calibrate temperatures and repairs and to choose "
         "repairs; 0 leaves all that out",
     )
-    data.add_argument("--max-examples", type=int, help="evaluate on so many examples (default: all)")
+    data.add_argument("--max-examples", type=at_least(2), help="evaluate on so many examples (default: all)")
     evaluate.add_argument("--points", type=int, default=11, help="points of every path (default: 11)")
     evaluate.add_argument(
         "--variants",
@@ -71,7 +83,9 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="such as 16GB: hold OTHER on the device or in host memory if it fits this, instead of reading it from "
         "disk at every point (default: 0, from disk)",
     )
-    evaluate.add_argument("--seed", type=int, default=0, help="of the random element and the bootstrap (default: 0)")
+    evaluate.add_argument(
+        "--seed", type=at_least(0), default=0, help="of the random element and the bootstrap (default: 0)"
+    )
     add_allowed(evaluate)
     add_hub(evaluate)
 
@@ -80,10 +94,14 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     """Evaluate, print the table, write the report."""
     from hf_moe_lmc.aligner import MoeAligner
     from hf_moe_lmc.alignment import accelerator_of_all
+    from hf_moe_lmc.checkpoints import check_output, output_folder
     from hf_moe_lmc.connectivity import points_of
+    from hf_moe_lmc.connectivity.report import REPORT_FILES, REPORT_NAME
 
     points_of(options.points)
-    _check_output(options.output, options.overwrite)
+    given = (options.reference, options.other, options.alignment, options.dataset)
+    inputs = [Path(name) for name in given if name and os.path.exists(name)]
+    check_output(options.output, inputs, options.overwrite, REPORT_NAME, REPORT_FILES)
     aligner = MoeAligner.from_pretrained(options.reference, options.other, **hub_options(options))
     alignment = load_alignment(options.alignment, options) if options.alignment else None
     accelerator = accelerator_of_all()
@@ -105,21 +123,10 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     )
     if not accelerator.is_main_process:
         return None
-    report.save(options.output)
+    recipe = {"command": "evaluate", "at": time.time_ns()}  # nothing is gone on with
+    with output_folder(options.output, recipe, inputs, 0, options.overwrite, REPORT_NAME, REPORT_FILES) as staged:
+        report.save(staged.path)
     return CommandResult(f"{report.markdown()}\nWritten to {options.output}\n", report.to_json())
-
-
-def _check_output(folder: Path, overwrite: bool) -> None:
-    from hf_moe_lmc.connectivity.report import REPORT_NAME
-    from hf_moe_lmc.errors import OutputError
-
-    if folder.exists() and not folder.is_dir():
-        raise OutputError(f"{folder} is a file; give another output")
-    if folder.exists() and any(folder.iterdir()):
-        if not (folder / REPORT_NAME).is_file():
-            raise OutputError(f"{folder} holds files that are no report; give another output")
-        if not overwrite:
-            raise OutputError(f"{folder} holds an earlier report; replace it with --overwrite or give another output")
 
 
 def _metrics(names: Any) -> list[Any]:

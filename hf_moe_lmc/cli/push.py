@@ -3,7 +3,7 @@
 import argparse
 from typing import Any
 
-from .arguments import add_command
+from .arguments import add_command, add_token
 from .results import CommandResult
 
 
@@ -27,6 +27,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         metavar="ID",
         help="license, as the Hub calls it (default: what the parents' cards allow)",
     )
+    add_token(push)
     push.add_argument("--dry-run", action="store_true", help="only say what would be sent")
 
 
@@ -35,10 +36,10 @@ def run(options: argparse.Namespace) -> CommandResult:
     from hf_moe_lmc.hub import plan_push, push_folder
 
     if options.dry_run:
-        plan = plan_push(options.folder, options.repository, options.license)
+        plan = plan_push(options.folder, options.repository, options.license, options.token)
         files = {file.name: file.nbytes for file in plan.files}
         return CommandResult(plan.text, {"repo_id": plan.repo_id, "license": plan.license, "files": files})
     address = push_folder(
-        options.folder, options.repository, options.private, options.create_pr, license=options.license
+        options.folder, options.repository, options.private, options.create_pr, options.license, options.token
     )
     return CommandResult(f"Pushed: {address}\n", {"address": address})

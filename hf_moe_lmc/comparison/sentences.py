@@ -435,7 +435,7 @@ def _range(figures: Sequence[float]) -> str:
 
 
 def _percent(figure: float) -> str:
-    return f"{100 * figure:.2g}" if figure < 1 else f"{100 * figure:.0f}"
+    return f"{100 * figure:.2g}" if figure < 0.995 else f"{100 * figure:.0f}"
 
 
 def _factors(experts: Sequence[tuple[LayerComparison, ExpertComparison]]) -> str:

@@ -14,6 +14,7 @@ from .routing import Routing
 
 PACKAGES = ("hf_moe_lmc", "torch", "transformers", "accelerate")
 REPORT_NAME = "report.json"
+REPORT_FILES = (REPORT_NAME, "report.md", "curves.png", "curves.svg", "routing.png", "routing.svg")
 
 PATH_HEAD = (
     "path",

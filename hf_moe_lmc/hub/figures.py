@@ -10,13 +10,12 @@ from typing import Any, TypeVar
 from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.checkpoints import read_json
 from hf_moe_lmc.connectivity import PathReport
-from hf_moe_lmc.connectivity.report import REPORT_NAME
+from hf_moe_lmc.connectivity.report import REPORT_FILES, REPORT_NAME
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.verification import LayerVerification, Verification
 
 MAX_ROWS = 8  # of a table
 REPORT_FOLDER = "report"
-REPORT_FILES = (REPORT_NAME, "report.md", "curves.png", "curves.svg", "routing.png", "routing.svg")
 Row = TypeVar("Row")
 
 

@@ -11,10 +11,11 @@ from hf_moe_lmc.alignment import Alignment
 from hf_moe_lmc.alignment.saved_alignment import WEIGHTS_NAME
 from hf_moe_lmc.checkpoints import COMPANIONS, matches
 from hf_moe_lmc.checkpoints.shards import INDEX_NAME, stored_tensors
+from hf_moe_lmc.connectivity.report import REPORT_FILES
 from hf_moe_lmc.errors import BadInputError, one_line
 
 from .card import CARD_NAME, addressed, make_card, read_card
-from .figures import REPORT_FILES, REPORT_FOLDER
+from .figures import REPORT_FOLDER
 from .licenses import License, known_identifier
 from .metadata import state_license
 from .output_record import OutputRecord, open_output

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
@@ -85,16 +85,6 @@ class LayerEvidence:
     random_distance: float
     order_z: float | None
     experts: tuple[ExpertEvidence, ...]
-
-    @classmethod
-    def of_record(cls, record: Mapping[str, Any]) -> "LayerEvidence":
-        """The evidence whose `dataclasses.asdict` this is, perhaps of a version that knew more figures."""
-        names, own = ({field.name for field in fields(kind)} for kind in (ExpertEvidence, cls))
-        experts = tuple(
-            ExpertEvidence(**{name: row[name] for name in names})  # a row without one of them is none
-            for row in record["experts"]
-        )
-        return cls(**{name: value for name, value in record.items() if name in own} | {"experts": experts})
 
     @property
     def label(self) -> Label:

@@ -19,7 +19,7 @@ class MoeFields:
         moe_variant: "dense" (every expert answers, softmax over all scores), "sparse" (softmax over the
             `num_experts_per_tok` largest scores) or "shared" (sparse, plus always-active shared experts).
         num_experts: E, routed experts per layer.
-        num_experts_per_tok: K, experts that answer a token; without effect in the dense variant.
+        num_experts_per_tok: K, experts that are active for a token; without effect in the dense variant.
         num_shared_experts: shared experts of the shared variant; stored as one MLP of that many expert widths.
         moe_intermediate_size: F, units per expert; None means the width of the dense FFN.
         moe_hidden_act: activation of the experts; the paper's is ReLU.

@@ -26,5 +26,5 @@ def test_two_processes_write_what_one_writes(tmp_path):
     assert done.stdout.count("Written to") == 2
     (tmp_path / "one").mkdir()
     assert cli.main(["align", a, b, "-o", str(tmp_path / "one" / "alignment")]) == 0
-    assert cli.main(["merge", a, b, "-o", str(tmp_path / "one" / "merged")]) == 0
+    assert cli.main(["merge", a, b, "--force", "-o", str(tmp_path / "one" / "merged")]) == 0
     assert content(tmp_path / "two") == content(tmp_path / "one")

@@ -62,6 +62,7 @@ def test_a_gpu_is_taken_where_the_largest_layer_fits(monkeypatch):
     assert Resources().device_for({"model.layers.0.mlp": 31}) == torch.device("cpu")
 
 
-def test_a_device_that_is_not_there():
-    with pytest.raises(BadInputError, match=r"there is no device nowhere here: .+; give another"):
-        Resources("nowhere").device_for(NEEDED)
+@pytest.mark.parametrize("device", ["nowhere", "meta", "mps:7"])
+def test_a_device_that_computes_nothing(device):
+    with pytest.raises(BadInputError, match=rf"{device} is no device that computes here: .+; give another"):
+        Resources(device).device_for(NEEDED)

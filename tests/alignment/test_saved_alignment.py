@@ -71,7 +71,7 @@ def test_other_weights(folders, tmp_path, capsys, command):
     found = failed(capsys, tmp_path / "out", *arguments)
     assert found.code == 4
     assert f"layer model.layers.0.mlp of {folders / 'tuned'} is not that of {folders / 'other'}" in found.line
-    assert "allow other weights" in found.line
+    assert "--allow-other-weights" in found.line
     worked(capsys, tmp_path / "out", *arguments, "--allow-other-weights")
     assert same(
         tensors(tmp_path / "out"), {key: 1.25 * tensor for key, tensor in tensors(folders / "reference").items()}
@@ -101,6 +101,7 @@ def test_fewer_layers(folders, tmp_path):
 
 
 EXPERTS, UNITS = "model.layers.0.mlp.experts", "model.layers.1.mlp.units"
+TABLE = "model.layers.0.mlp.expert_table"
 
 
 def edit(key: str, change):
@@ -136,6 +137,9 @@ DAMAGES = {
     "negative": (edit(UNITS, lambda index: index - 1), UNITS),
     "not whole": (edit(EXPERTS, lambda index: index.float()), EXPERTS),
     "one number": (edit(EXPERTS, lambda index: index[0]), EXPERTS),
+    "one axis more": (edit(EXPERTS, lambda index: index[None]), EXPERTS),
+    "signs of another kind": (edit(f"{UNITS}.signs", lambda signs: signs.bool()), UNITS),
+    "a table of another kind": (edit(TABLE, lambda table: table.bool()), TABLE),
     "fewer rows": (edit(UNITS, lambda index: index[1:]), UNITS),
     "signs of 2": (edit(f"{UNITS}.signs", lambda signs: 2 * signs), UNITS),
     "signs of another shape": (edit(f"{UNITS}.signs", lambda signs: signs[:, 1:].clone()), UNITS),
@@ -145,7 +149,7 @@ DAMAGES = {
     "layer missing": (lambda f: edit_json(f / CONFIG, lambda c: c["layers"].popitem()), "belongs to no layer"),
     "no layers": (lambda f: edit_json(f / CONFIG, lambda c: c.pop("layers")), "layers is missing"),
     "layers of no names": (lambda f: edit_json(f / CONFIG, lambda c: c.update(layers=[1])), ""),
-    "distance in words": (edit_layer(distance_after="near"), "are no distances"),
+    "distance in words": (edit_layer(distance_after="near"), "distance_after is 'near'"),
     "distance that is no number": (edit_layer(distance_before=float("nan")), "are no distances"),
     "a setting with another value": (
         lambda f: edit_json(f / CONFIG, lambda c: c["config"].update(expert_order="gauss")),

@@ -210,6 +210,17 @@ def test_the_lock_of_a_dead_process_is_void(out):
     assert resumed(out) == ["one"]
 
 
+def test_a_lock_that_names_no_process_lapses(out):
+    """Its process was killed between making it and writing who made it."""
+    lock = out.with_name(".out.hf_moe_lmc.lock")
+    lock.touch()
+    with pytest.raises(OutputError, match="in use by another process"):  # it may be about to
+        write(out)
+    os.utime(lock, (0, 0))
+    write(out)
+    assert alone(out)
+
+
 def test_the_lock_of_another_host_holds(out):
     """Whether its process lives cannot be asked from here."""
     lock = out.with_name(".out.hf_moe_lmc.lock")

@@ -1,6 +1,7 @@
 """Faults of values, found while they are read or written."""
 
 import os
+import shutil
 
 import pytest
 import torch
@@ -58,9 +59,25 @@ def test_too_small_for_float16(single, saved, tmp_path, capsys, caplog):
     assert f"{count} values are too small for the dtype written and became 0, such as some of {EXPERT}" in caplog.text
 
 
-def test_too_large_to_compare(single, refused):
+def test_too_large_to_compare(single, refused, accepted):
     edit_tensor(EXPERT, with_value(3e38))(single)
     refused(single, "model.layers.0.mlp.experts.down_proj holds 3e+38", "cannot be compared")
+    edit_tensors(
+        EXPERT, lambda tensors: tensors.update({key: 1e14 * torch.ones_like(t) for key, t in tensors.items()})
+    )(single)
+    words = ("layer model.layers.0.mlp of ", "such large weights need another expert order, as gate is")
+    refused(single, *words, options=("--expert-order", "gram"))
+    accepted(single, "--expert-order", "gate")
+
+
+def test_a_difference_that_overflows(single, saved, tmp_path, capsys):
+    """Half of 3e38 and half of -3e38 is 0, but their difference is no number of float32."""
+    other = shutil.copytree(single, tmp_path / "other")
+    for folder, value in ((single, 3e38), (other, -3e38)):
+        edit_tensor("lm_head.weight", with_value(value))(folder)
+    found = failed(capsys, tmp_path / "out", "merge", single, other)
+    assert found.code == 3
+    assert "lm_head.weight holds NaN, infinite values, or values too large for torch.float32" in found.line
 
 
 @pytest.mark.parametrize(

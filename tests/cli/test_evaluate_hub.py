@@ -85,7 +85,7 @@ def test_a_merge_says_which_revision_it_was_repaired_with(language, tmp_path, da
     data = ["--dataset", "org/corpus", "--dataset-config", "small", "--dataset-revision", repository.shas[0]]
     models = [str(language / "a"), str(language / "b"), "--experts-implementation", "eager"]
     size = ["--length", "8", "--calibration-examples", "4"]
-    assert main(["merge", *models, "--repair", "rescale", *data, *size, "-o", str(tmp_path / "merged")]) == 0
+    assert main(["merge", *models, "--force", "--repair", "rescale", *data, *size, "-o", str(tmp_path / "merged")]) == 0
     record = json.loads((tmp_path / "merged/hf_moe_lmc_manifest.json").read_text())
     assert record["calibration"]["source"]["dataset-revision"] == repository.shas[0]
     assert f"--repair rescale {' '.join(data)} --split train" in (tmp_path / "merged/README.md").read_text()
@@ -127,5 +127,5 @@ def test_a_connection_that_breaks(language, tmp_path, data_hub, capsys):
     said = [line for line in capsys.readouterr().err.splitlines() if "error:" in line]
     assert len(said) == 1
     assert said[0].startswith("error: the connection to the Hub failed for dataset org/corpus@main (")
-    assert said[0].endswith("; try again later; no file or folder of that name is here")
+    assert said[0].endswith("; try again later")
     assert not (tmp_path / "out").exists()

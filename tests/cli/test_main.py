@@ -39,6 +39,16 @@ def failing(error: BaseException):
             "error: the Hub or the network failed: not cached; try again later",
         ),
         (
+            OSError(errno.EACCES, "Permission denied", "out/a\x1b"),
+            5,
+            "error: out/a\\x1b: Permission denied; mend that and try again",
+        ),
+        (
+            RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
+            130,
+            "error: another process of this job has ended; see what it said, and run the same command again to go on",
+        ),
+        (
             RuntimeError("two\nlines"),
             1,
             "error: RuntimeError: two lines; this was not foreseen, see it with --debug",

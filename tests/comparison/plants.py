@@ -87,6 +87,12 @@ def zero(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
     return Slot("zero", None)
 
 
+def zero_down(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
+    """Only down_proj was never written."""
+    _set(experts, j, down_proj=torch.zeros_like(experts.down_proj[j]))
+    return Slot("zero", None)
+
+
 def not_finite(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
     """One value is NaN."""
     experts.up_proj[j, 2, 3] = torch.nan
@@ -167,8 +173,27 @@ def transposed_down(experts: ExpertBank, j: int, generator: torch.Generator) -> 
     return Slot("transposed", j)
 
 
-ANY = (changed, unrelated, zero, not_finite, scaled, scaled_all, units_reordered, copied, transposed, transposed_down)
-OF_GATED = (swapped, interleaved, joined)
+def transposed_up(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
+    """Only up_proj."""
+    tensor = experts.up_proj[j]
+    _set(experts, j, up_proj=tensor.T.reshape(tensor.shape).clone())
+    return Slot("transposed", j)
+
+
+ANY = (
+    changed,
+    unrelated,
+    zero,
+    zero_down,
+    not_finite,
+    scaled,
+    scaled_all,
+    units_reordered,
+    copied,
+    transposed,
+    transposed_down,
+)
+OF_GATED = (swapped, interleaved, joined, transposed_up)
 Plant = Callable[[ExpertBank, int, torch.Generator], Slot]
 
 

@@ -6,6 +6,7 @@ import json
 import pytest
 import torch
 
+from hf_moe_lmc import scramble
 from hf_moe_lmc.cli import main
 from hf_moe_lmc.comparison import compare, plot_comparison
 from tests.comparison import plants
@@ -68,6 +69,19 @@ def test_an_order_that_breaks_groups_is_no_symmetry():
     comparison = compare(a, b)
     assert {layer.router for layer in comparison.layers} == {"with experts"}
     assert not comparison.same_function
+
+
+@torch.no_grad()
+def test_equal_experts_are_told_apart_by_their_router_rows():
+    a = build("mixtral", experts=6)
+    for layer in a.model.layers:
+        for part in (layer.mlp.experts.gate_up_proj, layer.mlp.experts.down_proj):
+            part[4] = part[1]
+            part[5] = 0
+    b, _ = scramble(copy.deepcopy(a))
+    assert compare(a, b).same_function
+    b.model.layers[1].mlp.gate.weight.copy_(b.model.layers[1].mlp.gate.weight[[1, 2, 3, 4, 5, 0]].clone())
+    assert [layer.router for layer in compare(a, b).layers] == ["with experts", "without experts", "with experts"]
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
-from hf_moe_lmc import Alignment, align, cli, merge
+from hf_moe_lmc import Alignment, align, cli, merge, scramble
 from hf_moe_lmc.demo import run as demo_run
 from hf_moe_lmc.demo import run_demo
 from hf_moe_lmc.errors import BadInputError, OutputError
@@ -136,6 +137,7 @@ def test_a_killed_run_goes_on_to_the_same_result(folder, tmp_path):
 
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+PAGES.remove(ROOT / "docs/adding-a-family.md")  # has tests of its own
 
 
 def blocks(page: Path, language: str) -> list[str]:
@@ -144,13 +146,20 @@ def blocks(page: Path, language: str) -> list[str]:
 
 
 def link(demo: Path, place: Path) -> None:
-    """The names that the pages call the demo and two of its models by."""
+    """The names that the pages call the demo and two models by: an endpoint, and a rewrite of it with other weights.
+
+    The tiny demo trains too little for its own endpoints to have related experts.
+    """
     (place / "demo-sparse").symlink_to(demo)
-    for name, seed in zip("AB", SEEDS, strict=True):
-        (place / name).symlink_to(demo / "endpoints" / f"seed-{seed}")
+    (place / "A").symlink_to(demo / "endpoints/seed-5")
+    other, _ = scramble(load(place / "A"))
+    with torch.no_grad():
+        other.classifier.weight.mul_(1.1)
+    shutil.copytree(place / "A", place / "B")
+    other.save_pretrained(place / "B")
 
 
-CODE = [page for page in PAGES if blocks(page, "python") and page.name != "adding-a-family.md"]  # has a test of its own
+CODE = [page for page in PAGES if blocks(page, "python")]
 
 
 @pytest.mark.parametrize("page", CODE, ids=lambda page: page.name)

@@ -47,8 +47,9 @@ def load_rows(
         raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
         if cause := hub_cause(error):
-            remedy = "no file or folder of that name is here"
-            raise hub_error(cause, f"dataset {source}", revision or "main", remedy=remedy) from error
+            failure = hub_error(cause, f"dataset {source}", revision or "main")
+            is_path = path.parent.is_dir()  # a mistyped one, perhaps
+            raise type(failure)(f"no {str(source)!r} here, and {failure}" if is_path else str(failure)) from error
         kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
         raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
