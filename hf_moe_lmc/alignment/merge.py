@@ -17,7 +17,6 @@ from hf_moe_lmc.names import Repair, Vocabulary
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .alignment import Alignment
-from .job import processes
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
@@ -143,7 +142,7 @@ class Merge:
     ) -> None:
         """Write the merge at every point into a folder; several are written in one pass over the models.
 
-        Under `accelerate launch` or `torchrun` one process writes, and all wait for it.
+        Under `accelerate launch` or `torchrun` all processes must call this; they divide the layers of checkpoints.
 
         Args:
             folder: new; see `write_checkpoints`.
@@ -152,10 +151,8 @@ class Merge:
             options: the form of the checkpoints.
             finish: see `write_checkpoints`.
         """
-        if processes().is_main_process:
-            outputs = self._outputs(points, repairs, options.dtype)
-            write_checkpoints(folder, outputs, self.models.models, options, finish)
-        processes().wait_for_everyone()
+        outputs = self._outputs(points, repairs, options.dtype)
+        write_checkpoints(folder, outputs, self.models.models, options, finish)
 
     def load(self, shares: Shares, repairs: MergeRepairs, options: LoadOptions | None = None) -> PreTrainedModel:
         """The merge at one point as a model of its own; live models are not changed.
@@ -270,9 +267,7 @@ def write_aligned(
     """
     record = {"command": "apply", "models": [model.origin], "alignments": [alignment.digest]}
     output = Output(_aligned(model, alignment, check_weights), model, record)
-    if processes().is_main_process:
-        write_checkpoints(folder, {"": output}, [model], options, finish)
-    processes().wait_for_everyone()
+    write_checkpoints(folder, {"": output}, [model], options, finish)
 
 
 def _aligned(model: OpenedModel, alignment: Alignment, check_weights: bool) -> Weights:

@@ -73,7 +73,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         choices=(*get_args(Repair), "auto"),
         default=(),
         metavar="REPAIR",
-        help="restore what averaging shrinks, one repair after the other: norms, gram and stronger need no data; "
+        help="restore what averaging shrinks, one repair after the other: norms and gram need no data; "
         "moments, rescale and router are calibrated on --dataset; auto (norms, gram, moments) stands alone, and is "
         "tested first, as in `evaluate`. With data, one model is loaded",
     )
