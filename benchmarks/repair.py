@@ -11,7 +11,7 @@ cell can be run on two backbones, each with a test split of its own, and three c
 variant of the other model has a test of its own. "random" is a random symmetric rewrite; "shuffled" has the entries of
 its Mixtures of Experts shuffled, and is aligned as well as that can be. Two controls average nothing inside those
 layers: "endpoint experts" (one endpoint's, on the averaged rest, mean of both) and "pick" (of every unaligned pair of
-units the larger one).
+units the larger one). "aligned, pick below 0.5" averages aligned units only from a cosine of 0.5 on.
 
 Figures are the loss of the midpoint above the mean of its endpoints, not clipped at 0, in per cent of naive, with 95 %
 intervals of a bootstrap over endpoints, which pairs share; then the number of pairs that are below "aligned". No
@@ -211,12 +211,12 @@ def measured(
             chosen[variant] = choose_repairs(calibrated, HALF, variant).repairs
             chains = {"": ()} | {f" + {repair}": (repair,) for repair in SINGLE if variant in REPAIRED}
             chains |= {" + auto": chosen[variant]}
-            if variant in REPAIRED:
-                chains |= {" + stronger": ("stronger",), " + stronger + auto": ("stronger", *chosen[variant])}
             losses |= {f"{variant}{name}": loss(calibrated.weights(HALF, chain)) for name, chain in chains.items()}
         both = [saved, pair.others[0].tensors]
         losses["endpoint experts"] = fmean(loss(endpoint_experts(both, HALF, specs, endpoint)) for endpoint in (0, 1))
         losses["pick"] = loss(picked_units(both, HALF, specs))
+        aligned = variant_weights("aligned", pair, alignment, seed=0)
+        losses["aligned, pick below 0.5"] = loss(picked_units([saved, aligned], HALF, specs, agreement=0.5))
     above = {name: loss - fmean(endpoints) for name, loss in losses.items()}
     # The first layer is the re-initialised one.
     evidence = next(layer.evidence for layer in alignment.layers.values() if layer.evidence)

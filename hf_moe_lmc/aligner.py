@@ -4,7 +4,7 @@ from __future__ import annotations  # `help` shows names of types instead of all
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -34,6 +34,7 @@ from .alignment import (
     align_into,
     align_models,
     aligned,
+    in_order,
     load_aligned,
     load_model,
     normalised_shares,
@@ -88,6 +89,7 @@ class MergeOptions(LoadOptions, total=False):
         repairs: by name, one after the other; "auto" chooses them on calibration data; see
             `hf_moe_lmc.merging.REPAIRS`.
         calibration: batches for repairs that need data, the same as `evaluate` was given, never those evaluated on.
+        extrapolate: whether t may lie outside [0, 1], and shares be negative, as for `A + (B - base)`.
         layout: of the written checkpoint: "kept", "original" or "fused".
         dtype: of the result; by default that of the first model that has a share.
         overwrite: whether an earlier output of this package may be replaced.
@@ -104,6 +106,7 @@ class MergeOptions(LoadOptions, total=False):
     shares: Sequence[float] | None
     repairs: Sequence[Repair] | Literal["auto"]
     calibration: Batches
+    extrapolate: bool
     layout: Layout
     overwrite: bool
     allow_other_weights: bool
@@ -148,6 +151,11 @@ class MoeAligner:
     def differences(self) -> tuple[str, ...]:
         """Differences of the models' configurations and files, in words; `merge` and `evaluate` refuse the harmful."""
         return self.models.texts
+
+    @cached_property
+    def in_order(self) -> bool:
+        """Whether experts and units of all models stand in one order, as in checkpoints of one run; reads them once."""
+        return in_order(self.models)
 
     def align(
         self,
@@ -210,7 +218,8 @@ class MoeAligner:
         t = 1 the result is the other model, rewritten.
 
         Args:
-            alignment: of every other model; or how to align first.
+            alignment: of every other model; or how to align first: by default models that are in one order are left
+                in it.
             t: of two models, in [0, 1]; several make several merges in one pass. By default 0.5.
             output: a new folder, which gets a card too; checkpoints are then merged as a stream, whatever their size.
                 None merges in memory.
@@ -226,7 +235,7 @@ class MoeAligner:
             OutputError: the folder may not be written.
         """
         self.check_merge(t, output=output, **options)
-        points, write = self._points(t, options.get("shares")), _write_options(options)
+        points, write = self._points(t, options), _write_options(options)
         merge = self._merge(alignment, options)
         repairs = self._repairs(merge, list(points.values()), options)
         if output is None:
@@ -245,7 +254,7 @@ class MoeAligner:
     ) -> Plan:
         """Return the needs of `merge` with the same arguments, alignment included where it is not given."""
         self.check_merge(t, output=output, **options)
-        points, write = self._points(t, options.get("shares")), _write_options(options)
+        points, write = self._points(t, options), _write_options(options)
         merge = self._merge("none", options)
         writing = plan_writing(self.models, [merge.like(shares) for shares in points.values()], output, write)
         if isinstance(alignment, Alignment) or (isinstance(alignment, Sequence) and not isinstance(alignment, str)):
@@ -263,7 +272,7 @@ class MoeAligner:
         **options: Unpack[MergeOptions],
     ) -> None:
         """Raise what `merge` with the same arguments would raise before it aligns."""
-        self._points(t, options.get("shares"))
+        self._points(t, options)
         self.models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
         if output is not None:
             paths = [path for model in self.models.models for path in model.paths]
@@ -349,16 +358,18 @@ class MoeAligner:
         self.merge(alignment, t, output=output, **options)
         return push_folder(output, repo_id, private, create_pr, license, token)
 
-    def _points(self, t: float | Sequence[float] | None, shares: Sequence[float] | None) -> dict[str, Shares]:
+    def _points(self, t: float | Sequence[float] | None, options: MergeOptions) -> dict[str, Shares]:
         """Folder in the output -> shares."""
-        number = len(self.models.models)
+        number, shares, extrapolate = len(self.models.models), options.get("shares"), options.get("extrapolate", False)
+        if extrapolate and options.get("repairs"):
+            raise BadInputError("repairs restore what averaging shrinks; to extrapolate, give none")
         if shares is not None or number > 2:
             if t is not None:
                 raise BadInputError("t is a point between two models; several models, and shares, take no t")
-            return {"": normalised_shares(shares, number)}
+            return {"": normalised_shares(shares, number, extrapolate)}
         if t is None or isinstance(t, (int, float)):
-            return {"": shares_at(0.5 if t is None else t)}
-        points = {f"t-{point:.12g}": shares_at(point) for point in dict.fromkeys(t)}
+            return {"": shares_at(0.5 if t is None else t, extrapolate)}
+        points = {f"t-{point:.12g}": shares_at(point, extrapolate) for point in dict.fromkeys(t)}
         if len(points) < len(dict.fromkeys(t)) or not points:
             raise BadInputError(f"t is {list(t)}; give one value or several that differ by more than 1e-12")
         return points
@@ -375,7 +386,7 @@ class MoeAligner:
         if isinstance(alignment, Sequence) and not isinstance(alignment, str):
             return merge(list(alignment), not options.get("allow_other_weights", False))
         config = AlignmentConfig.of(alignment)
-        if config.expert_order == "none":
+        if config.expert_order == "none" or (config.expert_order == "auto" and self.in_order):
             return merge([None] * len(self.models.others))
         aligned_now = align_models(self.models, config, _resources(options))
         alignments = [aligned_now] if isinstance(aligned_now, Alignment) else list(aligned_now)

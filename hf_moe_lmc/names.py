@@ -11,7 +11,7 @@ Layout = Literal["kept", "original", "fused"]
 Vocabulary = Literal["common", "union"]
 """Tokens of a merge of models with other numbers of them: those that all have, or all of the largest."""
 
-Repair = Literal["norms", "gram", "moments", "stronger", "rescale", "router"]
+Repair = Literal["norms", "gram", "moments", "rescale", "router"]
 """Repairs of an average; see `hf_moe_lmc.merging.REPAIRS`."""
 
 Variant = Literal["naive", "random", "units", "aligned", "pick", "reference_experts", "other_experts"]

@@ -1,11 +1,15 @@
 """A frozen backbone, cut in front of the first replaced layer: what comes before that is computed once.
 
 What is left is a model of the same class with fewer layers, whose inputs are the hidden states there.
+
+    python -m benchmarks.paper.frozen smollm2/place=30    # loss of the backbone, with and without the FFN of that layer
 """
 
+import argparse
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +19,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import LlamaForCausalLM, PreTrainedModel, ViTForImageClassification
 
+from hf_moe_lmc.connectivity import evaluate
+
+from . import cifar
 from .cells import Cell
-from .data import Data, spread
+from .data import Data, load, spread
+from .endpoints import trained_backbone
+from .grid import GRID, load_grid
 
 EPOCHS = 2  # of the copies; so many times fewer examples have to pass the layers in front
 Frozen = ViTForImageClassification | LlamaForCausalLM
@@ -81,3 +90,24 @@ def _hidden(front: PreTrainedModel, batches: Any) -> tuple[dict[str, Tensor], ..
 
 def _joined(batches: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     return {name: torch.cat([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def main() -> None:
+    """Print what a layer is worth."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("cell", help="a name of scale.yaml")
+    parser.add_argument("--cifar10", default=cifar.HUB_ID, help="a folder of its parquet files, or its id on the Hub")
+    options = parser.parse_args()
+    (cell,) = (c for t in load_grid(GRID.with_name("scale.yaml")) for c in t.cells if c.name == options.cell)
+    sources = load(cell.data, cell.model, options.cifar10)
+    backbone = trained_backbone(cell, sources, Path()).model
+    _, rear, moved = cut(replace(cell, steps=EPOCHS, batch=1), backbone, sources)
+    for kind in ("whole", "without the FFN"):
+        for source, data in moved.items():
+            evaluation = evaluate(rear, data.test, Accelerator())
+            print(f"{source}, {kind}: {evaluation.loss:.4f} nats, accuracy {evaluation.accuracy:.4f}")  # noqa: T201
+        rear.base_model.layers[0].mlp.register_forward_hook(lambda *_: 0.0)
+
+
+if __name__ == "__main__":
+    main()

@@ -97,6 +97,11 @@ def study(rows: Sequence[Row]) -> str:
     return "\n".join(f"{line} {' | '.join(more)} |" for line, more in zip(table, further, strict=True)) + "\n"
 
 
+def paths_and_orders(rows: Sequence[Row]) -> str:
+    """`verification`, and below it `orders`."""
+    return f"{verification(rows)}\n{orders(rows)}"
+
+
 def language(rows: Sequence[Row]) -> str:
     """As `verification`; below it, what the losses mean: the perplexity of every midpoint, mean over pairs."""
     lines = [["endpoints", *(f"{exp(fmean(_ends(row, 'loss'))):.2f}" for row in rows)]]
@@ -110,6 +115,7 @@ def language(rows: Sequence[Row]) -> str:
 SHAPES: dict[str, Callable[[Sequence[Row]], str]] = {
     "verification": verification,
     "orders": orders,
+    "paths and orders": paths_and_orders,
     "language": language,
     "depth": depth,
     "domains": domains,

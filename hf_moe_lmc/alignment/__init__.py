@@ -3,6 +3,7 @@
 from .alignment import Alignment, MutualAlignment
 from .alignment_plot import plot_alignment
 from .config import AlignmentConfig
+from .in_order import in_order
 from .job import accelerator_of_all, keep_freed_memory, processes
 from .live_weights import LiveWeights, SavedWeights, load_into, temporarily_loaded
 from .merge import Alignments, Merge, MergeRepairs, Shares, load_aligned, normalised_shares, shares_at, write_aligned
@@ -43,6 +44,7 @@ __all__ = [
     "align_pair",
     "aligned",
     "check_models",
+    "in_order",
     "keep_freed_memory",
     "load_aligned",
     "load_into",

@@ -1,10 +1,18 @@
 """The processes of one job, and the memory of this one."""
 
 import ctypes
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from datetime import timedelta
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator, PartialState
+from accelerate.utils import broadcast_object_list, gather_object
+
+from .opened_model import OpenedModel
+
+T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)  # while one process writes, the others wait
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
@@ -14,6 +22,38 @@ def processes() -> PartialState:
     """Return the processes that `accelerate launch` or `torchrun` has started; without either, this one alone."""
     # Unless told so, Accelerate takes a machine without accelerator for a single process.
     return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+
+
+@dataclass(frozen=True)
+class Team:
+    """The processes that do one piece of work together; all of them must call its methods.
+
+    Args:
+        index: number of this process.
+        size: number of processes.
+    """
+
+    index: int
+    size: int
+
+    @classmethod
+    def of(cls, models: Iterable[OpenedModel]) -> "Team":
+        """All processes of the job, or this one alone where a model is live: it may exist in one process only."""
+        state = processes()
+        together = all(model.checkpoint for model in models)
+        return cls(state.process_index, state.num_processes) if together else cls(0, 1)
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """This process's part of `items`."""
+        return items[self.index :: self.size]
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in the order of their numbers."""
+        return gather_object([value]) if self.size > 1 else [value]
+
+    def broadcast(self, value: T) -> T:
+        """The value of the first process."""
+        return broadcast_object_list([value])[0] if self.size > 1 else value
 
 
 def accelerator_of_all() -> Accelerator:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .weights import DerivedWeights, Weights
 
@@ -122,6 +123,7 @@ def temporarily_loaded(model: PreTrainedModel) -> Iterator[SavedWeights]:
 
 
 @torch.no_grad()
+@one_thread_per_operation()
 def load_into(model: nn.Module, weights: Weights) -> None:
     """Give `model`, which is not offloaded, `weights` for good; tied tensors are written once."""
     # Of the names of a tied tensor the first.

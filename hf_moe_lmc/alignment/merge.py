@@ -17,7 +17,6 @@ from hf_moe_lmc.names import Repair, Vocabulary
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .alignment import Alignment
-from .job import processes
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
@@ -51,29 +50,34 @@ class MergeRepairs:
         return cls(tuple(repairs), record={"repairs": list(repairs)})
 
 
-def shares_at(t: float) -> Shares:
+def shares_at(t: float, extrapolate: bool = False) -> Shares:
     """The shares of two models at t.
 
     Raises:
-        BadInputError: `t` is outside [0, 1].
+        BadInputError: `t` is outside [0, 1], and not to extrapolate.
     """
-    if not 0 <= t <= 1:
-        raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other)")
+    if not (0 <= t <= 1 or (extrapolate and math.isfinite(t))):
+        raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other), or extrapolate")
     return (1 - t, t)
 
 
-def normalised_shares(shares: Sequence[float] | None, models: int) -> Shares:
+def normalised_shares(shares: Sequence[float] | None, models: int, extrapolate: bool = False) -> Shares:
     """Shares of any unit with sum 1; all the same for None.
 
     Raises:
-        BadInputError: they are not one per model, one is negative, or all are 0.
+        BadInputError: they are not one per model, one is negative and not to extrapolate, or their sum is not positive.
     """
     given = [1.0] * models if shares is None else [float(share) for share in shares]
-    if len(given) != models or not all(0 <= share < math.inf for share in given) or not any(given):
-        raise BadInputError(f"shares {given} for {models} models; give one per model, none negative, not all 0")
-    exponent = math.frexp(max(given))[1]
+    kind = "of positive sum" if extrapolate else "none negative, not all 0"
+    refusal = BadInputError(f"shares {given} for {models} models; give one per model, {kind}")
+    if len(given) != models or not all(map(math.isfinite, given)) or (min(given) < 0 and not extrapolate):
+        raise refusal
+    exponent = math.frexp(max(map(abs, given)))[1]
     scaled = [math.ldexp(share, -exponent) for share in given]  # exactly; their sum does not overflow
-    return tuple(share / math.fsum(scaled) for share in scaled)
+    total = math.fsum(scaled)
+    if total <= 0:
+        raise refusal
+    return tuple(share / total for share in scaled)
 
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:
@@ -138,7 +142,7 @@ class Merge:
     ) -> None:
         """Write the merge at every point into a folder; several are written in one pass over the models.
 
-        Under `accelerate launch` or `torchrun` one process writes, and all wait for it.
+        Under `accelerate launch` or `torchrun` all processes must call this; they divide the layers of checkpoints.
 
         Args:
             folder: new; see `write_checkpoints`.
@@ -147,10 +151,8 @@ class Merge:
             options: the form of the checkpoints.
             finish: see `write_checkpoints`.
         """
-        if processes().is_main_process:
-            outputs = self._outputs(points, repairs, options.dtype)
-            write_checkpoints(folder, outputs, self.models.models, options, finish)
-        processes().wait_for_everyone()
+        outputs = self._outputs(points, repairs, options.dtype)
+        write_checkpoints(folder, outputs, self.models.models, options, finish)
 
     def load(self, shares: Shares, repairs: MergeRepairs, options: LoadOptions | None = None) -> PreTrainedModel:
         """The merge at one point as a model of its own; live models are not changed.
@@ -188,6 +190,8 @@ class Merge:
         }
         if differences := self.models.check_mergeable(self.allowed, self.vocabulary):
             record["allowed_differences"] = {difference.name: difference.text for difference in differences}
+        if harmless := [difference.text for difference in self.models.differences if not difference.harmful]:
+            record["differences"] = harmless
         if self.models.vocabulary:
             record["vocabulary"] = self.vocabulary
         return {
@@ -263,9 +267,7 @@ def write_aligned(
     """
     record = {"command": "apply", "models": [model.origin], "alignments": [alignment.digest]}
     output = Output(_aligned(model, alignment, check_weights), model, record)
-    if processes().is_main_process:
-        write_checkpoints(folder, {"": output}, [model], options, finish)
-    processes().wait_for_everyone()
+    write_checkpoints(folder, {"": output}, [model], options, finish)
 
 
 def _aligned(model: OpenedModel, alignment: Alignment, check_weights: bool) -> Weights:

@@ -30,7 +30,7 @@ class ModelRecord:
         if layer_digest(spec, tensors) != self.digests.get(spec.name):
             raise IncompatiblePairError(
                 f"layer {spec.name} of {name} is not that of {self.name}, for which the alignment was made; "
-                "align anew, or allow other weights"
+                "align anew, or allow it: --allow-other-weights"
             )
 
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from hf_moe_lmc.matching import LayerAlignment, layer_distance, match_mutually
 from hf_moe_lmc.moe import act
 from hf_moe_lmc.symmetry import MoeSymmetry
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .alignment import Alignment, MutualAlignment
 from .config import AlignmentConfig
@@ -14,6 +15,7 @@ from .pairwise import align_pair
 from .resources import Resources
 
 
+@one_thread_per_operation()
 def align_models(
     models: CheckedModels, config: AlignmentConfig, resources: Resources | None = None
 ) -> Alignment | MutualAlignment:

@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import torch
-from accelerate.utils import broadcast_object_list, gather_object
+from accelerate.utils import broadcast_object_list
 from torch import Tensor
 from transformers.utils import logging
 
@@ -18,10 +19,11 @@ from hf_moe_lmc.checkpoints import OF_A_CARD, max_abs, output_folder, sync
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.progress import Progress
+from hf_moe_lmc.workers import each, one_thread_per_operation
 
 from .alignment import Alignment
 from .config import CONFIG_NAME, AlignmentConfig, versions
-from .job import processes
+from .job import Team, processes
 from .model_record import ModelRecord, layer_digest
 from .opened_model import OpenedModel
 from .pair import CheckedModels
@@ -34,6 +36,7 @@ MANY_EXPERTS = 128
 logger = logging.get_logger(__name__)
 
 
+@one_thread_per_operation()
 def align_pair(
     pair: CheckedModels, config: AlignmentConfig, resources: Resources | None = None, kept: Path | None = None
 ) -> Alignment:
@@ -57,18 +60,16 @@ def align_pair(
         raise BadInputError('the expert order "none" aligns nothing; choose another')
     reference, other = pair.models
     pairs = list(zip(reference.layers, other.layers, strict=True))
-    # Live models may differ from process to process, or exist in one only.
-    state = processes() if reference.checkpoint and other.checkpoint else None
+    team = Team.of(pair.models)
     device = (resources or Resources()).device_for(matching_bytes(reference, other))
-    share = pairs[state.process_index :: state.num_processes] if state else pairs
     experts = max((spec.num_experts for spec in reference.layers), default=0)
     if config.expert_order == "joint" and experts > MANY_EXPERTS:
         logger.warning_once(
             f'the expert order "joint" matches the units of up to {experts**2:,} pairs of experts in a layer, '
             f'"auto" of at most {4 * experts:,}'
         )
-    parts = []
-    with _progress(reference, other, share, hidden=bool(state and state.process_index)) as bar:
+    share, parts = team.share(pairs), []
+    with _progress(reference, other, share, hidden=team.index > 0) as bar:
         for spec, other_spec in share:
             align_now = partial(_align_layer, reference, spec, other, other_spec, config, device)
             parts.append(_kept_layer(kept, spec.name, align_now))
@@ -76,10 +77,8 @@ def align_pair(
             bar.update(_nbytes(reference, spec) + _nbytes(other, other_spec))
     for side in (reference, other):
         side.check_unchanged()
-    if state and state.num_processes > 1:
-        parts = gather_object(parts)
-        order = [spec.name for spec in reference.layers]
-        parts.sort(key=lambda part: order.index(*part.layers))
+    order = [spec.name for spec in reference.layers]
+    parts = sorted(chain(*team.gather(parts)), key=lambda part: order.index(*part.layers))
     return Alignment(
         {name: layer for part in parts for name, layer in part.layers.items()},
         config,
@@ -174,8 +173,7 @@ def _align_layer(
 
 
 def _check_values(side: OpenedModel, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        largest = max_abs(tensor)
+    for name, largest in zip(tensors, each(max_abs, tensors.values()), strict=True):
         if not math.isfinite(largest):
             side.check_finite(spec.tensor_names)
             raise BadInputError(f"{name} holds NaN or infinite values in {side.name}")

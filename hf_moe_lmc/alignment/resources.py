@@ -39,7 +39,7 @@ class Resources:
         if self.memory is not None and needed[largest] > self.memory:
             raise BadInputError(
                 f"layer {largest}: matching it needs {needed[largest] / 1e9:.3g} GB, more than the "
-                f"{self.memory / 1e9:.3g} GB that it may take; allow more memory"
+                f"{self.memory / 1e9:.3g} GB that it may take; allow more memory, or fewer --threads"
             )
         if self.device is not None:
             return _existing(self.device)
@@ -52,8 +52,8 @@ class Resources:
 def matching_bytes(reference: OpenedModel, other: OpenedModel) -> dict[str, int]:
     """Layer name -> an upper estimate of the bytes that matching it needs; nothing is read.
 
-    Both layers as they are stored, the units of three experts, and four matrices of their similarities, in float32 or
-    better.
+    Both layers as they are stored, and for every worker (`hf_moe_lmc.workers`) the units of three experts, and four
+    matrices of their similarities, in float32 or better.
     """
     sides = [side.on_meta for side in (reference, other)]
     needed = {}
@@ -63,7 +63,9 @@ def matching_bytes(reference: OpenedModel, other: OpenedModel) -> dict[str, int]
         width = 8 if torch.float64 in (tensor.dtype for tensor in layer.tensors().values()) else 4
         banks = [bank for bank in (layer.experts, layer.shared_experts) if bank]
         pair = max(3 * _numel(bank) // bank.num_experts + 4 * bank.num_units**2 for bank in banks) * width
-        needed[specs[0].name] = sum(parts) + pair + TILE_BYTES
+        # One pair of experts, or tensor, for each.
+        workers = min(torch.get_num_threads(), max(bank.num_experts for bank in banks))
+        needed[specs[0].name] = sum(parts) + workers * pair + TILE_BYTES
     return needed
 
 

@@ -6,6 +6,7 @@ than one layer; asked again, the layer is computed again.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import product
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from hf_moe_lmc.merging.gauge import Rescaling, rescaling
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, UnitScales
 from hf_moe_lmc.names import Repair
 from hf_moe_lmc.symmetry import MoeSymmetry, SignedPermutation
+from hf_moe_lmc.workers import each
 
 from .model_record import ModelRecord
 
@@ -251,19 +253,21 @@ def _move(source: ExpertBank, target: ExpertBank, order: Sequence[int], units: S
     """Fill slot e of `target` with expert `order[e]` of `source`, its units under `units[e]`."""
     if units.is_signed and source.gate_proj is None:
         raise ValueError("units of experts without gate_proj have no free sign")
-    targets = target.tensors()
-    for field, tensor in source.tensors().items():
+    targets, sources = target.tensors(), source.tensors()
+
+    def move(part: tuple[str, int]) -> None:
+        field, slot = part
+        place, tensor = targets[field][slot], sources[field][order[slot]]
+        if field == "down_bias":
+            place.copy_(tensor)
+            return
         axis = 1 if field == "down_proj" else 0
-        signed = units.is_signed and not field.startswith("gate")
-        for slot, expert in enumerate(order):
-            place = targets[field][slot]
-            if field == "down_bias":
-                place.copy_(tensor[expert])
-                continue
-            _take(tensor[expert], units.permutation.index[slot], axis, place)
-            if signed:
-                signs = units.signs[slot].to(place)
-                place.mul_(signs if axis == 1 or place.ndim == 1 else signs[:, None])
+        _take(tensor, units.permutation.index[slot], axis, place)
+        if units.is_signed and not field.startswith("gate"):
+            signs = units.signs[slot].to(place)
+            place.mul_(signs if axis == 1 or place.ndim == 1 else signs[:, None])
+
+    each(move, product(sources, range(len(order))))
 
 
 def _take(source: Tensor, index: Tensor, axis: int, target: Tensor) -> None:

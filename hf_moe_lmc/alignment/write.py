@@ -1,25 +1,38 @@
 """Weights written as checkpoints, step by step, into a new folder."""
 
 import json
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
+from uuid import uuid4
 
 import torch
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import MoeLayerSpec
-from hf_moe_lmc.checkpoints import MANIFEST_NAME, CheckpointWriter, find_companions, output_folder, place
+from hf_moe_lmc.checkpoints import (
+    MANIFEST_NAME,
+    CheckpointWriter,
+    Digests,
+    StagedFolder,
+    find_companions,
+    output_folder,
+    place,
+)
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.names import Layout
 from hf_moe_lmc.progress import Progress
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .config import versions
+from .job import Team, processes
 from .opened_model import OpenedModel
 from .weights import Weights
 
 FORMAT = 1  # of the manifest
+TOKEN_NAME = "token"  # of a file that the processes of a job look for
 STEP_BYTES = 64 * 2**20  # small tensors are taken together up to here
 
 Finish = Callable[[Path, str], object]
@@ -72,6 +85,7 @@ class Step:
     nbytes: int
 
 
+@one_thread_per_operation()
 def write_checkpoints(
     folder: Path,
     outputs: Mapping[str, Output],
@@ -82,6 +96,9 @@ def write_checkpoints(
     """Write checkpoints, all in one pass over their tensors; memory holds one step at a time.
 
     `folder` appears complete or not at all. Killed and called again with the same arguments, it goes on where it was.
+    All processes of a job must call this: they divide the steps, each writing to its own places in the files, and read
+    again what was written. One of them makes the folder and puts it in its place; one that does not see it, since it
+    runs on another machine without the same disk, waits. Live models are written by one process.
 
     Args:
         folder: new, or with `options.overwrite` an earlier output.
@@ -104,36 +121,82 @@ def write_checkpoints(
     recipe = {"inputs": [model.fingerprint for model in inputs], "outputs": records} | about
     size = sum(written_bytes(output.like, options) for output in outputs.values())
     paths = [path for model in inputs for path in model.paths]
-    with output_folder(folder, recipe, paths, size, options.overwrite) as staged:
-        writers = {
-            name: CheckpointWriter(
-                staged.path / name,
-                place(_stored(output.like), staged.path / name, options.layout, options.dtype),
-                _skeleton(output.like),
-            )
-            for name, output in outputs.items()
-        }
-        # Before the work, for one of them may be unreadable.
-        for name, output in outputs.items():
-            _write_companions(output.like, staged.path / name, options)
-        steps = _steps_of(outputs, writers, inputs)
-        with _progress(steps, staged.journal.done) as bar:
-            for step in steps:
-                if step.name not in staged.journal.done:
-                    digests = [_write(writers[name], outputs[name], step, inputs) for name in outputs]
-                    staged.journal.record(step.name, digests)
-                    bar.update(step.nbytes)
-        for model in inputs:
-            model.check_unchanged()
-        for number, (name, output) in enumerate(outputs.items()):
-            digests = {key: digest for note in staged.journal.done.values() for key, digest in note[number].items()}
-            lasting = writers[name].finish(digests)
-            manifest = {"format": FORMAT, **output.record, **about, "sha256": lasting}
-            (staged.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
-            finish(staged.path / name, (folder / name).absolute().name)
-        if "" not in outputs:
-            manifest = {"format": FORMAT, "folders": records} | about
-            (staged.path / MANIFEST_NAME).write_bytes(_as_json(manifest))
+    team, main = Team.of(inputs), processes().is_main_process
+    if main or team.size > 1:
+        with output_folder(folder, recipe, paths, size, options.overwrite) if main else nullcontext() as made:
+            lasting = _write_weights(outputs, inputs, made, options, team)
+            if made:
+                for name, output in outputs.items():
+                    manifest = {"format": FORMAT, **output.record, **about, "sha256": lasting[name]}
+                    (made.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
+                    finish(made.path / name, (folder / name).absolute().name)
+                if "" not in outputs:
+                    manifest = {"format": FORMAT, "folders": records} | about
+                    (made.path / MANIFEST_NAME).write_bytes(_as_json(manifest))
+    processes().wait_for_everyone()
+
+
+def _write_weights(
+    outputs: Mapping[str, Output],
+    inputs: Sequence[OpenedModel],
+    made: StagedFolder | None,
+    options: WriteOptions,
+    team: Team,
+) -> dict[str, Digests]:
+    """Write all but manifests and cards into the folder that the first process has made, and read it again.
+
+    Returns:
+        folder in the folder -> the sha-256 digests of its tensors; in the first process.
+    """
+    writers = _writers(outputs, made.path, options) if made else {}
+    if made:
+        for name, output in outputs.items():  # before the work, for one of them may be unreadable
+            _write_companions(output.like, made.path / name, options)
+    staged, seen = _shown(made, team)
+    crew = [number for number, sees in enumerate(team.gather(seen)) if sees]
+    mine = slice(crew.index(team.index), None, len(crew)) if seen else slice(0)
+    writers = writers or (_writers(outputs, staged.path, options) if seen else {})
+    journal = staged.journal.of_process(team.index) if seen else staged.journal
+    steps = _steps_of(outputs, writers, inputs)
+    left = [step for step in steps if step.name not in staged.journal.done][mine]
+    with _progress(steps, left, hidden=team.index > 0) as bar:
+        for step in left:
+            journal.record(step.name, [_write(writers[name], outputs[name], step, inputs) for name in outputs])
+            bar.update(step.nbytes)
+    for model in inputs:
+        model.check_unchanged()
+    written = {step: note for done in [staged.journal.done, *team.gather(journal.done)] for step, note in done.items()}
+    lasting = {}
+    for number, name in enumerate(outputs):
+        digests = {key: digest for note in written.values() for key, digest in note[number].items()}
+        own = writers[name].read_again(digests, writers[name].keys[mine]) if seen else {}
+        parts = {key: digest for part in team.gather(own) for key, digest in part.items()}
+        if made:
+            writers[name].finish()
+            lasting[name] = {key: parts[key] for key in writers[name].keys}
+    return lasting
+
+
+def _shown(made: StagedFolder | None, team: Team) -> tuple[StagedFolder, bool]:
+    """The folder that the first process has made, and whether this one sees it, too."""
+    token = uuid4().hex
+    if made and team.size > 1:
+        (made.scratch / TOKEN_NAME).write_text(token)
+    staged, token = cast(tuple[StagedFolder, str], team.broadcast((made, token)))
+    shown = staged.scratch / TOKEN_NAME
+    return staged, bool(made) or (shown.is_file() and shown.read_text() == token)
+
+
+def _writers(outputs: Mapping[str, Output], folder: Path, options: WriteOptions) -> dict[str, CheckpointWriter]:
+    """Writers of all outputs, whose files they make."""
+    return {
+        name: CheckpointWriter(
+            folder / name,
+            place(_stored(output.like), folder / name, options.layout, options.dtype),
+            _skeleton(output.like),
+        )
+        for name, output in outputs.items()
+    }
 
 
 def written_bytes(like: OpenedModel, options: WriteOptions) -> int:
@@ -220,9 +283,12 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _progress(steps: Sequence[Step], done: Container[str]) -> Progress:
-    total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s.name in done]))
-    return Progress(total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000)
+def _progress(steps: Sequence[Step], left: Sequence[Step], hidden: bool) -> Progress:
+    """Of all that is written, by whichever process, where it begins; of this one's part where several divide it."""
+    total, behind = (sum(step.nbytes for step in some) for some in (steps, [s for s in steps if s not in left]))
+    return Progress(
+        total=total, initial=behind, desc="writing", unit="B", unit_scale=True, unit_divisor=1000, disable=hidden
+    )
 
 
 def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) -> None:

@@ -13,7 +13,7 @@ from .small_files import read_json, read_small_file
 from .source import Source, find_source
 from .staging import StagedFolder, output_folder
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
-from .writer import CheckpointWriter
+from .writer import CheckpointWriter, Digests
 
 __all__ = [
     "COMPANIONS",
@@ -22,6 +22,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "Companions",
+    "Digests",
     "Fingerprint",
     "HubOptions",
     "Source",

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.workers import each
 
 from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
 from .dequantised import QuantisedTensor, Stored, dequantised
@@ -149,6 +150,5 @@ class Checkpoint(Mapping[str, Tensor]):
         if any(part.untyped_storage().data_ptr() not in owned for part in parts.values()):
             return group.to_module({entry.key: entry.read(device) for entry in entries})
         # What would be written are views of the tensors: reading into them needs no second copy.
-        for entry in entries:
-            entry.read_into(parts[entry.key])
+        each(lambda entry: entry.read_into(parts[entry.key]), entries)
         return tensors

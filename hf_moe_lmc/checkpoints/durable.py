@@ -75,8 +75,23 @@ class Journal:
         except (ValueError, KeyError, TypeError):
             return cls(path)
 
+    def of_process(self, number: int) -> "Journal":
+        """The journal that a process of a job keeps for itself beside this one; the first keeps this one."""
+        if not number:
+            return self
+        own = Journal.read(self.path.with_stem(f"{self.path.stem}-{number}"))
+        return own if own.recipe == self.recipe else own.start(self.recipe or {})
+
+    def with_others(self) -> "Journal":
+        """With what all processes of a job have noted in journals of the same recipe."""
+        others = map(Journal.read, self._others())
+        noted = {step: note for own in others if own.recipe == self.recipe for step, note in own.done.items()}
+        return Journal(self.path, self.recipe, self.done | noted)
+
     def start(self, recipe: Mapping[str, Any]) -> "Journal":
-        """An empty journal of another recipe, in the same file."""
+        """An empty journal of another recipe, in the same file; those of other processes are void."""
+        for path in self._others():
+            path.unlink()
         self.path.unlink(missing_ok=True)
         self._append({"recipe": recipe})
         return Journal(self.path, recipe)
@@ -85,6 +100,9 @@ class Journal:
         """Note that all of `step` is on the disk."""
         self._append({"step": step, "note": note})
         self.done[step] = note
+
+    def _others(self) -> list[Path]:
+        return list(self.path.parent.glob(f"{self.path.stem}-*{self.path.suffix}"))
 
     def _append(self, entry: Mapping[str, Any]) -> None:
         with self.path.open("ab", buffering=0) as file:

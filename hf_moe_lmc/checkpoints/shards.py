@@ -79,6 +79,7 @@ def _sharded(index: Path) -> dict[str, StoredTensor]:
 
 # Files or folders, in a checkpoint's place or below it -> what this is, and what to do.
 OTHER_FORMATS = {
+    ("alignment_config.json",): "it is an alignment, perhaps swapped with the model: give the model",
     (ADAPTER_NAME,): "it is a PEFT adapter: merge it into its base model first (merge_and_unload)",
     ("*.distcp", "*/*.distcp"): "it is a distributed checkpoint: bring it together first (accelerate merge-weights)",
     (

@@ -88,7 +88,7 @@ def output_folder(
             if not new.is_dir():
                 _discard(work)
             raise
-        journal = Journal.read(work / "journal.jsonl")
+        journal = Journal.read(work / "journal.jsonl").with_others()
         if journal.recipe != recipe or not new.is_dir():
             _discard(new)
             _discard(scratch)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from hf_moe_lmc.errors import BadInputError, OutputError
+from hf_moe_lmc.workers import each
 
 from .conversion import tensor_groups
 from .durable import sync
@@ -60,26 +61,27 @@ class CheckpointWriter:
         """
         digests, files = {}, set()
         for group in {id(group): group for group in map(self._group_of.__getitem__, names)}.values():
-            tensors = {name: weights[name] for name in group.names}
-            for key, tensor in group.to_stored(tensors).items():
-                place = self._placement[key]
-                cast = _cast(key, tensor, place.dtype)
-                if cast.dtype != tensor.dtype:
-                    self.vanished[key] = int(tensor.count_nonzero() - cast.count_nonzero())
-                digests[key] = _write(place, cast)
+            stored = group.to_stored({name: weights[name] for name in group.names})
+            places = [self._placement[key] for key in stored]
+            written = each(lambda own: _write(*own), zip(places, stored.values(), strict=True))
+            for place, (digest, vanished) in zip(places, written, strict=True):
+                digests[place.key], self.vanished[place.key] = digest, vanished
                 files.add(place.file)
         for file in files:
             sync(file)
         return digests
 
-    def finish(self, digests: Digests) -> Digests:
-        """Write the index, and read everything again.
+    @property
+    def keys(self) -> list[str]:
+        """The keys of all tensors."""
+        return list(self._placement)
+
+    def read_again(self, digests: Digests, keys: Iterable[str]) -> Digests:
+        """The sha-256 digests of the tensors `keys`, as the disk returns them.
 
         Args:
-            digests: of all tensors, as `write` returned them.
-
-        Returns:
-            the sha-256 digests of all tensors.
+            digests: of all tensors, as `write` returned them, perhaps that of another writer.
+            keys: which ones.
 
         Raises:
             OutputError: the disk does not return what was written.
@@ -87,17 +89,24 @@ class CheckpointWriter:
         if number := sum(self.vanished.values()):
             first = next(key for key, count in self.vanished.items() if count)
             logger.warning(f"{number} values are too small for the dtype written and became 0, such as some of {first}")
+        tensors, lasting = [self._placement[key] for key in keys], {}
+        for tensor, (xxh3, sha256) in zip(tensors, each(StoredTensor.digests, tensors), strict=True):
+            if xxh3 != digests.get(tensor.key):
+                raise OutputError(f"{tensor.file}: {tensor.key} is not what was written; check the disk")
+            lasting[tensor.key] = sha256
+        return lasting
+
+    def finish(self) -> None:
+        """Write the index.
+
+        Raises:
+            OutputError: the disk does not return the header of a file.
+        """
         if content := index(self._placement):
             (self._folder / INDEX_NAME).write_bytes(content)
         for file, tensors in self._files().items():
             if read_header(file) != {tensor.key: tensor for tensor in tensors}:
                 raise OutputError(f"{file} does not hold what was written; check the disk")
-        lasting = {}
-        for key, tensor in self._placement.items():
-            xxh3, lasting[key] = tensor.digests()
-            if xxh3 != digests.get(key):
-                raise OutputError(f"{tensor.file}: {key} is not what was written; check the disk")
-        return lasting
 
     def _files(self) -> dict[Path, list[StoredTensor]]:
         files: dict[Path, list[StoredTensor]] = {}
@@ -123,11 +132,14 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.contiguous()
 
 
-def _write(place: StoredTensor, tensor: Tensor) -> str:
-    content = tensor_bytes(tensor)
+def _write(place: StoredTensor, tensor: Tensor) -> tuple[str, int]:
+    """Write a tensor to its place; its XXH3 digest, and how many of its values vanished in the dtype there."""
+    cast = _cast(place.key, tensor, place.dtype)
+    vanished = 0 if cast.dtype == tensor.dtype else int(tensor.count_nonzero() - cast.count_nonzero())
+    content = tensor_bytes(cast)
     with place.file.open("r+b", buffering=0) as file:
         file.seek(place.offset)
         rest = content
         while rest:
             rest = rest[file.write(rest) :]
-    return xxhash.xxh3_128_hexdigest(content)
+    return xxhash.xxh3_128_hexdigest(content), vanished

@@ -95,14 +95,14 @@ def add_allowed(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_matching(command: argparse.ArgumentParser) -> None:
-    """The way to match experts and units, the device, and the memory."""
+def add_matching(command: argparse.ArgumentParser, or_nothing: str = "") -> None:
+    """The way to match experts and units, the device, and the memory; and in words what it means to match nothing."""
     command.add_argument(
         "--expert-order",
-        choices=get_args(ExpertOrder),
+        choices=[order for order in get_args(ExpertOrder) if order != "none" or or_nothing],
         default="auto",
-        help="match experts by router rows (gate), by Gram matrices (gram), exactly (joint), only units (units), or "
-        "nothing (none); auto takes the closest of these within a budget (default: auto)",
+        help="match experts by router rows (gate), by Gram matrices (gram), exactly (joint), or only units (units); "
+        f"auto takes the closest of these within a budget{or_nothing} (default: auto)",
     )
     command.add_argument(
         "--device",

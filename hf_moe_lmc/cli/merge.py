@@ -63,12 +63,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         help="instead of --t, a number for REFERENCE and one for each OTHER, in any unit (default: all the same)",
     )
     merge.add_argument(
+        "--extrapolate",
+        action="store_true",
+        help="allow --t outside 0 to 1 and negative --shares: 1 1 -1 is A + (B - BASE)",
+    )
+    merge.add_argument(
         "--repair",
         nargs="+",
         choices=(*get_args(Repair), "auto"),
         default=(),
         metavar="REPAIR",
-        help="restore what averaging shrinks, one repair after the other: norms, gram and stronger need no data; "
+        help="restore what averaging shrinks, one repair after the other: norms and gram need no data; "
         "moments, rescale and router are calibrated on --dataset; auto (norms, gram, moments) stands alone, and is "
         "tested first, as in `evaluate`. With data, one model is loaded",
     )
@@ -84,7 +89,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
     )
     add_output(merge, "folder of the merge")
     add_writing(merge)
-    add_matching(merge)
+    add_matching(merge, ", and nothing where all is in one order; none matches nothing")
     add_data(
         merge,
         "train",
@@ -109,17 +114,17 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if options.dry_run:
         alignment = [None] * len(options.other) if options.alignment else alignment_config(options)
         return describe_plan(aligner.plan_merge(alignment, **keywords))
+    aligner.check_merge(**keywords)
     warnings: list[str] = []
     if options.alignment:
         alignments = [load_alignment(name, options) for name in options.alignment]
         alignment = alignments[0] if len(alignments) == 1 else None
         warnings = _unrelated(alignments, options)
         aligner.merge(alignments, **keywords)
-    elif options.expert_order == "none":
+    elif options.expert_order == "none" or (options.expert_order == "auto" and aligner.in_order):
         alignment = None
         aligner.merge("none", **keywords)
     else:
-        aligner.check_merge(**keywords)
         alignment = aligner.align(alignment_config(options), device=options.device, memory=options.memory)
         warnings = _unrelated(alignment if isinstance(alignment, Sequence) else [alignment], options)
         # These weights were aligned a moment ago.
@@ -127,7 +132,8 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if not processes().is_main_process:
         return None
     if alignment is None:
-        return CommandResult(f"Written to {options.output}\n", {"output": options.output}, warnings=warnings)
+        noted = "" if options.alignment or options.expert_order == "none" else "In one order already: nothing matched. "
+        return CommandResult(f"{noted}Written to {options.output}\n", {"output": options.output}, warnings=warnings)
     return replace(describe_alignment(alignment, options.other, options.output), warnings=warnings)
 
 
@@ -163,6 +169,7 @@ def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, A
     keywords: dict[str, Any] = {
         "t": options.t[0] if options.t and len(options.t) == 1 else options.t,
         "shares": options.shares,
+        "extrapolate": options.extrapolate,
         "output": options.output,
         "repairs": repairs,
         "layout": options.layout,

@@ -44,6 +44,13 @@ class Parser(argparse.ArgumentParser):
         for flag, meaning in COMMON.items():
             common.add_argument(flag, action="store_true", default=argparse.SUPPRESS, help=meaning)
         common.add_argument(
+            "--threads",
+            metavar="N",
+            type=_positive,
+            default=argparse.SUPPRESS,
+            help="cores that work at a time (default: all that this process may use)",
+        )
+        common.add_argument(
             "--import",
             action="append",
             dest="imports",
@@ -108,11 +115,18 @@ def command_line() -> Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     root.add_argument("--version", action=_Version, nargs=0, help="show the version of this package and exit")
-    root.set_defaults(root=root, imports=(), **{flag.removeprefix("--"): False for flag in COMMON})
+    root.set_defaults(root=root, threads=None, imports=(), **{flag.removeprefix("--"): False for flag in COMMON})
     commands = root.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for command in COMMANDS:
         command.add_parser(commands)
     return root
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
 
 
 class _Version(argparse.Action):

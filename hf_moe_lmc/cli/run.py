@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     options = root.parse_args(arguments)
     try:
-        with _libraries(options.verbose, options.quiet), _terminated_like_interrupted():
+        with _libraries(options.verbose, options.quiet), _threads(options.threads), _terminated_like_interrupted():
             _import(options.imports)
             result: CommandResult | None = options.run(options)
             for warning in result.warnings if result else ():
@@ -83,10 +83,28 @@ def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
         os.environ.setdefault("TQDM_DISABLE", "1")  # bars of libraries; ours become lines
     if quiet:
         os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
+    # Read when torch is imported: its threads then do not take cores while they wait, which others may need.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     with warnings.catch_warnings():
         if not sys.warnoptions and not verbose:
             warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _threads(number: int | None) -> Iterator[None]:
+    """With so many threads, or workers, where a number is given; see `hf_moe_lmc.workers`."""
+    if number is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

@@ -21,6 +21,7 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
 from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.symmetry import Permutation
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .comparison import Comparison
 from .correspondence import Correspondence
@@ -50,6 +51,7 @@ def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: 
     return compare_opened(_open(a, a_options), _open(b, b_options))
 
 
+@one_thread_per_operation()
 def compare_opened(a: OpenedModel, b: OpenedModel) -> Comparison:
     """As `compare`, for models that are open already."""
     work = _Work(a, b, Correspondence.of(a, b))

@@ -21,7 +21,7 @@ _FAULTY = 0.5  # cosine that experts must reach under a fault; half of it makes 
 _RATIO = 0.1  # difference in the logarithms of norms that shows other scales
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of a projection, relative to those of A, below which it is as good as zero
-_GLANCE, _LOOK = (2, 64), (8, 128)  # units and hidden coordinates that z rests on: in place, and otherwise
+_GLANCE, _LOOK = (2, 64), (8, 128)  # units and hidden coordinates of a z; closer where that leaves a doubt
 _ENTRIES = 2**20  # of the similarities of small experts, of which more units are looked at
 
 
@@ -130,11 +130,13 @@ class _Banks:
             return
         chosen, rows = candidates(self.a, self.b, self.known, slots)
         pairs = [(i, j) for j in slots for i in chosen[j]]
-        similarities = self._similarities(self.a, self.b, pairs)
-        tried = {
-            pair: (cosine, z)
-            for pair, cosine, z in zip(pairs, similarities.values.tolist(), similarities.z.tolist(), strict=True)
-        }
+        tried: dict[tuple[int, int], tuple[float, float]] = {}
+        for look in (_GLANCE, _LOOK):
+            similarities = self._similarities(self.a, self.b, pairs, look)
+            figures = zip(similarities.values.tolist(), similarities.z.tolist(), strict=True)
+            tried = dict(zip(pairs, figures, strict=True))
+            if all(max(tried[i, j][1] for i in chosen[j]) >= 2 * CERTAIN for j in slots):
+                break
         for j in slots:
             best = max(tried[i, j][0] for i in chosen[j])
             for i in chosen[j]:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
-from scipy.stats import DegenerateDataWarning, bootstrap
 from torch import Tensor
 
 RESAMPLES_AT_A_TIME = 100
@@ -101,6 +100,8 @@ def barrier_intervals(
         resamples: how often.
         seed: of the draws.
     """
+    from scipy.stats import DegenerateDataWarning, bootstrap  # a second that only this needs
+
     stacked = np.stack([path[..., :3].double().numpy() for path in examples.values()], axis=1)  # [N, P, T, 3]
     reference, (number, paths) = list(examples).index(naive), stacked.shape[:2]
 

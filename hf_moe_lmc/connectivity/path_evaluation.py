@@ -23,6 +23,7 @@ from hf_moe_lmc.alignment.live_weights import placed, placement_for
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import REPAIRS
 from hf_moe_lmc.names import Repair, Variant
+from hf_moe_lmc.workers import threads_for
 
 from .barrier import barrier_intervals
 from .calibration import CalibrationData
@@ -115,7 +116,7 @@ def evaluate_path(
         model.to(accelerator.device)
     evaluation = _Evaluation(model, accelerator, accelerator.prepare(data), tuple(points), settings)
     calibration, choices = calibration.to(accelerator.device), dict[str, RepairChoice]()
-    with temporarily_loaded(model) as saved:
+    with threads_for(model.num_parameters()), temporarily_loaded(model) as saved:
         pair = _on_devices(pair, model, saved, settings.memory)
         single = _single_repairs(settings.repairs, calibration)
         for variant in VARIANTS:

@@ -19,6 +19,7 @@ from hf_moe_lmc.aligner import MoeAligner
 from hf_moe_lmc.alignment import SavedWeights
 from hf_moe_lmc.connectivity import evaluate, plot_barriers
 from hf_moe_lmc.errors import BadInputError, OutputError
+from hf_moe_lmc.workers import one_thread_per_operation
 
 from .comparison import Bench, compare_methods, scramble_and_recover
 from .digits import digits_file, load_digits
@@ -39,6 +40,7 @@ PLOTTED = {
 """Method -> its path in the plot."""
 
 
+@one_thread_per_operation()
 def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
     """Train one Mixture-of-Experts ViT per seed on MNIST, align and merge every pair, and measure all paths.
 

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass, fields, replace
 from functools import reduce
+from itertools import product
 
 import torch
 from jaxtyping import Float
@@ -11,6 +12,7 @@ from torch import Tensor
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, SymmetryGroup, UnitScales
 from hf_moe_lmc.symmetry import Permutation
+from hf_moe_lmc.workers import each
 
 from .units import Units
 
@@ -146,22 +148,16 @@ def _units_distance(a: ExpertBank, scales: UnitScales, b: ExpertBank, other_scal
         for s in (scales, other_scales)
     )
     dtype = torch.promote_types(scales.up.dtype, other_scales.up.dtype)
-    total = []
-    for name, tensor in a.tensors().items():
-        if name == "down_bias":
-            continue
-        for e, (x, y) in enumerate(zip(tensor, b.tensors()[name], strict=True)):
-            own, other = (table[name][e] if name in table else None for table in (factors, other_factors))
-            total.append(
-                _squared_distance(
-                    x.reshape(len(x), math.prod(x.shape[1:])),
-                    y.reshape(len(y), math.prod(y.shape[1:])),
-                    own,
-                    other,
-                    dtype,
-                )
-            )
-    return math.fsum(total)
+    tensors, other_tensors = a.tensors(), b.tensors()
+
+    def squared_distance(part: tuple[str, int]) -> float:
+        name, e = part
+        x, y = (side[name][e] for side in (tensors, other_tensors))
+        x, y = (matrix.reshape(len(matrix), math.prod(matrix.shape[1:])) for matrix in (x, y))
+        own, other = (table[name][e] if name in table else None for table in (factors, other_factors))
+        return _squared_distance(x, y, own, other, dtype)
+
+    return math.fsum(each(squared_distance, product(tensors.keys() - {"down_bias"}, range(a.num_experts))))
 
 
 def _squared_distance(

@@ -7,6 +7,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from hf_moe_lmc.symmetry import Permutation
+from hf_moe_lmc.workers import each
 
 from .assignment import solve_assignment
 from .distance import GaugedLayer
@@ -59,10 +60,10 @@ class JointTable:
 
     def solve(self, order: Permutation) -> None:
         """Replace the bounds of all pairs of an order by their exact values."""
-        for i, j in self.missing(order):
-            a, b = self.reference.units(i), self.other.units(j)
-            self._keep_bounding_rows(i, a, j, b)
-            matching = match_units(a, b) if self.reference.layer.group.unit_order else keep_units(a, b)
+        missing = self.missing(order)
+        if missing and self._coordinates is None:
+            self._coordinates = self.reference.units(missing[0][0]).strongest(_COORDINATES)
+        for (i, j), matching in zip(missing, each(self._match, missing), strict=True):
             self.pairs[i, j] = matching
             self.costs[i, j] = self.fixed[i, j] + matching.squared_distance
 
@@ -71,7 +72,7 @@ class JointTable:
         count, self.bounded = _BOUNDED_UNITS[self.bounded], self.bounded + 1
         slots = range(len(self.costs))
         left = [self._left[e][:count] for e in slots]
-        bounds = torch.stack([least_squared_distances(left, self._right[e]) for e in slots], dim=1).cpu()
+        bounds = torch.stack(each(lambda e: least_squared_distances(left, self._right[e]), slots), dim=1).cpu()
         bounds = torch.maximum(self.costs, self.fixed + bounds)
         for i, j in self.pairs:
             bounds[i, j] = self.costs[i, j]
@@ -91,9 +92,13 @@ class JointTable:
             scores = scores.masked_fill(unsolved, scores.min().item() * (len(scores) + 1) - 1)
         return settled_order(scores, groups)
 
+    def _match(self, pair: tuple[int, int]) -> UnitMatching:
+        i, j = pair
+        a, b = self.reference.units(i), self.other.units(j)
+        self._keep_bounding_rows(i, a, j, b)
+        return match_units(a, b) if self.reference.layer.group.unit_order else keep_units(a, b)
+
     def _keep_bounding_rows(self, i: int, a: Units, j: int, b: Units) -> None:
-        if self._coordinates is None:
-            self._coordinates = a.strongest(_COORDINATES)
         if i not in self._left:
             strongest = a.squares.topk(min(max(_BOUNDED_UNITS), len(a.squares))).indices
             self._left[i] = bounding_rows(a.kept[strongest][:, self._coordinates], a.squares[strongest])

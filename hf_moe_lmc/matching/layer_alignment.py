@@ -9,6 +9,7 @@ from torch import Tensor
 from hf_moe_lmc.moe import MoeLayer
 from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
+from hf_moe_lmc.workers import each
 
 from .distance import GaugedLayer, check_comparable, fixed_squared_distance, gauged_distance
 from .expert_order import ExpertMatching, match_experts
@@ -82,10 +83,10 @@ def match_layers(
     layer = reference.layer
     if expert_order == "none":
         return replace(MoeSymmetry.identity(*layer.symmetry_shape), experts=experts.order), experts, [], []
-    units = [
-        experts.pairs.get((i, j)) or _match_expert(reference, other, i, j, experts.order)
-        for i, j in enumerate(experts.order.index.tolist())
-    ]
+    units = each(
+        lambda pair: experts.pairs.get(pair) or _match_expert(reference, other, *pair, experts.order),
+        enumerate(experts.order.index.tolist()),
+    )
     shared = match_shared_units(reference, other)
     symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
     return symmetry, experts, units, shared

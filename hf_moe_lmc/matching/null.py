@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank, MoeLayer
 from hf_moe_lmc.symmetry import Permutation
+from hf_moe_lmc.workers import each
 
 from .assignment import solve_assignment
 
@@ -86,14 +87,8 @@ def expert_similarities(
         hidden: in so many hidden coordinates, evenly spread.
         shared: whether the shared experts are meant.
     """
-    sides = [_Side.of(layer, hidden, shared) for layer in (reference, other)]
-    values = torch.zeros(len(pairs), 1 + DRAWS, dtype=torch.float64)
-    for side, own, partner in ((0, 0, 1), (1, 1, 0)):
-        samples = {e: sides[own].sample(e, units) for e in sorted({pair[side] for pair in pairs})}
-        for j in sorted({pair[1 - side] for pair in pairs}):
-            chosen = [n for n, pair in enumerate(pairs) if pair[1 - side] == j]
-            similar = _similarities([samples[pairs[n][side]] for n in chosen], *sides[partner].rows(j))
-            values[chosen] += similar.double().cpu() / 2
+    a, b = (_Side.of(layer, hidden, shared) for layer in (reference, other))
+    values = (_sampled(a, b, pairs, units) + _sampled(b, a, [(j, i) for i, j in pairs], units)) / 2
     return NullTest(values[:, 0], values[:, 1:].T)
 
 
@@ -189,6 +184,17 @@ class _Side:
             kept, signed = [*kept, *signed], []
         nothing = experts.up_proj[:, :, :0]
         return torch.cat([nothing, *kept], dim=2), torch.cat([nothing, *signed], dim=2)
+
+
+def _sampled(side: _Side, other: _Side, pairs: Sequence[tuple[int, int]], units: int) -> Float64[Tensor, "n k"]:
+    """`_similarities` of experts i, of which some units are looked at, and experts j, for every pair (i, j)."""
+    chosen = sorted({i for i, _ in pairs})
+    samples = dict(zip(chosen, each(lambda i: side.sample(i, units), chosen), strict=True))
+    rows = {j: [n for n, pair in enumerate(pairs) if pair[1] == j] for _, j in sorted(pairs, key=lambda p: p[1])}
+    similar = each(
+        lambda j: _similarities([samples[pairs[n][0]] for n in rows[j]], *other.rows(j)).double().cpu(), rows
+    )
+    return torch.cat(similar)[torch.tensor([n for numbers in rows.values() for n in numbers]).argsort()]
 
 
 def _similarities(

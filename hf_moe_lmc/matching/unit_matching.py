@@ -7,6 +7,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
+from hf_moe_lmc.workers import each
 
 from .assignment import certify, solve_assignment
 from .distance import GaugedLayer
@@ -80,7 +81,7 @@ def keep_units(reference: Units, other: Units, order: Permutation | None = None)
 
 def match_shared_units(reference: GaugedLayer, other: GaugedLayer) -> list[UnitMatching]:
     """`match_units` of every shared expert and its counterpart."""
-    return [match_units(a, b) for a, b in zip(reference.shared_units(), other.shared_units(), strict=True)]
+    return each(lambda pair: match_units(*pair), zip(reference.shared_units(), other.shared_units(), strict=True))
 
 
 def stacked(matchings: list[UnitMatching]) -> SignedPermutation:

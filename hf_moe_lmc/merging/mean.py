@@ -8,6 +8,9 @@ from torch import Tensor
 
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
+from hf_moe_lmc.workers import each
+
+_PIECES = 8
 
 
 def mean_tensor(
@@ -42,7 +45,8 @@ def mean_tensor(
     wide = reduce(torch.promote_types, (tensor.dtype for tensor in others), wanted)
     if len(others) == 1:
         if overwrite and wide == first.dtype == others[0].dtype:
-            return first.lerp_(others[0], shares[1])
+            each(lambda pair: pair[0].lerp_(pair[1], shares[1]), zip(*_pieces(first, others[0]), strict=True))
+            return first
         # For 16-bit tensors too, lerp computes in float32 and rounds once.
         return torch.lerp(first.to(wide), others[0].to(wide), shares[1]).to(wanted)
     start = first.to(torch.promote_types(wide, torch.float32))
@@ -84,6 +88,11 @@ def weighted_sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
         return torch.lerp(values[0], values[1], shares[1])
     first = values[0]
     return first + sum(share * (value - first) for value, share in zip(values[1:], shares[1:], strict=True))
+
+
+def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
+    """Tensors of one shape cut alike: work for several workers."""
+    return [tensor.split(max(1, len(tensor) // _PIECES)) if tensor.ndim else (tensor,) for tensor in tensors]
 
 
 def _check_alike(name: str, a: Tensor, b: Tensor) -> None:

@@ -12,7 +12,6 @@ from .norms import restore_norms, restore_router_norms
 from .outputs import rescale_outputs, restore_moments
 from .router import solve_router
 from .statistics import ExpertStatistics, LayerStatistics
-from .stronger import keep_stronger
 
 BankRepair = Callable[[ExpertBank, Sequence[ExpertBank], Sequence[float], int, ExpertStatistics], ExpertBank]
 """(merged, endpoints, shares, degree of free unit scales, statistics) -> the repaired bank."""
@@ -39,7 +38,6 @@ REPAIRS: Mapping[Repair, RepairMethod] = {
     "norms": RepairMethod(restore_norms, restore_router_norms),
     "gram": RepairMethod(restore_gram),
     "moments": RepairMethod(restore_moments, needs_data=True),
-    "stronger": RepairMethod(keep_stronger),
     "rescale": RepairMethod(rescale_outputs, needs_data=True),
     "router": RepairMethod(router=solve_router, needs_data=True),
 }

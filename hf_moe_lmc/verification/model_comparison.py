@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.progress import Progress
+from hf_moe_lmc.workers import threads_for
 
 from .block_comparison import BlockComparison, row_differences
 from .expert_probe import experts_difference
@@ -110,7 +111,7 @@ def verify(before: nn.Module, after: nn.Module, batches: Mapping[str, Batches] |
     before.eval()
     after.eval()
     kinds = {"random": random_batches(before)} if batches is None else batches
-    with ExitStack() as stack:
+    with threads_for(sum(tensor.numel() for tensor in before.parameters())), ExitStack() as stack:
         blocks = [stack.enter_context(BlockComparison(spec, before, after)) for spec in specs]
         outputs = {kind: _output_difference(before, after, Progress(of, desc=kind)) for kind, of in kinds.items()}
     for block in blocks:

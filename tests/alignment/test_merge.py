@@ -1,6 +1,7 @@
 """Merges of checked models: endpoints, planted copies, refusals, and how often weights are read."""
 
 from collections import Counter
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
 
@@ -88,6 +89,8 @@ def test_some_models_may_stay_unaligned():
 def test_off_the_line(t):
     with pytest.raises(BadInputError, match=rf"t is {t}; choose a value from 0 \(reference\) to 1 \(other\)"):
         shares_at(t)
+    with nullcontext() if t == t else pytest.raises(BadInputError):
+        assert shares_at(t, extrapolate=True) == (1 - t, t)
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,105 @@
+"""Jobs of two real processes on the loopback, forked from a server that has imported everything."""
+
+import json
 import os
-import subprocess
-import sys
+import signal
+import socket
+import time
 from pathlib import Path
 
-from hf_moe_lmc import cli
-from tests import families
+import pytest
 
-ROOT = Path(__file__).parents[2]
+from hf_moe_lmc.alignment import write
+from tests import families, forked
 
 
 def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_two_processes_write_what_one_writes(tmp_path):
-    """Three layers, so the shares are unequal."""
-    for seed, name in enumerate(("a", "b")):
-        families.build("mixtral", seed=seed).save_pretrained(tmp_path / name)
-    a, b = str(tmp_path / "a"), str(tmp_path / "b")
-    (tmp_path / "two").mkdir()
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    command = [*launcher, "-m", "tests.alignment.merge_job", a, b, str(tmp_path / "two")]
-    done = subprocess.run(command, cwd=ROOT, env=os.environ | {"OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Written to") == 2
-    (tmp_path / "one").mkdir()
-    assert cli.main(["align", a, b, "-o", str(tmp_path / "one" / "alignment")]) == 0
-    assert cli.main(["merge", a, b, "-o", str(tmp_path / "one" / "merged")]) == 0
-    assert content(tmp_path / "two") == content(tmp_path / "one")
+def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) -> int:
+    """Align, apply and merge into `folder`, as one of the processes of `torchrun`.
+
+    With `dies_after`, kill -9 instead of its second step of the merge, once the other process has done so many.
+    """
+    if size > 1:
+        ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()}
+    steps, write_step = [], write._write
+
+    def counted(writer, output, step, inputs):
+        if output.record["command"] == "merge":
+            steps.append(step.name)
+            if dies_after is not None and len(steps) == 2:
+                other = folder / ".merged.hf_moe_lmc" / ("journal.jsonl" if index else "journal-1.jsonl")
+                while not other.exists() or other.read_bytes().count(b"\n") < 1 + dies_after:
+                    time.sleep(0.01)
+                os.kill(os.getpid(), signal.SIGKILL)
+        return write_step(writer, output, step, inputs)
+
+    write._write = counted
+    a, b = (str(folder.parent / name) for name in "ab")
+    alignment, applied, merged = (str(folder / name) for name in ("alignment", "applied", "merged"))
+    for command in (
+        ["align", a, b, "-o", alignment],
+        ["apply", alignment, b, "-o", applied],
+        ["merge", a, b, "--force", "--alignment", alignment, "-o", merged],
+    ):
+        if code := forked.command([*command, "--overwrite"], folder.with_name(f"{folder.name}-errors-{index}")):
+            return code
+    folder.with_name(f"{folder.name}-steps-{index}").write_text(json.dumps(steps))
+    return 0
+
+
+def run(folder: Path, size: int, dies: tuple[int, int] | None = None) -> list[int | None]:
+    """Run the job by so many processes; of `dies`, the one that dies, and its `dies_after`."""
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    started = [
+        forked.start(job, folder, index, size, port, dies[1] if dies and dies[0] == index else None)
+        for index in range(size)
+    ]
+    for process in started:
+        process.join(600)
+    return [process.exitcode for process in started]
+
+
+def steps(folder: Path, size: int) -> list[list[str]]:
+    """The steps of the merge that each process wrote."""
+    return [json.loads(folder.with_name(f"{folder.name}-steps-{index}").read_text()) for index in range(size)]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory) -> Path:
+    """A pair of three layers, `a` and `b`, and beside it the folder of a job of one process."""
+    folder = tmp_path_factory.mktemp("processes")
+    for seed, name in enumerate("ab"):
+        families.build("mixtral", seed=seed).save_pretrained(folder / name, max_shard_size="20KB")
+    assert run(folder / "one", 1) == [0]
+    return folder / "one"
+
+
+def test_two_processes_write_what_one_writes(one):
+    (alone,) = steps(one, 1)
+    two = one.with_name("two")
+    assert run(two, 2) == [0, 0]
+    assert content(two) == content(one)
+    first, second = steps(two, 2)
+    assert sorted(first + second) == sorted(alone)
+    assert abs(len(first) - len(second)) <= 1
+
+
+@pytest.mark.parametrize("dying", [0, 1])
+def test_one_that_is_killed_ends_the_other_and_the_next_job_goes_on(one, dying):
+    (alone,) = steps(one, 1)
+    killed = one.with_name(f"killed-{dying}")
+    codes = run(killed, 2, dies=(dying, len(alone[1 - dying :: 2])))
+    assert codes.pop(dying) == -signal.SIGKILL
+    assert codes[0] not in (0, None)  # it has ended, in error
+    assert not (killed / "merged").exists()
+    assert run(killed, 2) == [0, 0]
+    assert content(killed) == content(one)
+    # The killed one had written its first, and the other all of its own.
+    assert sorted(step for own in steps(killed, 2) for step in own) == sorted(alone[dying::2][1:])

@@ -46,10 +46,12 @@ def test_a_merge_is_that_of_the_dequantised_models(name, tmp_path):
     a, b = (dequantised_by_transformers(name, one, tmp_path / f"plain {one.name}") for one in (reference, other))
     alignment = align(reference, other)
     assert align(a, b).symmetries == alignment.symmetries
-    merge(reference, other, alignment, 0.25, output=tmp_path / "merged")
-    merged, aligned = open_model(tmp_path / "merged").tensors, alignment.apply(b).state_dict()
+    for order, folder in ((alignment, tmp_path / "aligned"), ("none", tmp_path / "plain average")):
+        merge(reference, other, order, 0.25, output=folder)
+        merged, expected = open_model(folder).tensors, merge(a, b, order, 0.25, allow_other_weights=True).state_dict()
+        assert all(torch.equal(merged[key], expected[key].to(merged[key].dtype)) for key in expected)
     for key, tensor in a.state_dict().items():
-        exact = torch.lerp(tensor.float(), aligned[key].float(), 0.25)
+        exact = torch.lerp(tensor.float(), b.state_dict()[key].float(), 0.25)
         assert torch.equal(merged[key], exact.to(merged[key].dtype)), key
 
 

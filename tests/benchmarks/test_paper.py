@@ -27,7 +27,7 @@ from benchmarks.paper.pair import METHODS
 from benchmarks.paper.plots import PATHS, plot_paths, plot_study
 from benchmarks.paper.report import draw, render
 from benchmarks.paper.run import run_cell, share_of
-from benchmarks.paper.tables import FURTHER, REPAIRED, language, orders
+from benchmarks.paper.tables import FURTHER, REPAIRED, language, orders, paths_and_orders
 from hf_moe_lmc.connectivity import evaluate
 from tests.hub.data_sets import data_set, images
 from tests.hub.data_sets import texts as hub_texts
@@ -207,6 +207,7 @@ def test_a_cell_of_which_the_front_is_computed_once(cifar10, tmp_path, monkeypat
     (found,) = pair["results"].values()
     assert found.keys() == CONTROLS | {"ensemble"}
     assert pair["orders"]["orders"] == 6
+    assert "one endpoint's experts" in paths_and_orders([row])
     sources = data.load("cifar10", "vit", str(cifar10))
     dense, _ = cifar.pretrained()
     (end,) = {endpoint for endpoint in cell.pairs[0] if endpoint.seed == 1}

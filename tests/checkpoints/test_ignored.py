@@ -52,7 +52,8 @@ def with_ignored() -> list[str]:
 def copy(source: Checkpoint, folder: Path, layout: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     writer = CheckpointWriter(folder, place(source, folder, layout, dtype), source.model)
     digests = writer.write(source, source)
-    writer.finish(digests)
+    writer.read_again(digests, writer.keys)
+    writer.finish()
     return stored(folder)
 
 

@@ -85,7 +85,7 @@ def test_a_merge_says_which_revision_it_was_repaired_with(language, tmp_path, da
     data = ["--dataset", "org/corpus", "--dataset-config", "small", "--dataset-revision", repository.shas[0]]
     models = [str(language / "a"), str(language / "b"), "--experts-implementation", "eager"]
     size = ["--length", "8", "--calibration-examples", "4"]
-    assert main(["merge", *models, "--repair", "rescale", *data, *size, "-o", str(tmp_path / "merged")]) == 0
+    assert main(["merge", *models, "--force", "--repair", "rescale", *data, *size, "-o", str(tmp_path / "merged")]) == 0
     record = json.loads((tmp_path / "merged/hf_moe_lmc_manifest.json").read_text())
     assert record["calibration"]["source"]["dataset-revision"] == repository.shas[0]
     assert f"--repair rescale {' '.join(data)} --split train" in (tmp_path / "merged/README.md").read_text()

@@ -21,7 +21,7 @@ MISTAKES = [
     ("align a model.gguf -o out", 3, ["model.gguf is not a folder", "GGUF"]),
     ("align a gguf -o out", 3, ["GGUF"]),
     ("align a adapter -o out", 3, ["merge_and_unload"]),
-    ("align a alignment -o out", 3, ["alignment"]),
+    ("align a alignment -o out", 3, ["it is an alignment, perhaps swapped"]),
     ("apply b alignment -o out", 3, ["swapped"]),
     ("merge a b --t 2 -o out", 3, ["t is 2.0; choose a value from 0"]),
     ("merge a b --t nan -o out", 3, ["t is nan"]),
@@ -34,7 +34,7 @@ MISTAKES = [
         ["num_experts_per_tok is 2 in the reference, 3", "--allow-difference num_experts_per_tok"],
     ),
     ("merge a stranger -o out", 4, ["2 of 2 layers of stranger hold no expert related", "--force"]),
-    ("evaluate a b --dataset nofile.txt -o out", 3, ["nofile.txt"]),
+    ("evaluate a b --dataset nofile.txt -o out", 6, ["no file or folder of that name is here"]),
     ("evaluate a b --dataset text.txt --points -3 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --points 2 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --batch-size 0 -o out", 2, ["--batch-size: 0 is less than 1"]),
@@ -92,7 +92,7 @@ def exit_code(words: list[str]) -> int | str | None:
 @pytest.mark.parametrize(("words", "code", "says"), MISTAKES, ids=[words for words, _, _ in MISTAKES])
 def test_a_mistake(words, code, says, folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     before = sorted(path.name for path in folder.iterdir())
     assert exit_code(words.split()) == code
     line = capsys.readouterr().err.splitlines()[-1]

@@ -6,6 +6,7 @@ import torch
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.alignment import mean
 from hf_moe_lmc.connectivity.controls import endpoint_experts, pick_units, picked_units, shuffled_layers
+from hf_moe_lmc.merging import repaired_layer
 from hf_moe_lmc.moe import act
 from tests.layers import LAYER_KINDS, derangement, same_weights
 from tests.models import build
@@ -81,6 +82,14 @@ def test_a_free_scale_of_units_does_not_decide():
 
     assert origins(1, scaled) == origins(1, experts)
     assert origins(0, scaled) != origins(0, experts)
+
+
+def test_units_that_agree_are_averaged():
+    a, b = (LAYER_KINDS["swiglu with biases"](seed=seed, H=64) for seed in (0, 1))
+    near = a.with_tensors({name: tensor + 0.1 for name, tensor in a.tensors().items()})
+    assert same_weights(pick_units([a, near], (0.5, 0.5), 0.5), repaired_layer([a, near], (0.5, 0.5)))
+    assert same_weights(pick_units([a, b], (0.5, 0.5), 0.5), pick_units([a, b], (0.5, 0.5)))
+    assert not same_weights(pick_units([a, near], (0.5, 0.5)), pick_units([a, near], (0.5, 0.5), 0.5))
 
 
 @pytest.mark.parametrize("kind", LAYER_KINDS)

@@ -95,7 +95,6 @@ CHANGED = {
     "norms": {"router", "up", "down"},
     "gram": {"up", "down"},
     "moments": {"down"},
-    "stronger": {"up", "down"},
     "rescale": {"down"},
     "router": {"router"},
 }
