@@ -21,9 +21,6 @@ Outputs = Callable[[PreTrainedModel], Tensor]
 SHARDED = {"max_shard_size": "100KB"}
 FUSED = {"save_original_format": False}
 
-# One family of each way to hold experts.
-HOLDERS = ["dbrx", "doge", "gpt_oss", "inkling", "jetmoe", "mixtral", "switch_transformers"]
-
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
@@ -102,7 +99,7 @@ def test_a_family(family, tmp_path):
     check(families.build(family), tmp_path, lambda model: families.outputs(model, family))
 
 
-@pytest.mark.parametrize("family", sorted({*HOLDERS} & {*families.supported()}))
+@pytest.mark.parametrize("family", sorted({*families.HOLDERS} & {*families.supported()}))
 def test_bfloat16_under_module_names_is_rewritten(family, tmp_path):
     model = families.build(family, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "fused", **FUSED)
