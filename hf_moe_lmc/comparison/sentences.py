@@ -111,8 +111,8 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         by = _range([e.change for e in trained if e.change is not None])
         if all(expert.is_far for expert in trained):
             yield (
-                f"B's experts resemble A's more than chance and are far from them ({some} changed by {by}): trained from "
-                "other starts? align before you merge, and compare losses"
+                f"B's experts resemble A's more than chance and are far from them ({some} changed by {by}): trained "
+                "from other starts? align before you merge, and compare losses"
             )
         elif not changed:
             yield f"only experts differ: {some} changed by {by}, all else is A's bit for bit"
