@@ -19,7 +19,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from hf_moe_lmc.errors import BadInputError
 
-from .stored_tensor import StoredTensor
+from .stored_tensor import Stored, StoredTensor
 
 METHODS = ("fp8", "compressed-tensors", "mxfp4")
 REMEDY = "give the 16-bit checkpoint that was quantised (base_model on the model's card)"
@@ -30,7 +30,7 @@ OTHER_SCALES = re.compile(r".*[._](input|activation|output|[kqv])_scale")
 
 
 @dataclass(frozen=True)
-class QuantisedTensor:
+class QuantisedTensor(Stored):
     """A weight that is stored as codes and scales; every look computes it anew.
 
     Args:
@@ -58,27 +58,14 @@ class QuantisedTensor:
         """The place of the codes in it."""
         return self.codes.offset
 
-    def read(self, device: torch.device | str | None = None) -> Tensor:
-        """The weight, on a device; None is the CPU.
-
-        Raises:
-            BadInputError: a file has become shorter or unreadable.
-        """
-        weight = torch.empty(self.shape, dtype=self.dtype, device=device)
-        self.read_into(weight)
-        return weight
-
-    def read_into(self, weight: Tensor) -> None:
+    def read_into(self, tensor: Tensor) -> None:
         """Read the weight into a tensor of its shape, expert by expert: float32 takes four times the room of codes."""
         codes, scales = self.codes.read(), self.scales.read()
-        if weight.ndim == 2:
-            weight.copy_(self.dequantise(codes, scales))
+        if tensor.ndim == 2:
+            tensor.copy_(self.dequantise(codes, scales))
             return
-        for target, own_codes, own_scales in zip(weight, codes, scales, strict=True):
+        for target, own_codes, own_scales in zip(tensor, codes, scales, strict=True):
             target.copy_(self.dequantise(own_codes, own_scales))
-
-
-Stored = StoredTensor | QuantisedTensor
 
 
 def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> dict[str, Stored]:

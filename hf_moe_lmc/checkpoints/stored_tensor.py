@@ -6,6 +6,7 @@ crash, and no mapped pages stay behind.
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -54,8 +55,32 @@ WRONG_FORMATS = {
 }
 
 
+class Stored(ABC):
+    """A tensor that is read, and perhaps computed, when it is asked for."""
+
+    key: str
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    offset: int
+
+    @abstractmethod
+    def read_into(self, tensor: Tensor) -> None:
+        """Read the values into `tensor` of this shape."""
+
+    def read(self, device: torch.device | str | None = None) -> Tensor:
+        """The tensor, on a device; None is the CPU.
+
+        Raises:
+            BadInputError: a file has become shorter or unreadable.
+        """
+        tensor = torch.empty(self.shape, dtype=self.dtype, device=device)
+        self.read_into(tensor)
+        return tensor
+
+
 @dataclass(frozen=True)
-class StoredTensor:
+class StoredTensor(Stored):
     """A tensor in a file.
 
     Args:
@@ -75,16 +100,6 @@ class StoredTensor:
     def nbytes(self) -> int:
         """Size in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
-
-    def read(self, device: torch.device | str | None = None) -> Tensor:
-        """The tensor, on a device; None is the CPU.
-
-        Raises:
-            BadInputError: the file has become shorter or unreadable.
-        """
-        tensor = torch.empty(self.shape, dtype=self.dtype, device=device)
-        self.read_into(tensor)
-        return tensor
 
     def read_into(self, tensor: Tensor) -> None:
         """Read the values into `tensor` of this shape.
