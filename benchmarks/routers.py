@@ -6,8 +6,8 @@
 A small language model is trained on the manual that ships with Python, one character per token; two copies of it are
 fine-tuned, one on each half of the topics, and their routers move far: either they learn 30 times as fast as the rest
 ("fast"), or they are re-initialised first ("new"). Figures are the loss of the midpoint on held-out text of both halves
-above the mean of the two fine-tunes there, in nats: mean over seeds, and in how many seeds it is below "aligned".
-"one router" puts one fine-tune's router on the aligned mean (mean of both); "chain" is norms, gram, moments. "published"
+above the mean of the two fine-tunes there, in nats: mean over seeds, and in how many seeds it is below "aligned";
+"one router" is one fine-tune's router on the aligned mean (mean of both), "chain" is norms, gram, moments, "published"
 is HARC (arXiv:2606.03391): functions of its repository, at the setting of its scripts (0.9), the router of each
 fine-tune on tokens of its own half; ours takes all tokens for both. No setting was chosen on any of this.
 
