@@ -29,6 +29,7 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc import Alignment, MoeAligner, apply, scramble
 from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.merging.gauge import in_gauge_of
 from hf_moe_lmc.merging.repairs import repaired_layer
 from hf_moe_lmc.moe import act
 from tests.families import FAMILIES, build, supported
@@ -172,9 +173,11 @@ def _merged(
     states, own = [model.state_dict() for model, _ in used], [share for _, share in used]
     result = {name: _mean([state[name] for state in states], own) for name in states[0]}
     rounding: dict[str, float] = {}
-    if repairs and len(used) > 1:
+    if len(used) > 1:
         for spec in alignable_layers(used[0][0]):
-            layer = repaired_layer([spec.read(state) for state in states], own, repairs)
+            first, *others = (spec.read(state) for state in states)
+            # The merge of aligned models does not depend on free scales.
+            layer = repaired_layer([first, *(in_gauge_of(first, other) for other in others)], own, repairs)
             written = spec.write(layer, result)
             result |= {name: tensor.clone() for name, tensor in written.items()}
             rounding |= dict.fromkeys(written, GRAM_ROUNDING if "gram" in repairs else ROUNDING)

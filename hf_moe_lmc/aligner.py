@@ -157,6 +157,10 @@ class MoeAligner:
         """Whether experts and units of all models stand in one order, as in checkpoints of one run; reads them once."""
         return in_order(self.models)
 
+    def merges_as_is(self, config: AlignmentConfig) -> bool:
+        """Whether a merge that is given no alignment matches nothing: as asked, or as all is in one order already."""
+        return config.expert_order == "none" or (config.expert_order == "auto" and self.in_order)
+
     def align(
         self,
         config: AlignmentConfig | ExpertOrder | None = None,
@@ -386,7 +390,7 @@ class MoeAligner:
         if isinstance(alignment, Sequence) and not isinstance(alignment, str):
             return merge(list(alignment), not options.get("allow_other_weights", False))
         config = AlignmentConfig.of(alignment)
-        if config.expert_order == "none" or (config.expert_order == "auto" and self.in_order):
+        if self.merges_as_is(config):
             return merge([None] * len(self.models.others))
         aligned_now = align_models(self.models, config, _resources(options))
         alignments = [aligned_now] if isinstance(aligned_now, Alignment) else list(aligned_now)

@@ -299,6 +299,10 @@ if Version(transformers.__version__) < Version("5.23"):
     REFUSED |= {"aria": "AriaExperts is not known", "jamba": "JambaSparseMoeBlock, whose symmetries"}
 
 
+HOLDERS = ["dbrx", "doge", "gpt_oss", "inkling", "jetmoe", "mixtral", "switch_transformers"]
+"""One family of each way to hold experts."""
+
+
 def supported() -> list[str]:
     """Names of the rows that are not refused here."""
     return [name for name in available() if name not in REFUSED]

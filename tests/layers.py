@@ -129,3 +129,22 @@ def scaled_units(experts: ExpertBank, degree: int, seed: int = 0) -> ExpertBank:
         down_proj=experts.down_proj / factor[:, None] ** degree,
         up_bias=None if experts.up_bias is None else experts.up_bias * factor,
     )
+
+
+def planted_scales(layer: MoeLayer, sigma: float, seed: int = 1) -> MoeLayer:
+    """The layer with log-normal scales on every unit, routed and shared, as far as its group has them free."""
+    generator, group = torch.Generator().manual_seed(seed), layer.group
+
+    def scaled(bank: ExpertBank, degree: int) -> ExpertBank:
+        c = (sigma * torch.randn(bank.up_proj.shape[:2], generator=generator, dtype=torch.float64)).exp()
+        bias = None if bank.up_bias is None else bank.up_bias * c
+        return replace(
+            bank, up_proj=bank.up_proj * c[..., None], down_proj=bank.down_proj / c[:, None] ** degree, up_bias=bias
+        )
+
+    shared = layer.shared_experts
+    return replace(
+        layer,
+        experts=scaled(layer.experts, group.unit_scale_degree),
+        shared_experts=scaled(shared, group.shared_unit_scale_degree) if shared else None,
+    )

@@ -16,7 +16,7 @@ def test_symmetries_hold_and_controls_break(family):
     assert result.recovered
 
 
-@pytest.mark.parametrize("family", families.supported())
+@pytest.mark.parametrize("family", sorted({*families.HOLDERS} & {*families.supported()}))
 def test_as_many_experts_as_hidden_units(family):
     """The axis of experts is never told by its length."""
     assert not check(family, experts=families.HIDDEN, expert_orders=("gate",)).failures

@@ -56,7 +56,7 @@ def _choices() -> dict[tuple[str, str], tuple[str, ...]]:
         ("merge", "--layout", {*get_args(Layout)}),
         ("merge", "--dtype", {*get_args(Dtype)}),
         ("merge", "--expert-order", {*get_args(ExpertOrder)}),
-        ("align", "--expert-order", {*get_args(ExpertOrder)}),
+        ("align", "--expert-order", {*get_args(ExpertOrder)} - {"none"}),
     ],
 )
 def test_the_command_line_offers_them(command, flag, names):

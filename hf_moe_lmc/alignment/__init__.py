@@ -3,7 +3,6 @@
 from .alignment import Alignment, MutualAlignment
 from .alignment_plot import plot_alignment
 from .config import AlignmentConfig
-from .in_order import in_order
 from .job import accelerator_of_all, keep_freed_memory, processes
 from .live_weights import LiveWeights, SavedWeights, load_into, temporarily_loaded
 from .merge import Alignments, Merge, MergeRepairs, Shares, load_aligned, normalised_shares, shares_at, write_aligned
@@ -14,6 +13,7 @@ from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
 from .random_rewrite import scramble
 from .resources import Resources
+from .same_order import in_order
 from .weights import ByLayer, Weights, aligned, mean, merged
 from .write import Finish, WriteOptions
 

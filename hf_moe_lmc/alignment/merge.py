@@ -190,6 +190,8 @@ class Merge:
         }
         if differences := self.models.check_mergeable(self.allowed, self.vocabulary):
             record["allowed_differences"] = {difference.name: difference.text for difference in differences}
+        if harmless := [difference.text for difference in self.models.differences if not difference.harmful]:
+            record["differences"] = harmless
         if self.models.vocabulary:
             record["vocabulary"] = self.vocabulary
         return {
@@ -220,7 +222,9 @@ class Merge:
             like = self.like(shares)
             rows = {name: len(like.on_meta[name]) for name in self.models.vocabulary}
             inputs = [with_rows(own, rows, like.tensors) for own in inputs]
-        return merged(inputs, shares, specs, repairs.repairs, statistics, dtype, gauge=self.in_gauge)
+        # Of a difference of two models, both must keep their scales.
+        gauge = self.in_gauge and min(shares) >= 0
+        return merged(inputs, shares, specs, repairs.repairs, statistics, dtype, gauge=gauge)
 
     def like(self, shares: Shares) -> OpenedModel:
         """The model that the merge is like: the first with a share, so that at t = 1 it is the other model.

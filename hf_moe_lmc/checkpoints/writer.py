@@ -132,10 +132,14 @@ def _cast(key: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.contiguous()
 
 
+def _nonzeros(tensor: Tensor) -> int:
+    return int((tensor.float() if tensor.itemsize == 1 else tensor).count_nonzero())  # torch counts no 8-bit floats
+
+
 def _write(place: StoredTensor, tensor: Tensor) -> tuple[str, int]:
     """Write a tensor to its place; its XXH3 digest, and how many of its values vanished in the dtype there."""
     cast = _cast(place.key, tensor, place.dtype)
-    vanished = 0 if cast.dtype == tensor.dtype else int(tensor.count_nonzero() - cast.count_nonzero())
+    vanished = 0 if cast.dtype == tensor.dtype else _nonzeros(tensor) - _nonzeros(cast)
     content = tensor_bytes(cast)
     with place.file.open("r+b", buffering=0) as file:
         file.seek(place.offset)

@@ -121,7 +121,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         alignment = alignments[0] if len(alignments) == 1 else None
         warnings = _unrelated(alignments, options)
         aligner.merge(alignments, **keywords)
-    elif options.expert_order == "none" or (options.expert_order == "auto" and aligner.in_order):
+    elif aligner.merges_as_is(alignment_config(options)):
         alignment = None
         aligner.merge("none", **keywords)
     else:

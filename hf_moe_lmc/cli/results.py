@@ -57,7 +57,9 @@ def describe_alignment(alignment: "Alignment | MutualAlignment", names: Sequence
 def _figures(alignment: "Alignment") -> tuple[str, dict[str, Any]]:
     """Lines and JSON values."""
     verdict = alignment.verdict()
-    text = (f"{verdict.text()}\n" if verdict else "") + f"{alignment.summary()}\n"
+    # Layers that were matched on to several models have no evidence; what the others tell is no verdict of the pair.
+    whole = verdict if verdict and len(verdict.layers) == len(alignment.layers) else None
+    text = (f"{whole.text()}\n" if whole else "") + f"{alignment.summary()}\n"
     return text, {"verdict": verdict.to_json() if verdict else None, "layers": alignment.layer_table()}
 
 

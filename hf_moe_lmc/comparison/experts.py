@@ -50,6 +50,11 @@ class ExpertComparison:
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
     z: float | None = None
 
+    @property
+    def is_far(self) -> bool:
+        """Whether more of it changed than stayed, so that it may resemble several experts of A alike."""
+        return (self.change or 0.0) > _FAR
+
     def to_dict(self) -> dict[str, Any]:
         """Its row of the JSON document."""
         return {

@@ -160,12 +160,12 @@ def _is_same(experts: ExpertBank, i: int, j: int) -> bool:
 
 
 def _name_slots(experts: Sequence[ExpertComparison]) -> list[ExpertComparison]:
-    """Experts in another slot are moved; all but the first slot that hold one expert of A are copies."""
+    """Experts in another slot are moved; all but the first slot that hold one expert of A are copies, if near to it."""
     named, held = [], set()
     for expert in experts:
         kind = expert.kind
         if kind in ("identical", "rounded", "changed") and expert.source is not None:
-            if expert.source in held:
+            if expert.source in held and not expert.is_far:
                 kind = "copied"
             elif expert.source != expert.slot:
                 kind = "moved"

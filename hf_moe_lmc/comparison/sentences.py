@@ -109,7 +109,12 @@ def _whole(evidence: Evidence) -> Iterator[str]:
     elif trained := _trained(evidence):
         some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
         by = _range([e.change for e in trained if e.change is not None])
-        if not changed:
+        if all(expert.is_far for expert in trained):
+            yield (
+                f"B's experts resemble A's more than chance and are far from them ({some} changed by {by}): trained "
+                "from other starts? align before you merge, and compare losses"
+            )
+        elif not changed:
             yield f"only experts differ: {some} changed by {by}, all else is A's bit for bit"
         elif _has_moved(evidence):
             yield f"B is a fine-tune of A in another order: {_moves(evidence)}; {some} changed by {by}"
@@ -221,7 +226,8 @@ def _faults(evidence: Evidence) -> Iterator[str]:
         )
     groups: dict[tuple[int, ...], list[LayerComparison]] = defaultdict(list)
     for layer in evidence.layers:
-        if layer.missing and len(layer.experts) >= layer.num_experts:
+        is_far = any(expert.is_far for expert in layer.experts)
+        if layer.missing and len(layer.experts) >= layer.num_experts and not is_far:
             groups[layer.missing].append(layer)
     if groups and not _is_upcycled(evidence) and not _is_unrelated(evidence):
         shown = [f"{_experts(m)} {_in_layers(ls, evidence)}" for m, ls in list(groups.items())[:_MOST_NAMED]]

@@ -3,7 +3,7 @@
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any, Literal, cast
@@ -95,6 +95,11 @@ class OutputRecord:
         return self.content.get("allowed_differences") or {}
 
     @property
+    def differences(self) -> Sequence[str]:
+        """Other differences of the models of a merge, in words, such as settings that only one of them has."""
+        return self.content.get("differences") or []
+
+    @property
     def public_content(self) -> bytes:
         """The content of `marker`, in which folders are called by their label."""
         content = dict(self.content)
@@ -161,6 +166,7 @@ def _read_manifest(path: Path, content: dict[str, Any]) -> OutputRecord:
         and isinstance(content["versions"], dict)
         and isinstance(content["sha256"], dict)
         and isinstance(content.get("allowed_differences", {}), dict)
+        and isinstance(content.get("differences", []), list)
     )
     if not sound:
         raise ValueError

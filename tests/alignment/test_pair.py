@@ -77,6 +77,7 @@ def test_a_base_and_its_published_fine_tune(tmp_path, capsys):
 
 def test_a_difference_that_is_allowed_is_recorded(reference, other, tmp_path, capsys):
     edit_config(rms_norm_eps=1e-6, rope_parameters={"rope_theta": 1e4, "rope_type": "default"})(other)
+    (other / "chat_template.jinja").write_text("{{ messages }}")
     flags = ["--expert-order", "none", "--allow-difference"]
     assert (
         "rms_norm_eps is"
@@ -91,6 +92,8 @@ def test_a_difference_that_is_allowed_is_recorded(reference, other, tmp_path, ca
     assert list(manifest["allowed_differences"].values()) == texts
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- Merged although {text}." in card.replace("\\", "") for text in texts)
+    assert manifest["differences"] == ["the chat template differs; the reference's is kept"]
+    assert f"- Of the models, {manifest['differences'][0]}." in card
     assert "--allow-difference rms_norm_eps rope_parameters.rope_theta --t 0.5" in card
 
 

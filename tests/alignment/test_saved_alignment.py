@@ -268,5 +268,5 @@ def test_every_model(name, tmp_path):
 def test_a_checkpoint_is_no_alignment(folders, tmp_path, capsys):
     found = failed(capsys, tmp_path / "out", "apply", folders / "other", folders / "other")
     assert found.code == 3
-    assert "does not hold an alignment" in found.line
+    assert "holds a model and no alignment; perhaps the two are swapped" in found.line
     assert open_model(folders / "other").layers

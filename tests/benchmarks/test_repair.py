@@ -20,8 +20,8 @@ def rows():
     a, b = (build("mixtral", seed=seed, dtype=torch.float32) for seed in (0, 1))
     every = repair.variants
 
-    def some(pair):
-        found = every(pair)
+    def some(pair, alignment):
+        found = every(pair, alignment)
         assert set(CHECKED) < set(found)
         return {name: found[name] for name in CHECKED}
 
@@ -37,12 +37,12 @@ def rows():
 
 def test_every_variant_has_every_repair_and_chooses_for_itself(rows):
     for row in rows:
-        paths = [f"{variant}{name}" for variant in CHECKED for name in ("", " + norms", " + auto", " + chain")]
-        assert list(row["above"]) == [*paths, "endpoint experts", "pick"]
+        names = {"naive": (" + norms", " + auto"), "random": (" + auto",), "aligned": (" + norms", " + auto")}
+        paths = [f"{variant}{name}" for variant in CHECKED for name in ("", *names[variant])]
+        assert list(row["above"]) == [*paths, "endpoint experts", "pick", "aligned, pick below 0.5"]
         for variant in CHECKED:
-            if row["chosen"][variant] in ([], ["norms"]):
-                chosen = " + ".join((variant, *row["chosen"][variant]))
-                assert row["above"][f"{variant} + auto"] == row["above"][chosen]
+            if not row["chosen"][variant]:
+                assert row["above"][f"{variant} + auto"] == row["above"][variant]
 
 
 def test_a_model_and_itself(rows):
@@ -54,9 +54,10 @@ def test_a_model_and_itself(rows):
 
 
 def test_the_table(rows):
-    lines = repair.table([rows[0], rows[0] | {"pair": [1, 3]}]).splitlines()
+    above = {path: abs(value) for path, value in rows[0]["above"].items()}  # as of trained models
+    row = rows[0] | {"above": above}
+    lines = repair.table([row, row | {"pair": [1, 3]}]).splitlines()
     assert lines[0] == "| path | Mixtral |"
-    above = rows[0]["above"]
     share = 100 * above["pick"] / above["naive"]
     assert next(line for line in lines if line.startswith("| pick")).startswith(f"| pick | {share:.1f} [{share:.1f}, ")
     assert lines[-1] == "| pairs | 2 |"

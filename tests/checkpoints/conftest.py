@@ -59,7 +59,7 @@ def refused(saved, tmp_path, capsys):
     """Merge with an intact checkpoint must end with exit code 3 and one line that says all of `words`."""
 
     def check(folder: Path, *words: str, options: tuple[str, ...] = ()) -> None:
-        found = failed(capsys, tmp_path / "out", "merge", saved / "single", folder, *options)
+        found = failed(capsys, tmp_path / "out", "merge", saved / "single", folder, "--force", *options)
         assert found.code == 3, found.line
         assert all(word in found.line for word in words), found.line
         assert os.fspath(folder) in found.line
@@ -72,7 +72,7 @@ def accepted(saved, tmp_path, capsys):
     """Merge with an intact checkpoint must work; gives the merged tensors' folder."""
 
     def check(folder: Path, *options: str) -> Path:
-        worked(capsys, tmp_path / "out", "merge", saved / "single", folder, *options)
+        worked(capsys, tmp_path / "out", "merge", saved / "single", folder, "--force", *options)
         return tmp_path / "out"
 
     return check

@@ -21,9 +21,6 @@ Outputs = Callable[[PreTrainedModel], Tensor]
 SHARDED = {"max_shard_size": "100KB"}
 FUSED = {"save_original_format": False}
 
-# One family of each way to hold experts.
-HOLDERS = ["dbrx", "doge", "gpt_oss", "inkling", "jetmoe", "mixtral", "switch_transformers"]
-
 
 def bits(tensor: Tensor) -> Tensor:
     return tensor.contiguous().reshape(-1).view(torch.uint8)
@@ -75,26 +72,13 @@ def check_writing(model_class: type[PreTrainedModel], original: Path, outputs: O
     assert same(stored(back), stored(original))
 
 
-def check_bfloat16(model: PreTrainedModel, folder: Path) -> None:
-    """In bfloat16 shards, scrambled on disk, aligned and applied, a checkpoint is what it was, bit for bit."""
-    original, rewritten, back = (folder / name for name in ("bfloat16", "rewritten-bfloat16", "back-bfloat16"))
-    model.save_pretrained(original, **SHARDED)
-    _, planted = scramble(model)
-    apply(planted, original, rewritten)
-    found = align(original, rewritten)
-    assert found.symmetries == planted.inverse().symmetries
-    apply(found, rewritten, back)
-    assert same(stored(back), stored(original))
-
-
 def check(model: PreTrainedModel, folder: Path, outputs: Outputs) -> None:
-    """In shards rewritten, float32 and bfloat16; bfloat16 under module names in one file, read."""
+    """In float32 shards, rewritten; in bfloat16 under module names in one file, read."""
     model.save_pretrained(folder / "sharded", **SHARDED)
     check_reading(model, folder / "sharded")
     check_writing(type(model), folder / "sharded", outputs)
     model.to(torch.bfloat16).save_pretrained(folder / "fused", **FUSED)
     check_reading(model, folder / "fused")
-    check_bfloat16(model, folder)
 
 
 @pytest.mark.parametrize("family", families.supported())
@@ -102,7 +86,7 @@ def test_a_family(family, tmp_path):
     check(families.build(family), tmp_path, lambda model: families.outputs(model, family))
 
 
-@pytest.mark.parametrize("family", sorted({*HOLDERS} & {*families.supported()}))
+@pytest.mark.parametrize("family", sorted({*families.HOLDERS} & {*families.supported()}))
 def test_bfloat16_under_module_names_is_rewritten(family, tmp_path):
     model = families.build(family, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "fused", **FUSED)

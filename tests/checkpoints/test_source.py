@@ -183,7 +183,7 @@ def test_a_wrong_body_once(hub, client, cache, saved_files):
 
 @pytest.mark.parametrize(
     "name",
-    ["a/b/c", "../x", "a//b", "-x/y", "a b", "", "https://huggingface.co/a/b", "~user", "/absent/folder"],
+    ["a/b/c", "../no-such-model", "a//b", "-x/y", "a b", "", "https://huggingface.co/a/b", "~user", "/absent/folder"],
 )
 def test_malformed_names(hub, client, cache, name):
     found = client.open(name, cache_dir=cache)

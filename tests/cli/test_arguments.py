@@ -27,7 +27,7 @@ def arguments(command: str) -> dict:
 @pytest.mark.parametrize(
     ("command", "argument", "offered"),
     [
-        *((command, "expert_order", names.ExpertOrder) for command in ("align", "merge")),
+        ("merge", "expert_order", names.ExpertOrder),
         *((command, "layout", names.Layout) for command in ("apply", "merge")),
         *((command, "dtype", names.Dtype) for command in ("apply", "merge")),
         ("evaluate", "variants", names.Variant),
@@ -118,7 +118,7 @@ def gated(hub, tmp_path, monkeypatch):
         ["inspect", "org/a"],
         ["align", "org/a", "org/b"],
         ["apply", "org/alignment", "org/b"],
-        ["merge", "org/a", "org/b", "--alignment", "org/alignment"],
+        ["merge", "org/a", "org/b", "--alignment", "org/alignment", "--force"],
     ],
 )
 def test_the_hub_is_reached_as_the_flags_say(command, gated, tmp_path, capsys):

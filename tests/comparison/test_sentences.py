@@ -107,6 +107,14 @@ def test_fine_tuned_and_rewritten(model):
     assert comparison.sentences[0].startswith("B is a fine-tune of A in another order: experts in another order")
 
 
+def test_far_but_related(model):
+    """More of every expert changed than stayed: no copy is named, and none is missed."""
+    comparison = compare(model, noisy(model, 1.0))
+    assert comparison.sentences[0].startswith("B's experts resemble A's more than chance and are far from them")
+    assert not any("cop" in sentence or "nowhere" in sentence for sentence in comparison.sentences)
+    assert comparison.related
+
+
 def test_lost_adapter(model):
     comparison = compare(model, noisy(model, 0.005, lambda name: "experts" not in name))
     assert "bit-identical to A's (24) while 24 other tensors changed: was an adapter" in comparison.sentences[0]

@@ -217,7 +217,7 @@ def test_half_precision(accelerator):
     expected = evaluate(a, b, accelerator).curves["aligned"].barrier
     report = evaluate(deepcopy(a).bfloat16(), deepcopy(b).bfloat16(), accelerator)
     assert report.dtype == "bfloat16"
-    assert report.curves["aligned"].barrier.loss == pytest.approx(expected.loss, abs=0.02)
+    assert report.curves["aligned"].barrier.loss == pytest.approx(expected.loss, abs=0.05)
     assert report.curves["aligned"].barrier.loss != expected.loss
 
 

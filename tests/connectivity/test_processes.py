@@ -36,11 +36,11 @@ def figures(value: object, name: str = "") -> dict[str, object]:
 
 def test_two_processes_give_the_figures_of_one(tmp_path):
     """Losses, barriers, intervals, routing, metrics and the chosen repair; the mean of means would be off."""
-    for family in siblings.FAMILIES:
+    for family in path_job.FAMILIES:
         for name, model in zip("ab", siblings.pair(family), strict=True):
             model.save_pretrained(tmp_path / f"{family}-{name}")
     two = run_job(2, tmp_path)
-    for family in siblings.FAMILIES:
+    for family in path_job.FAMILIES:
         one = path_job.report(tmp_path, family, Accelerator(cpu=True))
         expected, found = figures(json.loads(json.dumps(one))), figures(two[family])
         assert expected.keys() == found.keys()

@@ -92,6 +92,7 @@ def test_align_and_merge_writes_everything(run, request, manual, tmp_path, capsy
     assert (output / "alignment/alignment.safetensors").exists()
     reference, middle, end = (weights(p) for p in (folder / "seed-1", output / "merged/t-0.5", output / "merged/t-1"))
     for name, tensor in middle.items():
-        torch.testing.assert_close(tensor, (reference[name] + end[name]) / 2)
+        if "expert" not in name:  # those are averaged in the scales of the reference
+            torch.testing.assert_close(tensor, (reference[name] + end[name]) / 2)
     if run == "gpt2":
         AutoTokenizer.from_pretrained(output / "merged/t-0.5")

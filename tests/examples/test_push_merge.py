@@ -50,6 +50,6 @@ def test_a_merge_and_its_alignment_are_published(arguments, hub, tmp_path, capsy
 
 def test_a_dry_run_sends_nothing(arguments, hub, capsys):
     push_merge.main([*arguments, "--dry_run"])
-    assert capsys.readouterr().out.startswith("to me/merged, license mit:\n")
+    assert capsys.readouterr().out.startswith("Would go to me/merged, license mit:\n")
     assert not hub.repositories
     assert (Path(arguments[-1]) / "report/report.json").exists()

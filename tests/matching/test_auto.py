@@ -51,7 +51,7 @@ EXPERTS = {
 }
 
 
-@settings(max_examples=2500, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(
     kind=st.sampled_from(list(LAYER_KINDS)),
     sizes=st.tuples(st.integers(1, 3), st.integers(1, 4), st.integers(1, 6)),

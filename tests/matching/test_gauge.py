@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from hf_moe_lmc.matching import align_layers, layer_distance
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, act
-from tests.layers import LAYER_KINDS, derangement, same_weights
+from hf_moe_lmc.moe import MoeLayer, act
+from tests.layers import LAYER_KINDS, derangement, planted_scales, same_weights
 
 KINDS = [(kind, degree) for kind in LAYER_KINDS for degree in (1, 2)]
 ORDERS = ["gate", "gram", "joint", "auto"]
@@ -20,27 +20,13 @@ def build(kind: str, degree: int, seed: int = 0) -> MoeLayer:
 
 
 def planted(layer: MoeLayer, sigma: float, seed: int = 1) -> MoeLayer:
-    """Log-normal scales on every unit, routed and shared, and a translation of the router."""
-    generator, group = torch.Generator().manual_seed(seed), layer.group
-
-    def scaled(bank: ExpertBank, degree: int) -> ExpertBank:
-        c = (sigma * torch.randn(bank.up_proj.shape[:2], generator=generator, dtype=torch.float64)).exp()
-        bias = None if bank.up_bias is None else bank.up_bias * c
-        return replace(
-            bank, up_proj=bank.up_proj * c[..., None], down_proj=bank.down_proj / c[:, None] ** degree, up_bias=bias
-        )
-
-    router, shared = layer.router, layer.shared_experts
-    if group.router_translation:
-        router = replace(
-            router, weight=router.weight + torch.randn(router.weight.shape[1], generator=generator).double()
-        )
-    return replace(
-        layer,
-        router=router,
-        experts=scaled(layer.experts, group.unit_scale_degree),
-        shared_experts=scaled(shared, group.shared_unit_scale_degree) if shared else None,
-    )
+    """Scales on every unit, and a translation of the router."""
+    layer = planted_scales(layer, sigma, seed)
+    if not layer.group.router_translation:
+        return layer
+    weight = layer.router.weight
+    shift = torch.randn(weight.shape[1], generator=torch.Generator().manual_seed(seed)).double()
+    return replace(layer, router=replace(layer.router, weight=weight + shift))
 
 
 @pytest.mark.parametrize("sigma", [0.5, 3.0])

@@ -8,8 +8,8 @@ import torch
 from hf_moe_lmc.matching import align_layers
 from hf_moe_lmc.merging import repaired_layer
 from hf_moe_lmc.merging.gauge import in_gauge_of
-from hf_moe_lmc.moe import ExpertBank, MoeLayer, act
-from tests.layers import LAYER_KINDS, derangement, naive_forward, same_weights
+from hf_moe_lmc.moe import MoeLayer, act
+from tests.layers import LAYER_KINDS, derangement, naive_forward, planted_scales, same_weights
 
 KINDS = [(kind, degree) for kind in LAYER_KINDS for degree in (1, 2)]
 
@@ -27,25 +27,6 @@ def related(layer: MoeLayer, noise: float = 1.0) -> MoeLayer:
     )
 
 
-def planted(layer: MoeLayer, sigma: float, seed: int = 1) -> MoeLayer:
-    """Log-normal scales on every unit, routed and shared."""
-    generator, group = torch.Generator().manual_seed(seed), layer.group
-
-    def scaled(bank: ExpertBank, degree: int) -> ExpertBank:
-        c = (sigma * torch.randn(bank.up_proj.shape[:2], generator=generator, dtype=torch.float64)).exp()
-        bias = None if bank.up_bias is None else bank.up_bias * c
-        return replace(
-            bank, up_proj=bank.up_proj * c[..., None], down_proj=bank.down_proj / c[:, None] ** degree, up_bias=bias
-        )
-
-    shared = layer.shared_experts
-    return replace(
-        layer,
-        experts=scaled(layer.experts, group.unit_scale_degree),
-        shared_experts=scaled(shared, group.shared_unit_scale_degree) if shared else None,
-    )
-
-
 def merged(reference: MoeLayer, other: MoeLayer) -> MoeLayer:
     aligned = act(align_layers(reference, other, "joint").symmetry, other)
     return repaired_layer([reference, in_gauge_of(reference, aligned)], (0.5, 0.5))
@@ -57,7 +38,7 @@ def test_planted_scales_and_signs_do_not_change_a_merge(kind, degree, sigma):
     layer = build(kind, degree)
     other = related(layer)
     expected = merged(layer, other)
-    moved = planted(act(derangement(other), other), sigma)
+    moved = planted_scales(act(derangement(other), other), sigma)
     torch.testing.assert_close(merged(layer, moved).tensors(), expected.tensors())
     # Control: averaged as it is, the merge is another one.
     aligned = act(align_layers(layer, moved, "joint").symmetry, moved)
@@ -68,7 +49,7 @@ def test_planted_scales_and_signs_do_not_change_a_merge(kind, degree, sigma):
 @pytest.mark.parametrize("kind", ["mlp", "mlp, shared experts", "swiglu", "swiglu with biases", "grouped sigmoid"])
 def test_the_function_stays_and_the_scales_are_those_of_the_reference(kind):
     layer = build(kind, 1)
-    other = planted(related(layer), 2.0)
+    other = planted_scales(related(layer), 2.0)
     rescaled = in_gauge_of(layer, other)
     tokens = torch.randn(11, 13, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
     expected = naive_forward(other, tokens)
@@ -88,9 +69,9 @@ def test_siblings_and_copies_stay_bit_for_bit(dtype):
         assert same_weights(rescaled, other)
         assert rescaled.experts.up_proj is other.experts.up_proj
     # Control: scales that matter are taken, in more bits than the layer has.
-    rescaled = in_gauge_of(layer, planted(layer, 1.0))
+    rescaled = in_gauge_of(layer, planted_scales(layer, 1.0))
     assert rescaled.experts.gate_proj.dtype == dtype
-    assert not same_weights(rescaled.to(dtype), planted(layer, 1.0).to(dtype))
+    assert not same_weights(rescaled.to(dtype), planted_scales(layer, 1.0).to(dtype))
 
 
 def test_units_that_compute_nothing_stay():
@@ -98,9 +79,9 @@ def test_units_that_compute_nothing_stay():
     experts = layer.experts
     dead = replace(layer, experts=replace(experts, down_proj=experts.down_proj.index_fill(2, torch.tensor([3]), 0.0)))
     for reference, other in ((layer, dead), (dead, layer)):
-        rescaled = in_gauge_of(reference, planted(other, 1.0))
+        rescaled = in_gauge_of(reference, planted_scales(other, 1.0))
         assert all(tensor.isfinite().all() for tensor in rescaled.tensors().values())
-        assert torch.equal(rescaled.experts.up_proj[:, 3], planted(other, 1.0).experts.up_proj[:, 3])
+        assert torch.equal(rescaled.experts.up_proj[:, 3], planted_scales(other, 1.0).experts.up_proj[:, 3])
 
 
 def test_factors_between_router_and_experts():
