@@ -125,15 +125,17 @@ def evaluate_path(
         pair = _on_devices(pair, model, saved, settings.memory)
         paths, choices = _paths(pair, alignment, saved, calibration, settings, accelerator)
         evaluation = _Evaluation(saved, accelerator, tuple(points), pair.reference.layers, calibration, settings)
-        batches = length_hint(loader) * sum(len(points) - 2 * (path.like is not None) for path in paths)
-        if batches and accelerator.is_main_process:
+        evaluations = sum(len(points) - 2 * (path.like is not None) for path in paths)
+        batches, hidden = length_hint(loader), not accelerator.is_main_process
+        if batches and not hidden:
             seconds = _seconds(model, next(iter(data)), accelerator)
             announce(
-                f"{len(paths)} paths, {batches // length_hint(loader)} evaluations of {length_hint(loader)} batches: about "
-                f"{duration(batches * seconds)}, a batch takes {seconds:.2g} s"
+                f"{len(paths)} paths, {evaluations} evaluations of {batches} batches: about "
+                f"{duration(evaluations * batches * seconds)}, a batch takes {seconds:.2g} s"
             )
-        hidden = not accelerator.is_main_process
-        with Progress(total=batches or None, desc="evaluating", unit="batches", disable=hidden) as bar:
+        with Progress(
+            total=evaluations * batches or None, desc="evaluating", unit="batches", disable=hidden
+        ) as bar:
             for path in paths:
                 bar.set_postfix_str(path.name, refresh=False)
                 evaluation.run(path, _Counted(loader, bar))
