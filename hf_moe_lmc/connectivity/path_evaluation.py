@@ -133,9 +133,7 @@ def evaluate_path(
                 f"{len(paths)} paths, {evaluations} evaluations of {batches} batches: about "
                 f"{duration(evaluations * batches * seconds)}, a batch takes {seconds:.2g} s"
             )
-        with Progress(
-            total=evaluations * batches or None, desc="evaluating", unit="batches", disable=hidden
-        ) as bar:
+        with Progress(total=evaluations * batches or None, desc="evaluating", unit="batches", disable=hidden) as bar:
             for path in paths:
                 bar.set_postfix_str(path.name, refresh=False)
                 evaluation.run(path, _Counted(loader, bar))
