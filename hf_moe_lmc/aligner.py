@@ -51,7 +51,6 @@ from .alignment.merge import check_layers
 from .alignment.plan import both
 from .checkpoints import HubOptions, check_output
 from .connectivity import (
-    VARIANTS,
     Calibrated,
     CalibrationData,
     PathReport,
@@ -292,7 +291,7 @@ class MoeAligner:
         *,
         t: Sequence[float] | None = None,
         calibration: Batches = (),
-        variants: Sequence[Variant] = tuple(VARIANTS),
+        variants: Sequence[Variant] = PathSettings.variants,
         repairs: Sequence[Repair | Literal["auto"]] = PathSettings.repairs,
         metrics: "Sequence[EvaluationModule]" = (),
         memory: int = 0,
