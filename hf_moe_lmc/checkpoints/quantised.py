@@ -28,7 +28,7 @@ def quantised(weights: Mapping[str, Tensor], keys: Container[str]) -> dict[str, 
     rounded to bfloat16 first, so that the largest of a block is read as what it was, and quantising what was read
     changes no bit.
     """
-    rule = Fp8Quantize(SimpleNamespace(quantization_config=FineGrainedFP8Config()))
+    rule: Any = Fp8Quantize(SimpleNamespace(quantization_config=FineGrainedFP8Config()))
     tensors: dict[str, Tensor] = {}
     for key, weight in weights.items():
         tensors |= rule.convert({key: weight.bfloat16()}) if key in keys else {key: weight}

@@ -55,18 +55,22 @@ WRONG_FORMATS = {
 }
 
 
+@dataclass(frozen=True)
 class Stored(ABC):
-    """A tensor that is read, and perhaps computed, when it is asked for."""
+    """A tensor that is read, and perhaps computed, when it is asked for.
+
+    Args:
+        key: its name in the checkpoint.
+        file: the safetensors file.
+        dtype, shape: of the tensor.
+        offset: of its first byte in the file.
+    """
 
     key: str
     file: Path
     dtype: torch.dtype
     shape: tuple[int, ...]
     offset: int
-
-    @abstractmethod
-    def read_into(self, tensor: Tensor) -> None:
-        """Read the values into `tensor` of this shape."""
 
     def read(self, device: torch.device | str | None = None) -> Tensor:
         """The tensor, on a device; None is the CPU.
@@ -78,23 +82,14 @@ class Stored(ABC):
         self.read_into(tensor)
         return tensor
 
+    @abstractmethod
+    def read_into(self, tensor: Tensor) -> None:
+        """Read the values into `tensor` of this shape."""
+
 
 @dataclass(frozen=True)
 class StoredTensor(Stored):
-    """A tensor in a file.
-
-    Args:
-        key: its name there.
-        file: the safetensors file.
-        dtype, shape: of the tensor.
-        offset: of its first byte in the file.
-    """
-
-    key: str
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    offset: int
+    """A tensor whose values lie in a file as they are."""
 
     @property
     def nbytes(self) -> int:
