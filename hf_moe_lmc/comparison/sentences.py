@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Literal, TypeVar
 
 from .experts import ExpertComparison
 from .layers import LayerComparison
@@ -17,6 +17,7 @@ _OFF = 0.01  # smallest difference of a factor from 1 that is named
 _SIMPLE = ("identical", "rounded", "changed")
 
 Place = tuple[LayerComparison, ExpertComparison]
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -88,9 +89,9 @@ class Evidence:
         """The routed experts of some kinds."""
         return [place for place in self.experts if place[1].kind in kinds]
 
-    def layers_by(self, key: Callable[[LayerComparison], Hashable]) -> dict[Hashable, list[LayerComparison]]:
+    def layers_by(self, key: Callable[[LayerComparison], Key | None]) -> dict[Key, list[LayerComparison]]:
         """Layers by what is true of them; those without left out."""
-        groups: dict[Hashable, list[LayerComparison]] = defaultdict(list)
+        groups: dict[Key, list[LayerComparison]] = defaultdict(list)
         for layer in self.layers:
             if value := key(layer):
                 groups[value].append(layer)
