@@ -32,7 +32,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     alignment, hub = load_alignment(options.alignment, options), hub_options(options)
     how = {"layout": options.layout, "dtype": torch_dtype(options.dtype), "overwrite": options.overwrite}
     if options.dry_run:
-        return describe_plan(plan_apply(options.other, options.output, **how, **hub))
+        return describe_plan(plan_apply(options.other, options.output, **how, **hub), options.output)
     apply(alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub)
     if not processes().is_main_process:
         return None

@@ -113,7 +113,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     keywords = _keywords(aligner, options)
     if options.dry_run:
         alignment = [None] * len(options.other) if options.alignment else alignment_config(options)
-        return describe_plan(aligner.plan_merge(alignment, **keywords))
+        return describe_plan(aligner.plan_merge(alignment, **keywords), options.output)
     aligner.check_merge(**keywords)
     warnings: list[str] = []
     if options.alignment:
