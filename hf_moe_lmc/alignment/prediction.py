@@ -49,7 +49,7 @@ class Machine:
 
     @classmethod
     def measured(cls, source: str | Path | None, folder: str | Path | None) -> "Machine":
-        """Siblings of three shapes are matched, one pair is averaged, and 32 MiB are read and written: half a second, once.
+        """Match siblings of three shapes, average a pair, read and write 32 MiB: half a second, once in a process.
 
         Args:
             source: a file that will be read; without, reading is free.
