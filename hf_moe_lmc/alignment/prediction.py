@@ -105,10 +105,10 @@ def _needs(layer: MoeLayer) -> tuple[int, int, int]:
     return 2 * sum(tensor.nbytes for tensor in layer.tensors().values()), experts * units**2, experts
 
 
-def _match(*pair: MoeLayer) -> None:
-    for layer in pair:
+def _match(reference: MoeLayer, other: MoeLayer) -> None:
+    for layer in (reference, other):
         each(_checked, layer.tensors().values())
-    align_layers(*pair)
+    align_layers(reference, other)
 
 
 def _average(reference: MoeLayer, other: MoeLayer) -> None:
