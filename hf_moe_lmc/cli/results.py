@@ -19,13 +19,11 @@ class CommandResult:
         text: for people; whole lines.
         document: the same for machines (`--json`); JSON values.
         code: exit code.
-        warnings: printed on standard error whatever flags are given; one line each.
     """
 
     text: str
     document: Mapping[str, Any]
     code: int = 0
-    warnings: Sequence[str] = ()
 
 
 def describe_plan(plan: "Plan") -> CommandResult:
