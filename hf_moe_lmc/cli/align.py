@@ -56,4 +56,4 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    return describe_alignment(alignment, [options.other], options.output)
+    return describe_alignment(alignment, [options.other], options.output, aligner.differences)

@@ -20,7 +20,7 @@ from .arguments import (
 )
 from .data import add_data, add_loading, calibration_data, load_options
 from .failures import UsageError
-from .results import CommandResult, describe_alignment, describe_plan
+from .results import CommandResult, describe_alignment, describe_output, describe_plan
 
 if TYPE_CHECKING:
     from hf_moe_lmc.aligner import MoeAligner
@@ -127,8 +127,8 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         return None
     if alignment is None:
         noted = "" if options.alignment or options.expert_order == "none" else "In one order already: nothing matched. "
-        return CommandResult(f"{noted}Written to {options.output}\n", {"output": options.output})
-    return describe_alignment(alignment, options.other, options.output)
+        return describe_output(options.output, aligner.differences, noted)
+    return describe_alignment(alignment, options.other, options.output, aligner.differences)
 
 
 def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, Any]:

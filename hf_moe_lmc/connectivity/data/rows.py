@@ -39,6 +39,8 @@ def load_rows(
 
     disable_progress_bars()
     path = Path(source)
+    if path.suffix.lower() in BUILDERS and not path.exists():
+        raise BadInputError(f"there is no file {source}; give a file, a folder or the id of a dataset on the Hub")
     given = {"config": config, "split": split, "revision": revision}
     name = f"dataset {source} ({', '.join(f'{key} {value}' for key, value in given.items() if value is not None)})"
     try:
