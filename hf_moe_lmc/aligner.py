@@ -51,7 +51,6 @@ from .alignment.merge import check_layers
 from .alignment.plan import both
 from .checkpoints import HubOptions, check_output
 from .connectivity import (
-    VARIANTS,
     Calibrated,
     CalibrationData,
     PathReport,
@@ -63,7 +62,7 @@ from .connectivity import (
 from .errors import BadInputError, IncompatiblePairError
 from .hub import check_push, push_alignment, push_folder, write_card
 from .merging import needs_data
-from .names import ExpertOrder, Layout, Repair, Variant, Vocabulary
+from .names import ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -91,6 +90,7 @@ class MergeOptions(LoadOptions, total=False):
         calibration: batches for repairs that need data, the same as `evaluate` was given, never those evaluated on.
         extrapolate: whether t may lie outside [0, 1], and shares be negative, as for `A + (B - base)`.
         layout: of the written checkpoint: "kept", "original" or "fused".
+        quantise: "fp8" writes linears and experts, routers aside, in blocks with a scale each, as DeepSeek-V3 has them.
         dtype: of the result; by default that of the first model that has a share.
         overwrite: whether an earlier output of this package may be replaced.
         allow_other_weights: whether the models may hold other weights than the alignment was made for.
@@ -109,6 +109,7 @@ class MergeOptions(LoadOptions, total=False):
     calibration: Batches
     extrapolate: bool
     layout: Layout
+    quantise: Quantisation | None
     overwrite: bool
     allow_other_weights: bool
     force: bool
@@ -296,7 +297,7 @@ class MoeAligner:
         *,
         t: Sequence[float] | None = None,
         calibration: Batches = (),
-        variants: Sequence[Variant] = tuple(VARIANTS),
+        variants: Sequence[Variant] = PathSettings.variants,
         repairs: Sequence[Repair | Literal["auto"]] = PathSettings.repairs,
         metrics: "Sequence[EvaluationModule]" = (),
         memory: int = 0,
@@ -497,6 +498,7 @@ def apply(
     *,
     layout: Layout = "kept",
     dtype: torch.dtype | None = None,
+    quantise: Quantisation | None = None,
     overwrite: bool = False,
     allow_other_weights: bool = False,
     **hub: Unpack[HubOptions],
@@ -507,7 +509,7 @@ def apply(
         alignment: of `model` to a reference.
         model: a folder, a repository on the Hub, or a live model, which is not changed (`Alignment.apply` changes it).
         output: a new folder, which gets a card too; None loads the result.
-        layout, dtype, overwrite, allow_other_weights: as for `MoeAligner.merge`.
+        layout, dtype, quantise, overwrite, allow_other_weights: as for `MoeAligner.merge`.
         hub: revision, subfolder, token, cache_dir, local_files_only.
 
     Returns:
@@ -524,7 +526,7 @@ def apply(
         opened,
         alignment,
         Path(output),
-        WriteOptions(layout, dtype, overwrite),
+        WriteOptions(layout, dtype, overwrite, quantise),
         not allow_other_weights,
         _card([alignment], [opened]),
     )
@@ -537,13 +539,14 @@ def plan_apply(
     *,
     layout: Layout = "kept",
     dtype: torch.dtype | None = None,
+    quantise: Quantisation | None = None,
     overwrite: bool = False,
     **hub: Unpack[HubOptions],
 ) -> Plan:
     """Return the needs of `apply` with the same arguments."""
     opened = open_model(model, hub)
     check_output(Path(output), opened.paths, overwrite)
-    return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite))
+    return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite, quantise))
 
 
 def from_aligned_pretrained(
@@ -609,7 +612,8 @@ def _write_options(options: MergeOptions) -> WriteOptions:
     dtype = options.get("dtype")
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else getattr(torch, dtype)
-    return WriteOptions(options.get("layout", "kept"), dtype, options.get("overwrite", False))
+    layout, overwrite = options.get("layout", "kept"), options.get("overwrite", False)
+    return WriteOptions(layout, dtype, overwrite, options.get("quantise"))
 
 
 def _load_options(options: MergeOptions) -> LoadOptions:

@@ -148,6 +148,7 @@ def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, A
         "output": options.output,
         "repairs": repairs,
         "layout": options.layout,
+        "quantise": options.quantise,
         "dtype": torch_dtype(options.dtype),
         "overwrite": options.overwrite,
         "allow_other_weights": options.allow_other_weights,
