@@ -14,7 +14,7 @@ from .layouts import ExpertLayout
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """A router: the names of its tensors, whose first E rows or entries belong to the routed experts; others may follow.
+    """A router: the names of its tensors, whose first E rows or entries belong to routed experts; others may follow.
 
     Args:
         tensors: (field of `Router`, module name of the tensor).
