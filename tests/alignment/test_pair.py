@@ -92,7 +92,7 @@ def test_a_difference_that_is_allowed_is_recorded(reference, other, tmp_path, ca
     assert list(manifest["allowed_differences"].values()) == texts
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- Merged although {text}." in card.replace("\\", "") for text in texts)
-    assert manifest["differences"] == ["the chat template differs"]
+    assert manifest["differences"] == ["the chat template is in the other only"]
     assert f"- Of the models, {manifest['differences'][0]}." in card
     assert "--allow-difference rms_norm_eps rope_parameters.rope_theta --t 0.5" in card
 
