@@ -56,7 +56,7 @@ class Plan:
         ]
         lines += [] if self.free is None else [f"free on the output's disk  {_size(self.free)}"]
         lines += [] if self.device is None else [f"layers are matched on      {self.device}"]
-        lines += [f"allowed difference: {difference}" for difference in self.differences]
+        lines += [f"difference: {difference}" for difference in self.differences]
         return "\n".join(lines) + "\n"
 
 

@@ -1,7 +1,6 @@
 """`hf-moe-lmc align`."""
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from .arguments import (
@@ -57,5 +56,4 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    warnings = [f"{difference.text}; a merge needs that to be allowed" for difference in aligner.models.harmful]
-    return replace(describe_alignment(alignment, [options.other], options.output), warnings=warnings)
+    return describe_alignment(alignment, [options.other], options.output, aligner.differences)
