@@ -19,7 +19,8 @@ from .candidates import sketch
 from .fit import one_expert, wide
 
 FaultKind = Literal["gate_up_swapped", "interleaving", "transposed"]
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_MATRICES, _BIASES = ("gate_proj", "up_proj"), ("gate_bias", "up_bias")
+PROJECTIONS = (*_MATRICES, "down_proj")
 
 _AGREE = 0.8  # cosine of sketches from which on a view is worth a match of its rows
 _FOUND = 0.95  # cosine above which no other view is looked at
@@ -103,19 +104,21 @@ class _View:
         """Whether any matrix is transposed."""
         return self.turn is not None
 
-    def rows(self, expert: ExpertBank, of_b: bool) -> Rows:
-        """gate_proj and up_proj of one side's expert."""
-        rows = _rows(expert)
-        return self.turn(self.arrange(rows)) if self.turn is not None and of_b == self.of_b else rows
-
     def apply(self, expert: ExpertBank, of_b: bool) -> ExpertBank:
-        """The expert of one side; biases keep their places in it."""
-        *gate, up = self.rows(expert, of_b)
-        return replace(expert, up_proj=up[None], gate_proj=gate[0][None] if gate else None)
+        """The expert of one side, its biases where their rows were."""
+        if self.turn is None or of_b != self.of_b:
+            return expert
+        rows, biases = self.turn(self.arrange(_parts(expert, _MATRICES))), _parts(expert, _BIASES)
+        return replace(expert, **_named(_MATRICES, rows), **_named(_BIASES, self.arrange(biases) if biases else ()))
 
 
-def _rows(expert: ExpertBank) -> Rows:
-    return tuple(part[0] for part in (expert.gate_proj, expert.up_proj) if part is not None)
+def _parts(expert: ExpertBank, names: Sequence[str]) -> Rows:
+    return tuple(expert.tensors()[name][0] for name in names if name in expert.tensors())
+
+
+def _named(names: Sequence[str], parts: Rows) -> dict[str, Tensor]:
+    """Fields of an expert that `_parts` gave; only the last one without gate_proj."""
+    return {name: part[None] for name, part in zip(names[len(names) - len(parts) :], parts, strict=True)}
 
 
 def _turned_rows(matrix: Tensor) -> Tensor:
@@ -165,12 +168,13 @@ _VIEWS = {gated: tuple(_views(gated)) for gated in (False, True)}
 
 def _best_view(own: ExpertBank, other: ExpertBank, views: Sequence[_View]) -> _View | None:
     """The view under which two experts' gate_proj and up_proj agree most, taken together; None of none that do."""
-    plain = [sketch(*_rows(expert)) for expert in (own, other)]
+    plain = [sketch(*_parts(expert, _MATRICES)) for expert in (own, other)]
     best: tuple[float, _View] | None = None
     for view in views:
         sketches = list(plain)
         if view.is_turned:
-            sketches[view.of_b] = sketch(*view.rows((own, other)[view.of_b], view.of_b))
+            seen = view.apply((own, other)[view.of_b], view.of_b)
+            sketches[view.of_b] = sketch(*_parts(seen, _MATRICES))
         cosine = float(sketches[0] @ sketches[1])
         if cosine > (best[0] if best else _AGREE):
             best = cosine, view
@@ -192,7 +196,7 @@ def _match_rows(own: ExpertBank, other: ExpertBank, signs: bool, transposed: boo
 
     None where rows belong to no unit as a whole, or where nothing is wrong.
     """
-    index, flipped = _nearest(torch.cat(_rows(own)), torch.cat(_rows(other)), signs)
+    index, flipped = _nearest(*(torch.cat(_parts(x, _MATRICES)) for x in (own, other)), signs)
     columns, flipped_columns = _nearest(own.down_proj[0].T, other.down_proj[0].T, signs)
     count, gated = own.num_units, own.gate_proj is not None
     is_whole = bool(((index % count).view(-1, count) == columns).all(dim=0).float().mean() > _MOST)
@@ -205,27 +209,15 @@ def _match_rows(own: ExpertBank, other: ExpertBank, signs: bool, transposed: boo
     if kind is None or not is_whole:
         return None
 
-    def moved(*parts: Tensor | None) -> list[Tensor | None]:
-        known = [part[0] for part in parts if part is not None]
-        if not known:
-            return [None, None]
-        rows = torch.cat(known)[index]
-        rows = torch.where(flipped if rows.ndim == 1 else flipped[:, None], -rows, rows)
-        return [*([None] * (2 - len(known))), *(half[None] for half in rows.chunk(len(known)))]
-
-    down = own.down_proj[:, :, columns]
-    gate_proj, up_proj = moved(own.gate_proj, own.up_proj)
-    gate_bias, up_bias = moved(own.gate_bias, own.up_bias)
-    restored = replace(
-        own,
-        gate_proj=gate_proj,
-        up_proj=up_proj,
-        gate_bias=gate_bias,
-        up_bias=up_bias,
-        down_proj=torch.where(flipped_columns, -down, down),
-    )
+    restored = {"down_proj": torch.where(flipped_columns, -own.down_proj[:, :, columns], own.down_proj[:, :, columns])}
+    for names in (_MATRICES, _BIASES):
+        parts = _parts(own, names)
+        if parts:
+            rows = torch.cat(parts)[index]
+            rows = torch.where(flipped.view(-1, *[1] * (rows.ndim - 1)), -rows, rows)
+            restored |= _named(names, rows.chunk(len(parts)))
     in_place = bool((columns == torch.arange(count)).all())
-    return Restored(restored, other, kind, in_place, bool(flipped.any() or flipped_columns.any()))
+    return Restored(replace(own, **restored), other, kind, in_place, bool(flipped.any() or flipped_columns.any()))
 
 
 def _nearest(
