@@ -196,7 +196,8 @@ def _match_rows(own: ExpertBank, other: ExpertBank, signs: bool, transposed: boo
 
     None where rows belong to no unit as a whole, or where nothing is wrong.
     """
-    index, flipped = _nearest(*(torch.cat(_parts(x, _MATRICES)) for x in (own, other)), signs)
+    rows = [torch.cat(_parts(expert, _MATRICES)) for expert in (own, other)]
+    index, flipped = _nearest(rows[0], rows[1], signs)
     columns, flipped_columns = _nearest(own.down_proj[0].T, other.down_proj[0].T, signs)
     count, gated = own.num_units, own.gate_proj is not None
     is_whole = bool(((index % count).view(-1, count) == columns).all(dim=0).float().mean() > _MOST)
@@ -213,9 +214,9 @@ def _match_rows(own: ExpertBank, other: ExpertBank, signs: bool, transposed: boo
     for names in (_MATRICES, _BIASES):
         parts = _parts(own, names)
         if parts:
-            rows = torch.cat(parts)[index]
-            rows = torch.where(flipped.view(-1, *[1] * (rows.ndim - 1)), -rows, rows)
-            restored |= _named(names, rows.chunk(len(parts)))
+            moved = torch.cat(parts)[index]
+            moved = torch.where(flipped.view(-1, *[1] * (moved.ndim - 1)), -moved, moved)
+            restored |= _named(names, moved.chunk(len(parts)))
     in_place = bool((columns == torch.arange(count)).all())
     return Restored(replace(own, **restored), other, kind, in_place, bool(flipped.any() or flipped_columns.any()))
 
