@@ -60,7 +60,7 @@ def _merge(*others: str, t: object = None, repairs: tuple[str, ...] = (), overwr
     def run(folder: Path) -> None:
         alignments = [Alignment.from_pretrained(folder / "alignment") for _ in others]
         paths = [folder / name for name in others]
-        options = {"repairs": repairs, "overwrite": overwrite}
+        options = {"repairs": repairs, "overwrite": overwrite, "force": True}
         aligner.merge(folder / "a", paths, alignments, t, output=folder / "out", **options)
 
     return run

@@ -59,7 +59,7 @@ from .connectivity import (
     evaluate_path,
     points_of,
 )
-from .errors import BadInputError
+from .errors import BadInputError, IncompatiblePairError
 from .hub import check_push, push_alignment, push_folder, write_card
 from .merging import needs_data
 from .names import ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
@@ -94,6 +94,7 @@ class MergeOptions(LoadOptions, total=False):
         dtype: of the result; by default that of the first model that has a share.
         overwrite: whether an earlier output of this package may be replaced.
         allow_other_weights: whether the models may hold other weights than the alignment was made for.
+        force: whether to merge models of which the verdict calls layers unrelated; else they are refused.
         device: where layers are matched, such as "cuda:1".
         memory: bytes that one layer of both models, and all that is computed from it, may take.
         allow_difference: names of fields of config.json, or of tokenizer files, that differ and would be refused, but
@@ -111,6 +112,7 @@ class MergeOptions(LoadOptions, total=False):
     quantise: Quantisation | None
     overwrite: bool
     allow_other_weights: bool
+    force: bool
     device: str | torch.device | None
     memory: int | None
     allow_difference: Sequence[str]
@@ -192,7 +194,7 @@ class MoeAligner:
         """
         settings, resources = AlignmentConfig.of(config), Resources(device, memory)
         for difference in self.models.harmful:
-            logger.warning_once(f"{difference.text}; alignments may differ in that, merges need it to be allowed")
+            logger.warning_once(f"{difference.text}; a merge needs that to be allowed")
         if output is None:
             return align_models(self.models, settings, resources)
         if len(self.models.others) > 1:
@@ -236,12 +238,16 @@ class MoeAligner:
         Raises:
             BadInputError: t or shares are none of these models', or repairs need data that is not given.
             IncompatiblePairError: the models do not compute the same function of their weights, every difference is
-                named; or the alignment was made for other models.
+                named; the alignment was made for other models; or layers are unrelated, and not to be forced.
             OutputError: the folder may not be written.
         """
         self.check_merge(t, output=output, **options)
         points, write = self._points(t, options), _write_options(options)
         merge = self._merge(alignment, options)
+        if unrelated := merge.unrelated(points.values()):
+            if not options.get("force", False):
+                raise IncompatiblePairError(f"{unrelated}; to merge all the same, --force (force=True in Python)")
+            logger.warning(unrelated)
         repairs = self._repairs(merge, list(points.values()), options)
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
