@@ -16,7 +16,9 @@ CASES = [(family, SYMMETRIES[i % 3], TOPS[(i + i // 3) % 3]) for i, family in en
 
 @pytest.mark.parametrize(("family", "symmetry", "top"), CASES)
 def test_every_expert_is_named_right(family, symmetry, top):
-    alone, two = list(plants(family)), pairs(family)
+    alone = list(plants(family))
+    # Matrices that were transposed between two orders of units cannot be told.
+    two = [x for x in pairs(family) if not ("transposed" in x.__name__ and "reordered" in x.__name__)]
     things = [*alone, *random.Random(family).sample(two, 28 - len(alone) - 1)]
     found = case(build(family, experts=28, seed=1), dict(enumerate(things, start=1)), symmetry, top)
     assert found.wrong == []
