@@ -227,7 +227,9 @@ def main() -> int:
         write_rows(folder)
         aligner.align(folder / "a", folder / "b").save_pretrained(folder / "alignment")
         command = " ".join(["python -m benchmarks.kill_writer", *sys.argv[1:]])
-        sys.stdout.write(f"`{command}`: kills, and how the output was found before the command, given again, mended it\n")
+        sys.stdout.write(
+            f"`{command}`: kills, and how the output was found before the command, given again, mended it\n"
+        )
         sys.stdout.write("\n| job | kills | output |\n| --- | ---: | --- |\n")
         for name in options.jobs:
             states = kill_often(JOBS[name], folder, Path(path) / "earlier", random.Random(options.seed), options.times)

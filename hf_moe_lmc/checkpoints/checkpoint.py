@@ -45,9 +45,7 @@ class Checkpoint(Mapping[str, Tensor]):
     interchanged: tuple[tuple[str, ...], ...] = field(repr=False)
 
     @classmethod
-    def open(
-        cls, folder: Path, model: PreTrainedModel, interchanged: Iterable[tuple[str, ...]] = ()
-    ) -> "Checkpoint":
+    def open(cls, folder: Path, model: PreTrainedModel, interchanged: Iterable[tuple[str, ...]] = ()) -> "Checkpoint":
         """Plan the reading of the checkpoint in `folder`; reads headers only.
 
         Weights are plain from here on: what the configuration of `model` says of their quantisation is dropped.
