@@ -111,6 +111,7 @@ def check(case: Case, folder: Path) -> None:
         layout=case.layout,
         dtype=case.dtype,
         repairs=case.repairs,
+        force=True,
         **({"shares": case.shares} if case.shares else {}),
     )
     loaded = [_load(folders[0]), *(_rewritten(_load(f), a) for f, a in zip(folders[1:], alignments, strict=True))]

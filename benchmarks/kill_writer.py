@@ -6,8 +6,8 @@ A killed process is a copy of this one that dies of a timer of its own processor
 not matter: half of the moments lie anywhere in the run, the other half in the last 50 ms of an undisturbed one. Of two
 processes either dies, and the other must end within a minute. After every kill the output must be as before (absent, or
 what is being replaced), or complete; the same command is then given again, and must end with the very bytes of an
-undisturbed run (of plots, which hold dates, with the same files), or refuse an output that is complete. Nothing else may
-be left in the folder. Exits with 1 if not.
+undisturbed run (of plots, which hold dates, with the same files), or refuse an output that is complete. Nothing else is
+left in the folder. Exits with 1 if not.
 """
 
 import argparse
@@ -67,7 +67,7 @@ def _merge(*others: str, t: object = None, repairs: tuple[str, ...] = (), overwr
     def run(folder: Path) -> None:
         alignments = [Alignment.from_pretrained(folder / "alignment") for _ in others]
         paths = [folder / name for name in others]
-        options = {"repairs": repairs, "overwrite": overwrite}
+        options = {"repairs": repairs, "overwrite": overwrite, "force": True}
         aligner.merge(folder / "a", paths, alignments, t, output=folder / "out", **options)
 
     return run

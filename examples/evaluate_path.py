@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Subset
 from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedTokenizerFast
 
 from hf_moe_lmc import MoeAligner, scramble
+from hf_moe_lmc.connectivity import VARIANTS
 
 
 @dataclass
@@ -88,6 +89,7 @@ def main(arguments: list[str] | None = None) -> None:
         DataLoader(Subset(test, range(apart, len(test))), training.per_device_eval_batch_size),
         options.points,
         calibration=DataLoader(Subset(test, range(apart)), (apart + 1) // 2),
+        variants=tuple(VARIANTS),
         accelerator=accelerator,
     )
     if accelerator.is_main_process:

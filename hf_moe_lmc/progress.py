@@ -4,7 +4,7 @@ import sys
 import time
 from typing import Any, ClassVar
 
-from huggingface_hub.utils import tqdm
+from huggingface_hub.utils import are_progress_bars_disabled, tqdm
 
 PAUSE = 30  # seconds between lines
 LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} {unit}, {elapsed} elapsed, {remaining} left"
@@ -36,3 +36,17 @@ class _Lines:
 
     def flush(self) -> None:
         sys.stderr.flush()
+
+
+def announce(text: str) -> None:
+    """Write a line to standard error, where bars are not hidden."""
+    if not are_progress_bars_disabled():
+        sys.stderr.write(f"{text}\n")
+
+
+def duration(seconds: float) -> str:
+    """Such as 40 s, 12 min, 3.5 h or 60 days."""
+    for unit, size in (("days", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.2g} {unit}"
+    return f"{max(1, round(seconds))} s"

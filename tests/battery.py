@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hf_moe_lmc import align
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, unaligned_layers
 from hf_moe_lmc.alignment import aligned
 from hf_moe_lmc.errors import UnsupportedArchitectureError
+from hf_moe_lmc.matching.distance import GaugedLayer
+from hf_moe_lmc.matching.layer_alignment import match_layers
 from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.verification.block_comparison import BlockComparison
 from tests import families
@@ -171,7 +172,8 @@ def _recovered(family: str, experts: int, expert_orders: tuple[ExpertOrder, ...]
     scrambled = other.state_dict()
     if any(spec.group.product_keys for spec in specs):  # refused, see tests/matching/test_product_keys.py
         expert_orders = tuple(order for order in expert_orders if order != "joint")
-    found = {order: align(reference, other, config=order).symmetries for order in expert_orders}
+    layers = {spec.name: GaugedLayer.pair(spec.read(tensors), spec.read(scrambled)) for spec in specs}
+    found = {order: {name: match_layers(*pair, order)[0] for name, pair in layers.items()} for order in expert_orders}
     back = {order: dict(aligned(scrambled, specs, symmetries)) for order, symmetries in found.items()}
     return {order: all(torch.equal(own[name], tensors[name]) for name in tensors) for order, own in back.items()}
 

@@ -37,3 +37,10 @@ def test_lines_in_a_log_file(shown):
 
 def test_nothing_of_a_short_run_in_a_log_file(shown):
     assert shown(terminal=False, pause=30) == ""
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "1 s"), (100, "100 s"), (125, "2.1 min"), (8000, "2.2 h"), (180_000, "2.1 days")]
+)
+def test_durations(seconds, text):
+    assert progress.duration(seconds) == text

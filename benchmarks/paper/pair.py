@@ -115,7 +115,6 @@ class Pair:
             self.points,
             self.test[source],
             self.accelerator,
-            self.cell.name,
             temperature=self._temperature if self.cell.temperature else None,
             same_endpoints=self._first.get(source),
         )

@@ -6,7 +6,7 @@ from .conversion import saved_tensors, tied_names
 from .download import HubOptions, matches
 from .durable import sync
 from .fingerprint import Fingerprint
-from .layout import place
+from .layout import Placement, place
 from .output_place import MANIFEST_NAME, OF_A_CARD, check_output
 from .skeleton import meta_model, quantisation, read_config
 from .small_files import read_json, read_small_file
@@ -24,6 +24,7 @@ __all__ = [
     "Companions",
     "Fingerprint",
     "HubOptions",
+    "Placement",
     "Source",
     "StagedFolder",
     "StoredTensor",

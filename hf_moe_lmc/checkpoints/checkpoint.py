@@ -13,10 +13,11 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.workers import each
 
 from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
-from .dequantised import QuantisedTensor, Stored, dequantised
+from .dequantised import QuantisedTensor, dequantised
 from .fingerprint import Fingerprint
 from .shards import stored_tensors
 from .skeleton import CONFIG_NAME, drop_quantisation, quantisation
+from .stored_tensor import Stored
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from hf_moe_lmc.workers import each
 from .conversion import tensor_groups
 from .durable import sync
 from .layout import Placement, header, index
+from .quantised import CODES, SCALE, quantisation_settings, quantised
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
 
@@ -32,13 +33,21 @@ class CheckpointWriter:
         folder: made if need be.
         placement: of every tensor in it.
         model: a skeleton.
+
+    `quantisation` are the settings of the quantised weights, if there are any.
     """
 
     def __init__(self, folder: Path, placement: Placement, model: PreTrainedModel) -> None:
         self._folder = folder
         self._placement = placement
-        on_meta = {key: torch.empty(t.shape, dtype=t.dtype, device="meta") for key, t in placement.items()}
+        self._codes = {key for key, place in placement.items() if place.dtype == CODES}
+        scales, plain = {f"{key}{SCALE}" for key in self._codes}, dict.fromkeys(self._codes, torch.bfloat16)
+        weights = {
+            key: (place.shape, plain.get(key, place.dtype)) for key, place in placement.items() if key not in scales
+        }
+        on_meta = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in weights.items()}
         self.groups, _ = tensor_groups(model, on_meta)
+        self.quantisation = quantisation_settings(model, self.groups, self._codes) if self._codes else None
         self._group_of = {name: group for group in self.groups for name in group.names}
         folder.mkdir(exist_ok=True)
         for file, tensors in self._files().items():
@@ -56,11 +65,10 @@ class CheckpointWriter:
         results: Written = {}
         files = set()
         for group in {id(group): group for group in map(self._group_of.__getitem__, names)}.values():
-            stored = group.to_stored({name: weights[name] for name in group.names})
+            stored = quantised(group.to_stored({name: weights[name] for name in group.names}), self._codes)
             places = [self._placement[key] for key in stored]
-            results |= zip(
-                stored, each(lambda own: _write(*own), zip(places, stored.values(), strict=True)), strict=True
-            )
+            written = each(lambda own: _write(*own), zip(places, stored.values(), strict=True))
+            results |= dict(zip(stored, written, strict=True))
             files |= {place.file for place in places}
         for file in files:
             sync(file)

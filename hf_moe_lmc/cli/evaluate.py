@@ -55,17 +55,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "--variants",
         nargs="+",
         choices=get_args(Variant),
-        default=get_args(Variant),
-        help="which paths; naive is always there (default: all)",
+        default=("naive", "aligned"),
+        help="which paths; naive is always there, all but aligned and units are controls (default: naive aligned)",
     )
     evaluate.add_argument(
         "--repair",
         nargs="+",
         choices=(*get_args(Repair), "auto"),
-        default=("norms", "rescale", "auto"),
+        default=("norms", "auto"),
         help="which repairs, each on every path; auto: norms, gram and moments, one after the other, where they "
         "lower the midpoint's loss on calibration examples that they were not calibrated on "
-        "(default: norms rescale auto)",
+        "(default: norms auto)",
     )
     evaluate.add_argument(
         "--metrics",

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.alignment import SavedWeights
-from hf_moe_lmc.progress import Progress
 
 from .barrier import Barrier
 from .evaluation import Evaluation, evaluate
@@ -71,7 +70,6 @@ def measure(
     points: Sequence[float],
     batches: Iterable[Mapping[str, Tensor]],
     accelerator: Accelerator,
-    description: str = "path",
     temperature: Callable[[], float] | None = None,
     observe: Callable[[], AbstractContextManager[object]] = nullcontext,
     metrics: "Sequence[EvaluationModule]" = (),
@@ -84,7 +82,6 @@ def measure(
         path: the weights at t.
         points: ascending from 0 to 1.
         batches, accelerator: as for `evaluate`.
-        description: stands before the progress bar.
         temperature: called once the model has a point's weights; what `evaluate` calibrates the loss with.
         observe: gives the context of every evaluation, in the order of the points.
         metrics: as for `evaluate`.
@@ -94,7 +91,7 @@ def measure(
     if same_endpoints is not None:
         known = {0.0: same_endpoints.evaluations[0], 1.0: same_endpoints.evaluations[-1]}
     evaluations = []
-    for t in Progress(points, desc=description, unit="point", leave=False, disable=not accelerator.is_main_process):
+    for t in points:
         if t in known:
             evaluations.append(known[t])
             continue

@@ -1,14 +1,19 @@
 """Two models and their alignment -> everything that is reported of the paths between them."""
 
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
+from operator import length_hint
 from typing import TYPE_CHECKING, Any, Literal
 
+import torch
 from accelerate import Accelerator
+from accelerate.utils import send_to_device
 from torch.utils.data import DataLoader
 from transformers import PreTrainedModel
 
+from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.alignment import (
     Alignment,
     CheckedModels,
@@ -23,12 +28,13 @@ from hf_moe_lmc.alignment.live_weights import placed, placement_for
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.merging import REPAIRS
 from hf_moe_lmc.names import Repair, Variant
+from hf_moe_lmc.progress import Progress, announce, duration
 from hf_moe_lmc.workers import threads_for
 
 from .barrier import barrier_intervals
-from .calibration import CalibrationData
+from .calibration import Batch, CalibrationData
 from .curve import Curve, measure
-from .evaluation import best_temperature
+from .evaluation import best_temperature, logits_and_labels, score
 from .metrics import check_metrics
 from .repair_choice import Calibrated, RepairChoice, choose_repairs, repaired_name
 from .report import PathReport
@@ -60,8 +66,8 @@ class PathSettings:
             fit, it is read from disk at every point. The figures are the same.
     """
 
-    variants: Sequence[Variant] = tuple(VARIANTS)
-    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "rescale", "auto")
+    variants: Sequence[Variant] = ("naive", "aligned")
+    repairs: Sequence[Repair | Literal["auto"]] = ("norms", "auto")
     metrics: "Sequence[EvaluationModule]" = field(default=(), repr=False)
     routing_tokens: int = 4096
     resamples: int = 1000
@@ -114,26 +120,23 @@ def evaluate_path(
     accelerator = accelerator or accelerator_of_all()
     if not hasattr(model, "hf_device_map"):
         model.to(accelerator.device)
-    evaluation = _Evaluation(model, accelerator, accelerator.prepare(data), tuple(points), settings)
-    calibration, choices = calibration.to(accelerator.device), dict[str, RepairChoice]()
+    calibration, loader = calibration.to(accelerator.device), accelerator.prepare(data)
     with threads_for(model.num_parameters()), temporarily_loaded(model) as saved:
         pair = _on_devices(pair, model, saved, settings.memory)
-        single = _single_repairs(settings.repairs, calibration)
-        for variant in VARIANTS:
-            if variant != "naive" and variant not in settings.variants:
-                continue
-            weights = variant_weights(variant, pair, alignment, settings.seed)
-            specs, gauge, chains = pair.reference.layers, variant in MATCHED, single
-            calibrated = Calibrated(saved, [saved, weights], specs, calibration, accelerator, gauge)
-            if variant in UNAVERAGED:
-                evaluation.run(variant, control_path(variant, saved, weights, specs), calibrated, "naive")
-                continue
-            if "auto" in settings.repairs and calibration.batches:
-                choices[variant] = choose_repairs(calibrated, (0.5, 0.5), variant)
-                chains = list(dict.fromkeys([*chains, choices[variant].repairs]))
-            for repairs in chains:
-                name = repaired_name(variant, repairs)
-                evaluation.run(name, partial(_point, calibrated, repairs), calibrated, variant)
+        paths, choices = _paths(pair, alignment, saved, calibration, settings, accelerator)
+        evaluation = _Evaluation(saved, accelerator, tuple(points), pair.reference.layers, calibration, settings)
+        evaluations = sum(len(points) - 2 * (path.like is not None) for path in paths)
+        batches, hidden = length_hint(loader), not accelerator.is_main_process
+        if batches and not hidden:
+            seconds = _seconds(model, next(iter(data)), accelerator)
+            announce(
+                f"{len(paths)} paths, {evaluations} evaluations of {batches} batches: about "
+                f"{duration(evaluations * batches * seconds)}, a batch takes {seconds:.2g} s"
+            )
+        with Progress(total=evaluations * batches or None, desc="evaluating", unit="batches", disable=hidden) as bar:
+            for path in paths:
+                bar.set_postfix_str(path.name, refresh=False)
+                evaluation.run(path, _Counted(loader, bar))
     curves = evaluation.curves
     if len(curves["naive"].evaluations[0].examples) < FEWEST_EXAMPLES:
         raise BadInputError("the evaluation data holds one example; give at least two")
@@ -153,37 +156,104 @@ def evaluate_path(
 
 
 @dataclass(frozen=True)
+class _Path:
+    """A path that will be evaluated.
+
+    Args:
+        name: in the report.
+        weights: at every t.
+        like: an earlier path with the same endpoints, which are then not evaluated again.
+    """
+
+    name: str
+    weights: WeightPath
+    like: str | None = None
+
+
+def _paths(
+    pair: CheckedModels,
+    alignment: Alignment,
+    saved: SavedWeights,
+    calibration: CalibrationData,
+    settings: PathSettings,
+    accelerator: Accelerator,
+) -> tuple[list[_Path], dict[str, RepairChoice]]:
+    """All paths, and of every variant whether "auto" repairs it."""
+    single, specs = _single_repairs(settings.repairs, calibration), pair.reference.layers
+    paths, choices = list[_Path](), dict[str, RepairChoice]()
+    for variant in VARIANTS:
+        if variant != "naive" and variant not in settings.variants:
+            continue
+        weights, chains = variant_weights(variant, pair, alignment, settings.seed), single
+        if variant in UNAVERAGED:
+            paths.append(_Path(variant, control_path(variant, saved, weights, specs), "naive"))
+            continue
+        calibrated = Calibrated(saved, [saved, weights], specs, calibration, accelerator, variant in MATCHED)
+        if "auto" in settings.repairs and calibration.batches:
+            choices[variant] = choose_repairs(calibrated, (0.5, 0.5), variant)
+            chains = list(dict.fromkeys([*chains, choices[variant].repairs]))
+        for repairs in chains:
+            like = variant if repairs else None
+            paths.append(_Path(repaired_name(variant, repairs), partial(_point, calibrated, repairs), like))
+    return paths, choices
+
+
+@dataclass(frozen=True)
 class _Evaluation:
     """The curves of all paths, as they are measured one after the other."""
 
-    model: PreTrainedModel
+    saved: SavedWeights
     accelerator: Accelerator
-    loader: DataLoader[Any]
     points: tuple[float, ...]
+    specs: Sequence[MoeLayerSpec]
+    calibration: CalibrationData
     settings: PathSettings
     curves: dict[str, Curve] = field(default_factory=dict)
     routing: dict[str, Routing] = field(default_factory=dict)
 
-    def run(self, name: str, path: WeightPath, calibrated: Calibrated, like: str) -> None:
-        """Measure one path; it has the endpoints of the path `like`, if that was measured."""
-        held_out = calibrated.data.held_out
-        temperature = partial(best_temperature, self.model, held_out, self.accelerator) if held_out else None
-        tokens = self.settings.routing_tokens if name in RECORDED else 0
-        recorder = RoutingRecorder(self.model, calibrated.specs, self.accelerator, tokens)
-        self.curves[name] = measure(
-            calibrated.saved,
-            path,
+    def run(self, path: _Path, batches: Iterable[Batch]) -> None:
+        """Measure one path."""
+        model, held_out = self.saved.model, self.calibration.held_out
+        temperature = partial(best_temperature, model, held_out, self.accelerator) if held_out else None
+        tokens = self.settings.routing_tokens if path.name in RECORDED else 0
+        recorder = RoutingRecorder(model, self.specs, self.accelerator, tokens)
+        self.curves[path.name] = measure(
+            self.saved,
+            path.weights,
             self.points,
-            self.loader,
+            batches,
             self.accelerator,
-            name,
             temperature,
             recorder.record,
             self.settings.metrics,
-            same_endpoints=self.curves.get(like),
+            same_endpoints=self.curves.get(path.like) if path.like else None,
         )
         if any(recorder.choices):
-            self.routing[name] = routing_along(self.points, recorder.choices)
+            self.routing[path.name] = routing_along(self.points, recorder.choices)
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """Batches that a bar counts as they are used."""
+
+    batches: Iterable[Batch]
+    bar: Progress
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches:
+            yield batch
+            self.bar.update()
+
+
+@torch.no_grad()
+def _seconds(model: PreTrainedModel, batch: Batch, accelerator: Accelerator) -> float:
+    """Wall time of evaluating a batch; the first time is not counted."""
+    model.eval()
+    batch = send_to_device(batch, accelerator.device)
+    for _ in range(2):
+        start = time.perf_counter()
+        score(*logits_and_labels(model, batch)).sum().item()
+    return time.perf_counter() - start
 
 
 def _point(calibrated: Calibrated, repairs: Sequence[Repair], t: float) -> Weights:

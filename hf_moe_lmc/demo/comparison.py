@@ -59,9 +59,9 @@ class Bench:
     points: tuple[float, ...]
     accelerator: Accelerator
 
-    def measure(self, path: WeightPath, description: str) -> Barrier:
+    def measure(self, path: WeightPath) -> Barrier:
         """Loss and accuracy along `path`."""
-        return measure(self.saved, path, self.points, self.batches, self.accelerator, description).barrier
+        return measure(self.saved, path, self.points, self.batches, self.accelerator).barrier
 
 
 def compare_methods(
@@ -86,14 +86,14 @@ def compare_methods(
         return merged([tensors, other_tensors], (1 - t, t), [spec], ["rescale"], known)
 
     results = {
-        "naive": MethodResult(bench.measure(naive, "naive")),
-        "rescale_control": MethodResult(bench.measure(rescaled, "rescale control")),
+        "naive": MethodResult(bench.measure(naive)),
+        "rescale_control": MethodResult(bench.measure(rescaled)),
     }
     orders: dict[Order, Barrier] = {}
     every_order = list(permutations(range(layer.experts.num_experts)))
     for order in Progress(every_order, desc="all expert orders", unit="order", leave=False):
         symmetry = align_layers(layer, other_layer, Permutation(torch.tensor(order))).symmetry
-        orders[order] = bench.measure(path_to(symmetry), "order " + "".join(map(str, order)))
+        orders[order] = bench.measure(path_to(symmetry))
     losses = np.array([barrier.loss_barrier for barrier in orders.values()])
     best, span = losses.min(), results["naive"].barrier.loss_barrier - losses.min()
 
@@ -128,10 +128,10 @@ def scramble_and_recover(reference: PreTrainedModel, copy: PreTrainedModel, seed
     """The exact case: moves every expert and every unit of `copy`, a copy of `reference`, and aligns it back."""
     tensors = reference.state_dict()
     scrambled, _ = scramble(copy, seed)
-    naive = bench.measure(linear_path(tensors, scrambled.state_dict()), "scrambled")
+    naive = bench.measure(linear_path(tensors, scrambled.state_dict()))
     alignment = cast(Alignment, MoeAligner.from_pretrained(reference, scrambled).align("joint"))
     recovered = alignment.apply(scrambled).state_dict()
-    recovered_barrier = bench.measure(linear_path(tensors, recovered, moe_layers(reference)), "scrambled, aligned")
+    recovered_barrier = bench.measure(linear_path(tensors, recovered, moe_layers(reference)))
     return ScrambleResult(
         naive.loss_barrier,
         recovered_barrier.loss_barrier,

@@ -7,6 +7,7 @@ of the two is permuted. A z-score is then the distance from chance in standard e
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -112,11 +113,28 @@ def matrix_similarity(a: Float[Tensor, "m n"], b: Float[Tensor, "m n"]) -> NullT
 
 @dataclass(frozen=True)
 class _Sample:
-    """Units of an expert under the identity and every permutation, `[1 + k, m, d]`, unit vectors, and their weights."""
+    """Units of n experts under the identity and every permutation: unit vectors, and the weights of the units."""
 
-    kept: Float[Tensor, "k m d"]
-    signed: Float[Tensor, "k m s"]
-    weights: Float[Tensor, " m"]
+    kept: Float[Tensor, "n k m d"]
+    signed: Float[Tensor, "n k m s"]
+    weights: Float[Tensor, "n m"]
+
+    @classmethod
+    def joined(cls, samples: Sequence["_Sample"]) -> "_Sample":
+        """All experts of `samples`."""
+        return cls(*(torch.cat([getattr(x, name) for x in samples]) for name in ("kept", "signed", "weights")))
+
+    def similarities(self, kept: Float[Tensor, "F d"], signed: Float[Tensor, "F s"]) -> Float[Tensor, "n k"]:
+        """Weighted means of the greatest cosines with the units of one expert, for all permutations."""
+        rows = max(_ROWS, _COSINES // max(1, len(kept)))
+        blocks = zip(*(part.flatten(0, 2).split(rows) for part in (self.kept, self.signed)), strict=True)
+        best = torch.cat([(a @ kept.T + (b @ signed.T).abs_()).amax(dim=1) for a, b in blocks])
+        total = self.weights.sum(dim=1, keepdim=True)
+        weights = self.weights / total.clamp(min=torch.finfo(total.dtype).tiny)
+        means = (best.view(self.kept.shape[:3]) @ weights[..., None])[..., 0]
+        if not (kept.any() or signed.any()):  # two experts without weights are one and the same
+            means[:, 0] = torch.where(total[:, 0] == 0, 1.0, means[:, 0])
+        return means
 
 
 @dataclass(frozen=True)
@@ -176,7 +194,7 @@ class _Side:
             gate_bias=None if expert.gate_bias is None else expert.gate_bias[:, strongest].expand(count, -1),
         )
         kept, signed = (part / lengths[strongest, None] for part in self._terms(permuted))
-        return _Sample(kept, signed, lengths[strongest] ** 2)
+        return _Sample(kept[None], signed[None], lengths[None, strongest] ** 2)
 
     def _terms(self, experts: ExpertBank) -> tuple[Float[Tensor, "E F d"], Float[Tensor, "E F s"]]:
         kept, signed = experts.unsigned_unit_terms(), experts.signed_unit_terms()
@@ -190,30 +208,11 @@ def _sampled(side: _Side, other: _Side, pairs: Sequence[tuple[int, int]], units:
     """`_similarities` of experts i, of which some units are looked at, and experts j, for every pair (i, j)."""
     chosen = sorted({i for i, _ in pairs})
     samples = dict(zip(chosen, each(lambda i: side.sample(i, units), chosen), strict=True))
-    rows = {j: [n for n, pair in enumerate(pairs) if pair[1] == j] for _, j in sorted(pairs, key=lambda p: p[1])}
-    similar = each(
-        lambda j: _similarities([samples[pairs[n][0]] for n in rows[j]], *other.rows(j)).double().cpu(), rows
-    )
-    return torch.cat(similar)[torch.tensor([n for numbers in rows.values() for n in numbers]).argsort()]
-
-
-def _similarities(
-    samples: Sequence[_Sample], kept: Float[Tensor, "F d"], signed: Float[Tensor, "F s"]
-) -> Float[Tensor, "n k"]:
-    """Weighted means of the greatest cosines of sampled units with the units of one expert, for all permutations."""
-    parts = [torch.cat([getattr(sample, name).flatten(0, 1) for sample in samples]) for name in ("kept", "signed")]
-    rows = max(_ROWS, _COSINES // max(1, len(kept)))
-    blocks = zip(*(part.split(rows) for part in parts), strict=True)
-    best = torch.cat([(a @ kept.T + (b @ signed.T).abs()).amax(dim=1) for a, b in blocks])
-    empty = not (kept.any() or signed.any())
-    means = []
-    for sample, cosines in zip(samples, best.split([len(x.kept) * len(x.weights) for x in samples]), strict=True):
-        total = sample.weights.sum()
-        mean = cosines.view(len(sample.kept), -1) @ (sample.weights / total.clamp(min=torch.finfo(total.dtype).tiny))
-        if empty and total == 0:  # two experts without weights are one and the same
-            mean = torch.zeros_like(mean).index_fill(0, torch.tensor(0, device=mean.device), 1.0)
-        means.append(mean)
-    return torch.stack(means)
+    rows = {j: tuple(sorted({i for i, own in pairs if own == j})) for j in sorted({j for _, j in pairs})}
+    joined = {experts: _Sample.joined([samples[i] for i in experts]) for experts in dict.fromkeys(rows.values())}
+    similar = each(lambda j: joined[rows[j]].similarities(*other.rows(j)).double().cpu(), rows)
+    places = {pair: n for n, pair in enumerate((i, j) for j, experts in rows.items() for i in experts)}
+    return torch.cat(similar)[[places[pair] for pair in pairs]]
 
 
 def _lengths(kept: Float[Tensor, "E F d"], signed: Float[Tensor, "E F s"]) -> Float[Tensor, "E F 1"]:
@@ -221,6 +220,7 @@ def _lengths(kept: Float[Tensor, "E F d"], signed: Float[Tensor, "E F s"]) -> Fl
     return lengths.clamp(min=torch.finfo(lengths.dtype).tiny)[..., None]
 
 
+@cache
 def _involutions(size: int) -> Int64[Tensor, "k n"]:
     """The identity, and seeded permutations that exchange pairs of n coordinates; of an odd number, one stays."""
     generator, orders = torch.Generator().manual_seed(0), [torch.arange(size)]

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from collections import Counter
 from copy import deepcopy
 from statistics import mode
@@ -17,6 +18,7 @@ from hf_moe_lmc.checkpoints.stored_tensor import StoredTensor
 from hf_moe_lmc.connectivity import path_evaluation
 from hf_moe_lmc.connectivity.repair_choice import repaired_name
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+from hf_moe_lmc.progress import Progress
 from tests.connectivity import siblings
 from tests.models import build, inputs
 
@@ -108,7 +110,7 @@ def test_the_prediction_ensemble(accelerator):
 
 
 @pytest.mark.parametrize(
-    ("family", "device"), [*((name, "disk") for name in siblings.FAMILIES), ("qwen2_moe", "mixed")]
+    ("family", "device"), [("qwen2_moe", "disk"), ("qwen2_moe", "mixed"), (siblings.IMAGES, "disk")]
 )
 def test_an_offloaded_model_gives_the_same_figures(family, device, accelerator, tmp_path):
     a, b = siblings.pair(family)
@@ -166,8 +168,8 @@ def test_the_same_curves_wherever_the_other_is_held(accelerator, tmp_path, monke
     assert {file: file.read_bytes() for file in tmp_path.rglob("*.*")} == files
 
 
-def test_a_repaired_point_is_computed_once(accelerator, tmp_path, monkeypatch):
-    """Reads of the other per path of T points: T of the plain one, T - 2 of each repaired one."""
+def test_a_repaired_point_is_computed_once(accelerator, tmp_path, monkeypatch, capsys):
+    """Reads of the other per path of T points: T of the plain one, T - 2 of each repaired one; as was announced."""
     a, b = siblings.pair("mixtral")
     b.save_pretrained(tmp_path)
     a.save_pretrained(tmp_path / "a")
@@ -179,6 +181,8 @@ def test_a_repaired_point_is_computed_once(accelerator, tmp_path, monkeypatch):
 
     alignment = align(tmp_path / "a", tmp_path)
     monkeypatch.setattr(StoredTensor, "read_into", counted)
+    bars = []
+    monkeypatch.setattr(path_evaluation, "Progress", lambda **options: bars.append(Progress(**options)) or bars[-1])
     counts = []
     for repairs in ((), ("norms",)):
         reads.clear()
@@ -186,6 +190,9 @@ def test_a_repaired_point_is_computed_once(accelerator, tmp_path, monkeypatch):
         counts.append(mode(reads.values()))  # type checks look at the first tensor, too
     # Not read at t = 0.
     assert counts == [4, 4 + 3]
+    announced = re.findall(r"(.*) paths, (.*) evaluations of (.*) batches: about .*, a batch", capsys.readouterr().err)
+    assert announced == [("1", "5", "2"), ("2", "8", "2")]
+    assert [bar.n for bar in bars] == [bar.total for bar in bars] == [5 * 2, 8 * 2]
 
 
 @pytest.mark.parametrize(("variants", "matchings"), [(("naive", "random"), 0), (("aligned",), 3), (("units",), 3)])

@@ -10,4 +10,4 @@ def test_it_runs_at_a_tiny_size(tiny_text, tmp_path, capsys):
     found = json.loads((tmp_path / "report/report.json").read_text())
     assert found["examples"] == 32
     assert found["predictions"] == 32 * 15
-    assert set(found["paths"]) > {"naive", "naive + rescale", "random", "units", "aligned"}
+    assert set(found["paths"]) > {"naive", "naive + norms", "random", "units", "aligned"}
