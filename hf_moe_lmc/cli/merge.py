@@ -110,7 +110,8 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     keywords = _keywords(aligner, options)
     alignments = [load_alignment(name, options) for name in options.alignment or ()]
     if options.dry_run:
-        return describe_plan(aligner.plan_merge(alignments or alignment_config(options), **keywords))
+        plan = aligner.plan_merge(alignments or alignment_config(options), **keywords)
+        return describe_plan(plan, options.output)
     aligner.check_merge(**keywords)
     if alignments:
         alignment = alignments[0] if len(alignments) == 1 else None
