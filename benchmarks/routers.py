@@ -50,7 +50,7 @@ from .repair import HALF, _language_model, manual
 RESULTS = Path(__file__).parent / "results"
 ROWS, TABLE = RESULTS / "routers.jsonl", RESULTS / "routers.md"
 FAMILIES, MOVES, SEEDS = ("mixtral", "qwen2_moe"), ("fast", "new"), (71, 72, 73)
-STEPS, TUNING_STEPS, BATCH, LR, ROUTER_LR = 250, 120, 16, 3e-3, 9e-2
+STEPS, TUNING_STEPS, BATCH, LR, ROUTER_LR = 150, 80, 16, 3e-3, 9e-2
 HELD_OUT, CALIBRATION = 64, 32
 SHRINKAGE = 0.9  # of the published scripts: what is left of the matrix off its diagonal
 Solver = Callable[[Sequence[Tensor], Sequence[Router], Router, float], Tensor]

@@ -50,7 +50,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     aligner = MoeAligner.from_pretrained(options.reference, options.other, **hub_options(options))
     config, where = alignment_config(options), {"device": options.device, "memory": options.memory}
     if options.dry_run:
-        return describe_plan(aligner.plan_align(config, **where))
+        return describe_plan(aligner.plan_align(config, **where), options.output)
     alignment = aligner.align(config, output=options.output, overwrite=options.overwrite, **where)
     if not processes().is_main_process:
         return None

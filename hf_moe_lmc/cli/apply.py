@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     how = {name: getattr(options, name) for name in ("layout", "quantise", "overwrite")}
     how |= {"dtype": torch_dtype(options.dtype)}
     if options.dry_run:
-        return describe_plan(plan_apply(options.other, options.output, **how, **hub))
+        return describe_plan(plan_apply(options.other, options.output, **how, **hub), options.output)
     apply(alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub)
     if not processes().is_main_process:
         return None

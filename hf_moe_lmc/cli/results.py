@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hf_moe_lmc.alignment import Alignment, MutualAlignment, Plan
 
 RED, GREEN, YELLOW = 31, 32, 33
+PROCESSES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
@@ -26,9 +27,19 @@ class CommandResult:
     code: int = 0
 
 
-def describe_plan(plan: "Plan") -> CommandResult:
-    """The result of `--dry-run`."""
-    return CommandResult(f"A dry run: nothing was written; the work itself takes\n{plan.text}", asdict(plan))
+def describe_plan(plan: "Plan", output: str | os.PathLike[str]) -> CommandResult:
+    """The result of `--dry-run`; the machine is measured."""
+    from hf_moe_lmc.alignment import Machine
+    from hf_moe_lmc.progress import duration
+
+    machine = Machine.measured(plan.source, os.path.dirname(os.path.abspath(output)))
+    seconds = {processes: machine.seconds(plan, processes) for processes in PROCESSES}
+    times = (f"{duration(taken)} by {processes}" for processes, taken in seconds.items())
+    return CommandResult(
+        "A dry run: nothing was written; the work itself takes\n"
+        f"{plan.text}time, related models        {', '.join(times)} of such processes\n",
+        asdict(plan) | {"seconds": seconds},
+    )
 
 
 def describe_output(output: str, differences: Sequence[str], noted: str = "") -> CommandResult:
