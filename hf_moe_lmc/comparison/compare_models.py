@@ -104,7 +104,7 @@ class _Work:
                 self._tensor(name, bar)
         for name in [name for name in self.a.sizes if name not in self.seen_in_a]:
             held = self._held(self.b, name)
-            if held in (None, name):  # by its own name B has another layer's
+            if held is None or held == name:  # by its own name B has another layer's
                 self.tensors.append(TensorComparison(name, "missing", missing_in="B"))
             else:
                 self._add(compare_tensors(name, self.a.read([name])[name], self.b.read([held])[held]))
