@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -17,14 +16,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) -> int:
+def job(folder: Path, index: int, dies_after: int | None) -> int:
     """Align, apply and merge into `folder`, as one of the processes of `torchrun`.
 
     With `dies_after`, kill -9 instead of its second step of the merge, once the other process has done so many.
     """
-    if size > 1:
-        ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()}
     steps, write_step = [], write._write
 
     def counted(writer, output, step, inputs):
@@ -54,16 +50,9 @@ def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) 
 def run(folder: Path, size: int, dies: tuple[int, int] | None = None) -> list[int | None]:
     """Run the job by so many processes; of `dies`, the one that dies, and its `dies_after`."""
     folder.mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [
-        forked.start(job, folder, index, size, port, dies[1] if dies and dies[0] == index else None)
-        for index in range(size)
-    ]
-    for process in started:
-        process.join(600)
-    return [process.exitcode for process in started]
+    return forked.run_job(
+        job, [(folder, index, dies[1] if dies and dies[0] == index else None) for index in range(size)]
+    )
 
 
 def steps(folder: Path, size: int) -> list[list[str]]:
