@@ -21,12 +21,18 @@ def start(function: Callable[..., Any], *args: Any) -> multiprocessing.Process:
     return process
 
 
-def run_job(function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]]) -> list[int | None]:
-    """Call `function(*own)` for each of the arguments in a process of one job, as `torchrun` does; the exit codes."""
+def run_job(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], only: int | None = None
+) -> list[int | None]:
+    """Call `function(*own)` for each of the arguments in a process of one job, as `torchrun` does; the exit codes.
+
+    With `only`, the other processes never begin.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    started = [start(_as_rank, index, len(arguments), port, function, own) for index, own in enumerate(arguments)]
+        port, size = free.getsockname()[1], len(arguments)
+    begun = [(index, own) for index, own in enumerate(arguments) if only in (None, index)]
+    started = [start(_as_rank, index, size, port, function, own) for index, own in begun]
     for process in started:
         process.join(600)
     return [process.exitcode for process in started]

@@ -9,7 +9,7 @@ from torch import Tensor
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup
 
-from .layouts import ExpertLayout
+from .layouts import ExpertLayout, ListedExperts
 
 
 @dataclass(frozen=True)
@@ -91,6 +91,11 @@ class MoeLayerSpec:
         """Module names of all tensors that `read` reads and `write` writes: enough to stream a checkpoint by layer."""
         router = (name for _, name in self.router.tensors) if self.router else ()
         return (*router, *(name for part in self.parts for name in part.tensor_names))
+
+    @property
+    def interchanged(self) -> tuple[tuple[str, ...], ...]:
+        """Module names of tensors that a symmetry puts in each other's places, as of experts that are not stacked."""
+        return self.experts.interchanged if isinstance(self.experts, ListedExperts) else ()
 
     def read(self, tensors: Mapping[str, Tensor]) -> MoeLayer:
         """The layer out of tensors under module names (a state dict, or a lazily read checkpoint).

@@ -23,6 +23,7 @@ from .records import of_record
 WEIGHTS_NAME = "alignment.safetensors"
 SAVED_FILES = (WEIGHTS_NAME, CONFIG_NAME)
 EARLIER_ORDERS = ("sketch",)
+LARGEST = 2**28  # bytes of a tensor; 64 times those of the largest layers known
 FORMAT = 2  # 1, that of version 0.1, has no such entry
 
 Parts = tuple[dict[str, LayerAlignment], AlignmentConfig | None, ModelRecord | None, ModelRecord | None]
@@ -75,6 +76,8 @@ def read_alignment(folder: Path) -> Parts:
                 f"its format is {found!r}, this version reads up to {FORMAT}; install a newer hf_moe_lmc"
             )
         stored = read_header(folder / WEIGHTS_NAME)
+        if large := [tensor for tensor in stored.values() if tensor.nbytes > LARGEST]:
+            raise ValueError(f"{large[0].key} has the shape {large[0].shape}; no layer is as large")
         layers = {name: _layer(name, figures, stored) for name, figures in described["layers"].items()}
         if stored:
             raise ValueError(f"{min(stored)} belongs to no layer")

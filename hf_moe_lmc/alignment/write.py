@@ -15,9 +15,9 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import (
     MANIFEST_NAME,
     CheckpointWriter,
-    Digests,
     Placement,
     StagedFolder,
+    Written,
     find_companions,
     output_folder,
     place,
@@ -146,7 +146,7 @@ def _write_weights(
     made: StagedFolder | None,
     options: WriteOptions,
     team: Team,
-) -> dict[str, Digests]:
+) -> dict[str, dict[str, str]]:
     """Write all but manifests and cards into the folder that the first process has made, and read it again.
 
     Returns:
@@ -169,14 +169,14 @@ def _write_weights(
             bar.update(step.nbytes)
     for model in inputs:
         model.check_unchanged()
-    written = {step: note for done in [staged.journal.done, *team.gather(journal.done)] for step, note in done.items()}
+    done = {step: note for own in [staged.journal.done, *team.gather(journal.done)] for step, note in own.items()}
     lasting = {}
     for number, name in enumerate(outputs):
-        digests = {key: digest for note in written.values() for key, digest in note[number].items()}
-        own = writers[name].read_again(digests, writers[name].keys[mine]) if seen else {}
+        written = {key: result for note in done.values() for key, result in note[number].items()}
+        own = writers[name].read_again(written, writers[name].keys[mine]) if seen else {}
         parts = {key: digest for part in team.gather(own) for key, digest in part.items()}
         if made:
-            writers[name].finish()
+            writers[name].finish(written)
             lasting[name] = {key: parts[key] for key in writers[name].keys}
     return lasting
 
@@ -263,7 +263,7 @@ def _steps_of(
     return cut_steps(sizes, layers.values(), [group for group in groups if group])
 
 
-def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequence[OpenedModel]) -> dict[str, str]:
+def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequence[OpenedModel]) -> Written:
     names = [name for name in step.names if name in output.like.sizes]
     try:
         return writer.write(output.weights, names)

@@ -13,7 +13,7 @@ from .small_files import read_json, read_small_file
 from .source import Source, find_source
 from .staging import StagedFolder, output_folder
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
-from .writer import CheckpointWriter, Digests
+from .writer import CheckpointWriter, Written
 
 __all__ = [
     "COMPANIONS",
@@ -22,13 +22,13 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "Companions",
-    "Digests",
     "Fingerprint",
     "HubOptions",
     "Placement",
     "Source",
     "StagedFolder",
     "StoredTensor",
+    "Written",
     "check_output",
     "find_companions",
     "find_source",

@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
             _terminated_like_interrupted(),
         ):
             _import(options.imports)
+            _meet()
             result: CommandResult | None = options.run(options)
             if result and options.json:
                 sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
@@ -72,6 +73,14 @@ def _import(modules: Sequence[str]) -> None:
             import_module(name)
         except Exception as error:
             raise BadInputError(f"the module {name} cannot be imported: {type(error).__name__}: {error}") from error
+
+
+def _meet() -> None:
+    """Wait for the other processes of the job, if there are any: later, one may have a long download before it."""
+    if "WORLD_SIZE" in os.environ:
+        from hf_moe_lmc.alignment import processes
+
+        processes()
 
 
 @contextmanager

@@ -4,10 +4,12 @@ import json
 import os
 import signal
 import time
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
+from hf_moe_lmc.alignment import job as job_module
 from hf_moe_lmc.alignment import write
 from tests import families, forked
 
@@ -92,3 +94,15 @@ def test_one_that_is_killed_ends_the_other_and_the_next_job_goes_on(one, dying):
     assert content(killed) == content(one)
     # The killed one had written its first, and the other all of its own.
     assert sorted(step for own in steps(killed, 2) for step in own) == sorted(alone[dying::2][1:])
+
+
+def alone(error: Path) -> int:
+    job_module.MEETING = timedelta(seconds=1)
+    return forked.command(["inspect", "absent"], error)
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_one_whose_partner_was_killed_before_they_met_ends(index, tmp_path):
+    """Where no launcher ends it."""
+    assert forked.run_job(alone, [(tmp_path / "error",)] * 2, only=index) == [130]
+    assert "error: another process of this job has ended, or never began; " in (tmp_path / "error").read_text()
