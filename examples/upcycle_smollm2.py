@@ -44,7 +44,7 @@ inspect A
 compare A B
 align A B -o alignment --overwrite
 merge A B --alignment alignment -o merged --overwrite
-evaluate A B --alignment alignment --dataset held-out.txt --length {length} --points 3 -o report --overwrite
+evaluate A B --alignment alignment --dataset held-out.txt --length {length} --calibration-examples 16 --points 3 -o report --overwrite
 card merged --alignment alignment --report report --license apache-2.0
 push merged {repository}
 """
@@ -122,7 +122,7 @@ def make_pair(
     options: PairArguments,
     training: MoeTrainingArguments,
 ) -> None:
-    """Write the checkpoints A and B, and `held-out.txt`: the last eighth of both texts, which neither was trained on."""
+    """Write the checkpoints A and B, and `held-out.txt`: the last quarter of both texts, on which none was trained."""
     folder = Path(training.output_dir)
     descriptions = [
         file.read_text("utf-8") for file in files("sklearn.datasets.descr").iterdir() if file.suffix == ".rst"
@@ -130,7 +130,7 @@ def make_pair(
     texts = {"A": "\n".join(topics[name] for name in sorted(topics)), "B": "\n".join(sorted(descriptions))}
     length = min(map(len, texts.values()))
     texts = {name: text[:length] for name, text in texts.items()}
-    (folder / "held-out.txt").write_text("\n".join(text[length * 7 // 8 :] for text in texts.values()), "utf-8")
+    (folder / "held-out.txt").write_text("\n".join(text[length * 3 // 4 :] for text in texts.values()), "utf-8")
     set_seed(training.seed)
     start = upcycle_last_layers(dense, options.moe_layers, options.num_experts, options.noise)
     weights = {name: tensor.clone() for name, tensor in start.state_dict().items()}
@@ -143,10 +143,10 @@ def make_pair(
         return start
 
     for name, text in texts.items():
-        blocks = packed_blocks([text[: length * 7 // 8]], tokenizer, options.block_size)
+        blocks = packed_blocks([text[: length * 3 // 4]], tokenizer, options.block_size)
         arguments = training.changed(output_dir=str(folder / "trained" / name))
         train_once(
-            fresh, arguments, blocks, packed_blocks([text[length * 7 // 8 :]], tokenizer, options.block_size), tokenizer
+            fresh, arguments, blocks, packed_blocks([text[length * 3 // 4 :]], tokenizer, options.block_size), tokenizer
         )
         model = AutoModelForCausalLM.from_pretrained(arguments.output_dir, dtype=torch.bfloat16)
         if name == "B":
