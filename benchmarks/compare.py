@@ -1,13 +1,16 @@
-"""Comparing two models: what it costs beside `align`, and how far chance goes.
+"""Comparing two models: is every expert named right, the cost beside `align`, and how far chance goes.
 
+python -m benchmarks.compare truth [--json FILE]
 python -m benchmarks.compare cost [--layers 2] [--json FILE]
 python -m benchmarks.compare chance [--pairs 12] [--json FILE]
 
+`truth`: everything that can be done to an expert, and every two things, in layers of six families; without a symmetry,
+with a random one before, after, or on both sides; with nothing, rounding to bfloat16, or noise of 1 % on top.
 `cost`: CPU seconds and peak memory of `hf-moe-lmc compare`, `hf-moe-lmc align`, and of reading both checkpoints once,
 for checkpoints of two shapes, one process with one thread after the other.
 `chance`: how well z tells related pairs of small models from unrelated ones, in six families: each related one is a
 model with every expert and unit at another place, and noise of 1, 2 or 4 times the weights. Nothing in the statistic
-was fit to them. The statistics of arXiv:2510.06738 and arXiv:2502.12292 are not beside it: no code could be had here.
+was fit to them. Beside it the statistics of arXiv:2510.06738 and arXiv:2502.12292, from their descriptions.
 """
 
 import argparse
@@ -15,8 +18,10 @@ import copy
 import json
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,7 @@ from transformers import MixtralConfig, MixtralForCausalLM, PreTrainedModel
 from hf_moe_lmc import compare, scramble
 from hf_moe_lmc.matching import CERTAIN
 
+from .fingerprints import awm, match
 from .merge_vs_mergekit import OURS, Cost, measure
 
 READ = """import sys
@@ -38,6 +44,9 @@ SHAPES = {"8 experts of 3584": (8, 3584, 1024), "64 experts of 768": (64, 768, 1
 CASES = ("identical", "in place, 1 % noise", "scrambled, 1 % noise", "unrelated")
 FAMILIES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "switch_transformers", "nemotron_h")
 NOISES = (1.0, 2.0, 4.0)
+SYMMETRIES = ("never", "before", "after", "between")
+TOPS = ("nothing", "bfloat16", "noise")
+EXPERTS = 24
 
 
 def configuration(experts: int, units: int, hidden: int, layers: int) -> MixtralConfig:
@@ -93,10 +102,14 @@ def costs(layers: int) -> Iterator[dict[str, object]]:
                 yield {"shape": shape, "case": case} | {key: asdict(cost) for key, cost in found.items()}
 
 
-def show_cost(row: dict[str, object]) -> str:
+def show_cost(rows: list[dict[str, Any]]) -> str:
     """CPU seconds and gigabytes."""
-    cells = [f"{row[key]['cpu']:.1f} s, {row[key]['peak_memory'] / 1e9:.2f} GB" for key in ("read", "compare", "align")]
-    return f"| {row['shape']} | {row['case']} | {' | '.join(cells)} |"
+    lines = ["| experts | B | reading both | compare | align |", "|---|---|---|---|---|"]
+    for row in rows:
+        costs = [row[key] for key in ("read", "compare", "align")]
+        cells = [f"{cost['cpu']:.1f} s, {cost['peak_memory'] / 1e9:.2f} GB" for cost in costs]
+        lines.append(f"| {row['shape']} | {row['case']} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def scores(pairs: int) -> Iterator[dict[str, object]]:
@@ -112,15 +125,23 @@ def scores(pairs: int) -> Iterator[dict[str, object]]:
 
 def show_roc(rows: list[dict[str, Any]]) -> str:
     """Of pairs and of their experts: area under the ROC curve, and the shares above the threshold."""
-    lines = ["| z of | noise | number | AUC | share with z >= 6 | smallest to largest z |", "|---|---|---|---|---|---|"]
-    for what, z in (("pairs", lambda row: [row["z"]]), ("experts", lambda row: row["experts"])):
+    lines = [
+        "| statistic | noise | number | AUC | share with z >= 6 | smallest to largest |",
+        "|---|---|---|---|---|---|",
+    ]
+    for what, z in (
+        ("z of pairs", lambda row: [row["z"]]),
+        ("z of experts", lambda row: row["experts"]),
+        ("MATCH, arXiv:2502.12292: -log10 p of pairs", lambda row: [row["match"]]),
+        ("AWM, arXiv:2510.06738: mean CKA of pairs", lambda row: [row["awm"]]),
+    ):
         by = {noise: [x for row in rows if row["noise"] == noise for x in z(row)] for noise in (None, *NOISES)}
         for noise, own in by.items():
             wins = [(x > y) + (x == y) / 2 for x in own for y in by[None]]
             auc = "" if noise is None else f"{sum(wins) / len(wins):.4f}"
-            share = f"{sum(x >= CERTAIN for x in own) / len(own):.1%}"
+            share = f"{sum(x >= CERTAIN for x in own) / len(own):.1%}" if what.startswith("z") else ""
             named = "unrelated" if noise is None else f"{noise:g}"
-            lines.append(f"| {what} | {named} | {len(own)} | {auc} | {share} | {min(own):.1f} to {max(own):.1f} |")
+            lines.append(f"| {what} | {named} | {len(own)} | {auc} | {share} | {min(own):.3g} to {max(own):.3g} |")
     return "\n".join(lines) + "\n"
 
 
@@ -137,25 +158,81 @@ def _noisy(model: PreTrainedModel, noise: float, seed: int) -> PreTrainedModel:
 def _scores(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, object]:
     comparison = compare(a, b)
     experts = [expert.z for layer in comparison.layers for expert in layer.experts]
-    return {"z": comparison.z, "related": comparison.related, "experts": experts}
+    return {
+        "z": comparison.z,
+        "related": comparison.related,
+        "experts": experts,
+        "match": match(a, b),
+        "awm": awm(a, b),
+    }
+
+
+def truths() -> Iterator[dict[str, object]]:
+    """One row for every family, symmetry, change on top, and number of things at once: slots by what was done."""
+    from tests.comparison.plants import case, pairs, plants
+    from tests.families import build
+
+    for family in FAMILIES:
+        model = build(family, experts=EXPERTS, seed=1)
+        for number, things in (("alone", [*plants(family)]), ("two", pairs(family))):
+            for symmetry, top in product(SYMMETRIES, TOPS):
+                slots, wrong = Counter[str](), list[str]()
+                for start in range(0, len(things), EXPERTS - 1):
+                    one = case(model, dict(enumerate(things[start : start + EXPERTS - 1], 1)), symmetry, top, start)
+                    slots.update(thing.__name__ if thing else "nothing" for thing in one.things)
+                    wrong += one.wrong
+                yield {
+                    "family": family,
+                    "symmetry": symmetry,
+                    "top": top,
+                    "things": number,
+                    "slots": slots,
+                    "wrong": wrong,
+                }
+
+
+def show_truth(rows: list[dict[str, Any]]) -> str:
+    """Slots named right, by what was done and when the symmetry acted; and all that was named wrong."""
+    lines = [f"| what was done | {' | '.join(SYMMETRIES)} |", f"|---{'|---' * len(SYMMETRIES)}|"]
+    slots, wrong, examples = Counter[tuple[str, str]](), Counter[tuple[str, str]](), dict[tuple[str, str], str]()
+    for row in rows:
+        for thing, count in row["slots"].items():
+            slots[_kinds(thing), row["symmetry"]] += count
+        for text in row["wrong"]:
+            thing, _, names = text.partition(": ")
+            wrong[_kinds(thing), row["symmetry"]] += 1
+            examples.setdefault((thing, row["symmetry"]), f"{names} ({row['family']}, {row['top']} on top)")
+    for thing in dict.fromkeys(thing for thing, _ in slots):
+        cells = [f"{slots[thing, when] - wrong[thing, when]} of {slots[thing, when]}" for when in SYMMETRIES]
+        lines.append(f"| {thing} | {' | '.join(cells)} |")
+    total, right = sum(slots.values()), sum(slots.values()) - sum(wrong.values())
+    lines += ["", f"{right} of {total} right. The first of each that is not:", ""]
+    lines += [f"- {thing}, symmetry {symmetry}: {text}" for (thing, symmetry), text in examples.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _kinds(thing: str) -> str:
+    """Two at a time, by the kinds that they are of."""
+    kinds = {"swap": "swapped", "inte": "interleaved", "join": "interleaved", "tran": "transposed", "scal": "scaled"}
+    parts = thing.split(" + ")
+    return thing if len(parts) == 1 else " + ".join(kinds.get(part[:4], part) for part in parts)
 
 
 def main() -> None:
-    """Print rows as they come; keep all of them in a file if one is named."""
+    """Print a table; keep its rows in a file if one is named."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("cost", "chance"))
+    parser.add_argument("what", choices=("truth", "cost", "chance"))
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--pairs", type=int, default=12, help="related and unrelated ones, each, of every family")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    rows = []
-    for row in costs(options.layers) if options.what == "cost" else scores(options.pairs):
-        rows.append(row)
-        if options.what == "cost":
-            sys.stdout.write(show_cost(row) + "\n")
-            sys.stdout.flush()
-    if options.what == "chance":
-        sys.stdout.write(show_roc(rows))
+    measured, show = {
+        "truth": (truths, show_truth),
+        "cost": (lambda: costs(options.layers), show_cost),
+        "chance": (lambda: scores(options.pairs), show_roc),
+    }[options.what]
+    rows = list(measured())
+    sys.stdout.write(show(rows))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 

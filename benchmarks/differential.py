@@ -111,6 +111,7 @@ def check(case: Case, folder: Path) -> None:
         layout=case.layout,
         dtype=case.dtype,
         repairs=case.repairs,
+        force=True,
         **({"shares": case.shares} if case.shares else {}),
     )
     loaded = [_load(folders[0]), *(_rewritten(_load(f), a) for f, a in zip(folders[1:], alignments, strict=True))]
@@ -121,16 +122,21 @@ def check(case: Case, folder: Path) -> None:
 def _write_inputs(case: Case, folder: Path) -> tuple[list[Path], list[Alignment]]:
     """The folders of the models, and the alignment of every one but the first; of one model its own."""
     draw, folders, alignments = random.Random(case.seed), [], []
+    tables: dict[str, Tensor] = {}  # of integers, which aligned models must share to be merged
     for number in range(case.models):
         model = build(case.family, experts=case.experts, seed=case.seed + number)
+        own = {name: tensor for name, tensor in model.state_dict().items() if not tensor.is_floating_point()}
+        tables = tables or {name: tensor.clone() for name, tensor in own.items()}
+        for name, tensor in own.items():
+            tensor.copy_(tables[name])
         folders.append(folder / f"model-{number}")
+        if number or case.models == 1:
+            alignments.append(scramble(model, case.seed + 100 + number)[1].inverse())
         model.save_pretrained(folders[-1], max_shard_size=case.shard_bytes, save_original_format=case.original)
         if case.mixed:
             for file in sorted(folders[-1].glob("*.safetensors")):
                 tensors = {key: _cast(tensor, draw) for key, tensor in sorted(load_file(file).items())}
                 save_file(tensors, file, {"format": "pt"})
-        if number or case.models == 1:
-            alignments.append(scramble(model, case.seed + 100 + number)[1])
     return folders, alignments
 
 

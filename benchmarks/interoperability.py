@@ -233,7 +233,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         write_parents(work)
-        MoeAligner.from_pretrained(work / "a", work / "b").merge(t=0.5, output=work / "merged")
+        MoeAligner.from_pretrained(work / "a", work / "b").merge(t=0.5, force=True, output=work / "merged")
         rows = {
             tool_versions(options.mergekit, "mergekit", "transformers", "torch"): averaged_by_mergekit(
                 options.mergekit, work / "merged", work / "a", work

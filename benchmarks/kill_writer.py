@@ -1,23 +1,26 @@
 """Every command that writes, killed at random moments, again and again.
 
-python -m benchmarks.kill_writer [--times 40] [--seed 0] [--jobs merge align ...]
+python -m benchmarks.kill_writer [--times 30] [--seed 0] [--jobs merge align ...] > benchmarks/results/kill_writer.md
 
 A killed process is a copy of this one that dies of a timer of its own processor time, so the load of the machine does
-not matter: half of the moments lie anywhere in the run, the other half in the last 50 ms of an undisturbed one. After
-every kill the output must be as before (absent, or what is being replaced), or complete; the same command is then given
-again, and must end with the very bytes of an undisturbed run (of plots, which hold dates, with the same files), or
-refuse an output that is complete. Nothing else may be left in the folder. Exits with 1 if not.
+not matter: half of the moments lie anywhere in the run, the other half in the last 50 ms of an undisturbed one. Of two
+processes either dies, and the other must end within a minute. After every kill the output must be as before (absent, or
+what is being replaced), or complete; the same command is then given again, and must end with the very bytes of an
+undisturbed run (of plots, which hold dates, with the same files), or refuse an output that is complete. Nothing else is
+left in the folder. Exits with 1 if not.
 """
 
 import argparse
 import contextlib
 import os
 import random
-import resource
+import select
 import shutil
 import signal
+import socket
 import sys
 import tempfile
+import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import PartialState
 from transformers import MixtralConfig
 from transformers.utils import logging
 
@@ -34,6 +38,7 @@ from hf_moe_lmc.errors import OutputError
 from .pair import write_pair
 
 LAST_SECONDS = 0.05
+SURVIVAL_SECONDS = 60  # of a process whose partner has died
 CONFIG = MixtralConfig(
     vocab_size=300, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
     num_key_value_heads=2, num_local_experts=4,
@@ -49,18 +54,20 @@ class Job:
         run: writes `out` in a folder that holds two models, `a` and `b`, and the alignment of the second.
         replaces: whether there is an earlier output, which is to be replaced.
         compared: end of the names of the files whose bytes are compared.
+        processes: 1, or 2 as under `torchrun`.
     """
 
     run: Callable[[Path], object]
     replaces: bool = False
     compared: tuple[str, ...] = ("",)
+    processes: int = 1
 
 
 def _merge(*others: str, t: object = None, repairs: tuple[str, ...] = (), overwrite: bool = False) -> Callable:
     def run(folder: Path) -> None:
         alignments = [Alignment.from_pretrained(folder / "alignment") for _ in others]
         paths = [folder / name for name in others]
-        options = {"repairs": repairs, "overwrite": overwrite}
+        options = {"repairs": repairs, "overwrite": overwrite, "force": True}
         aligner.merge(folder / "a", paths, alignments, t, output=folder / "out", **options)
 
     return run
@@ -77,7 +84,9 @@ def _apply(folder: Path) -> None:
 def _evaluate(folder: Path) -> None:
     data = ["--dataset", str(folder / "rows"), "--calibration-examples", "0", "--batch-size", "4", "--length", "16"]
     what = ["--points", "3", "--variants", "naive", "--repair", "norms", "-o", str(folder / "out")]
-    if (code := cli.main(["evaluate", str(folder / "a"), str(folder / "b"), *data, *what])) != 0:
+    with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
+        code = cli.main(["evaluate", str(folder / "a"), str(folder / "b"), *data, *what])
+    if code != 0:
         raise OutputError(f"exit code {code}") if code == OutputError.exit_code else RuntimeError(f"exit code {code}")
 
 
@@ -89,38 +98,69 @@ JOBS: dict[str, Job] = {
     "merge, repaired": Job(_merge("b", repairs=("norms", "gram"))),
     "merge, three models": Job(_merge("b", "b")),
     "merge, replacing": Job(_merge("b", t=0.3, overwrite=True), replaces=True),
+    "align, two processes": Job(_align, processes=2),
+    "merge, two processes": Job(_merge("b"), processes=2),
     "evaluate": Job(_evaluate, compared=("report.json", "report.md")),
 }
 
 
-def copy(job: Job, folder: Path, seconds: float | None = None) -> tuple[int, float]:
+def copy(job: Job, folder: Path, seconds: float | None = None, dying: int = 0) -> tuple[int, float]:
     """Run a job in a copy of this process, which dies after so many seconds of processor time.
 
+    Args:
+        job: of two processes the copy is the one of the number `dying`, and starts the other.
+
     Returns:
-        its exit code, or minus the signal that ended it; the seconds that it took.
+        its exit code, or minus the signal that ended it; the seconds of processor time that it took, if it was not
+        killed.
+
+    Raises:
+        TimeoutError: another process of the job goes on.
     """
-    before = _seconds()
+    reader, writer = os.pipe()  # held open by every process of the job
     if (child := os.fork()) == 0:
+        if job.processes > 1:
+            port = _free_port()
+            other = os.fork()
+            _join(dying if other else 1 - dying, port)
+        if seconds is not None and (job.processes == 1 or other):
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which is to end at once
+            signal.setitimer(signal.ITIMER_PROF, seconds)
         code = FAILED
         try:
-            if seconds is not None:
-                signal.signal(signal.SIGPROF, signal.SIG_DFL)  # which is to end at once
-                signal.setitimer(signal.ITIMER_PROF, seconds)
-            with open(os.devnull, "w") as silence, contextlib.redirect_stdout(silence):
-                job.run(folder)
+            job.run(folder)
             code = DONE
         except OutputError:
             code = REFUSED
         except BaseException:
-            traceback.print_exc()
+            if seconds is None:  # else the partner of one that was killed
+                traceback.print_exc()
+        if job.processes == 1 or other:
+            os.write(writer, repr(time.process_time()).encode())
         os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), _seconds() - before
+    os.close(writer)
+    code, used = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), b""
+    while True:
+        if not select.select([reader], [], [], SURVIVAL_SECONDS)[0]:
+            raise TimeoutError
+        if not (part := os.read(reader, 100)):
+            break
+        used += part
+    os.close(reader)
+    return code, float(used or "nan")
 
 
-def _seconds() -> float:
-    """Processor time of all children so far."""
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime + used.ru_stime
+def _free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def _join(number: int, port: int) -> None:
+    """Be one of the two processes of a job."""
+    PartialState._reset_state()  # this one has been alone
+    job = {"RANK": number, "LOCAL_RANK": number, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in job.items()}
 
 
 def content(folder: Path, compared: tuple[str, ...] = ("",)) -> dict[str, bytes] | None:
@@ -138,11 +178,16 @@ def prepare(job: Job, folder: Path, earlier: Path) -> None:
         shutil.copytree(earlier, folder / "out")
 
 
-def kill_once(job: Job, folder: Path, earlier: Path, seconds: float, expected: dict[str, bytes]) -> str | None:
+def kill_once(
+    job: Job, folder: Path, earlier: Path, seconds: float, dying: int, expected: dict[str, bytes]
+) -> str | None:
     """Kill, give the command again; what was found, with "!" at the end if it must not be. None: it ended before."""
     prepare(job, folder, earlier)
     names, before = sorted(folder.iterdir()), content(folder / "out", job.compared)
-    code, _ = copy(job, folder, seconds)
+    try:
+        code, _ = copy(job, folder, seconds, dying)
+    except TimeoutError:
+        return "its partner goes on!"
     if code != -signal.SIGPROF:
         return None if code == DONE else f"ended by itself with {code}!"
     found = content(folder / "out", job.compared)
@@ -168,7 +213,7 @@ def kill_once(job: Job, folder: Path, earlier: Path, seconds: float, expected: d
 def main() -> int:
     """Kill, check, count."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--times", type=int, default=40, help="kills of every job")
+    parser.add_argument("--times", type=int, default=30, help="kills of every job")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     options = parser.parse_args()
@@ -181,10 +226,15 @@ def main() -> int:
         write_pair(folder, CONFIG)
         write_rows(folder)
         aligner.align(folder / "a", folder / "b").save_pretrained(folder / "alignment")
+        command = " ".join(["python -m benchmarks.kill_writer", *sys.argv[1:]])
+        sys.stdout.write(
+            f"`{command}`: kills, and how the output was found before the command, given again, mended it\n"
+        )
+        sys.stdout.write("\n| job | kills | output |\n| --- | ---: | --- |\n")
         for name in options.jobs:
             states = kill_often(JOBS[name], folder, Path(path) / "earlier", random.Random(options.seed), options.times)
             for state, count in sorted(states.items()):
-                sys.stdout.write(f"{name}: {count:4} x {state}\n")
+                sys.stdout.write(f"| {name} | {count} | {state} |\n")
                 wrong |= state.endswith("!")
             sys.stdout.flush()
     return wrong
@@ -207,7 +257,8 @@ def kill_often(job: Job, folder: Path, earlier: Path, draw: random.Random, times
     states = Counter[str]()
     while states.total() < times:
         first = 0.001 if draw.random() < 0.5 else seconds - LAST_SECONDS
-        if state := kill_once(job, folder, earlier, draw.uniform(max(first, 0.001), seconds), expected):
+        moment, dying = draw.uniform(max(first, 0.001), seconds), draw.randrange(job.processes)
+        if state := kill_once(job, folder, earlier, moment, dying, expected):
             states[state] += 1
     shutil.rmtree(folder / "out", ignore_errors=True)
     return states

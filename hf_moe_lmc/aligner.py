@@ -59,10 +59,10 @@ from .connectivity import (
     evaluate_path,
     points_of,
 )
-from .errors import BadInputError
+from .errors import BadInputError, IncompatiblePairError
 from .hub import check_push, push_alignment, push_folder, write_card
 from .merging import needs_data
-from .names import ExpertOrder, Layout, Repair, Variant, Vocabulary
+from .names import ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -90,9 +90,11 @@ class MergeOptions(LoadOptions, total=False):
         calibration: batches for repairs that need data, the same as `evaluate` was given, never those evaluated on.
         extrapolate: whether t may lie outside [0, 1], and shares be negative, as for `A + (B - base)`.
         layout: of the written checkpoint: "kept", "original" or "fused".
+        quantise: "fp8" writes linears and experts, routers aside, in blocks with a scale each, as DeepSeek-V3 has them.
         dtype: of the result; by default that of the first model that has a share.
         overwrite: whether an earlier output of this package may be replaced.
         allow_other_weights: whether the models may hold other weights than the alignment was made for.
+        force: whether to merge models of which the verdict calls layers unrelated; else they are refused.
         device: where layers are matched, such as "cuda:1".
         memory: bytes that one layer of both models, and all that is computed from it, may take.
         allow_difference: names of fields of config.json, or of tokenizer files, that differ and would be refused, but
@@ -107,8 +109,10 @@ class MergeOptions(LoadOptions, total=False):
     calibration: Batches
     extrapolate: bool
     layout: Layout
+    quantise: Quantisation | None
     overwrite: bool
     allow_other_weights: bool
+    force: bool
     device: str | torch.device | None
     memory: int | None
     allow_difference: Sequence[str]
@@ -197,7 +201,7 @@ class MoeAligner:
         """
         settings, resources = AlignmentConfig.of(config), Resources(device, memory)
         for difference in self.models.harmful:
-            logger.warning_once(f"{difference.text}; alignments may differ in that, merges need it to be allowed")
+            logger.warning_once(f"{difference.text}; a merge needs that to be allowed")
         if output is None:
             return align_models(self.models, settings, resources)
         if len(self.models.others) > 1:
@@ -241,12 +245,16 @@ class MoeAligner:
         Raises:
             BadInputError: t or shares are none of these models', or repairs need data that is not given.
             IncompatiblePairError: the models do not compute the same function of their weights, every difference is
-                named; or the alignment was made for other models.
+                named; the alignment was made for other models; or layers are unrelated, and not to be forced.
             OutputError: the folder may not be written.
         """
         self.check_merge(t, output=output, **options)
         points, write = self._points(t, options), _write_options(options)
         merge = self._merge(alignment, options)
+        if unrelated := merge.unrelated(points.values()):
+            if not options.get("force", False):
+                raise IncompatiblePairError(f"{unrelated}; to merge all the same, --force (force=True in Python)")
+            logger.warning(unrelated)
         repairs = self._repairs(merge, list(points.values()), options)
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
@@ -497,6 +505,7 @@ def apply(
     *,
     layout: Layout = "kept",
     dtype: torch.dtype | None = None,
+    quantise: Quantisation | None = None,
     overwrite: bool = False,
     allow_other_weights: bool = False,
     **hub: Unpack[HubOptions],
@@ -507,7 +516,7 @@ def apply(
         alignment: of `model` to a reference.
         model: a folder, a repository on the Hub, or a live model, which is not changed (`Alignment.apply` changes it).
         output: a new folder, which gets a card too; None loads the result.
-        layout, dtype, overwrite, allow_other_weights: as for `MoeAligner.merge`.
+        layout, dtype, quantise, overwrite, allow_other_weights: as for `MoeAligner.merge`.
         hub: revision, subfolder, token, cache_dir, local_files_only.
 
     Returns:
@@ -524,7 +533,7 @@ def apply(
         opened,
         alignment,
         Path(output),
-        WriteOptions(layout, dtype, overwrite),
+        WriteOptions(layout, dtype, overwrite, quantise),
         not allow_other_weights,
         _card([alignment], [opened]),
     )
@@ -537,13 +546,14 @@ def plan_apply(
     *,
     layout: Layout = "kept",
     dtype: torch.dtype | None = None,
+    quantise: Quantisation | None = None,
     overwrite: bool = False,
     **hub: Unpack[HubOptions],
 ) -> Plan:
     """Return the needs of `apply` with the same arguments."""
     opened = open_model(model, hub)
     check_output(Path(output), opened.paths, overwrite)
-    return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite))
+    return plan_writing(CheckedModels((opened,)), [opened], output, WriteOptions(layout, dtype, overwrite, quantise))
 
 
 def from_aligned_pretrained(
@@ -609,7 +619,8 @@ def _write_options(options: MergeOptions) -> WriteOptions:
     dtype = options.get("dtype")
     if isinstance(dtype, str):
         dtype = None if dtype == "auto" else getattr(torch, dtype)
-    return WriteOptions(options.get("layout", "kept"), dtype, options.get("overwrite", False))
+    layout, overwrite = options.get("layout", "kept"), options.get("overwrite", False)
+    return WriteOptions(layout, dtype, overwrite, options.get("quantise"))
 
 
 def _load_options(options: MergeOptions) -> LoadOptions:

@@ -22,3 +22,6 @@ MoeVariant = Literal["dense", "sparse", "shared"]
 
 Dtype = Literal["float32", "bfloat16", "float16", "float64"]
 """Dtypes that a checkpoint can be written in."""
+
+Quantisation = Literal["fp8"]
+"""Formats that weights can be quantised to when they are written; see `hf_moe_lmc.checkpoints.quantised`."""

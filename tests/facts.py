@@ -44,7 +44,7 @@ def _experts_moved(layer: MoeLayer, order: Permutation) -> MoeLayer:
 
 
 def _units_reversed(layer: MoeLayer) -> MoeLayer:
-    experts, units, _ = layer.symmetry_shape
+    experts, units, *_ = layer.symmetry_shape
     order = Permutation(torch.arange(units).flip(0).repeat(experts, 1))
     return replace(layer, experts=layer.experts.permute_units(SignedPermutation.unsigned(order)))
 

@@ -341,9 +341,9 @@ def test_from_aligned_pretrained_keeps_the_settings_of_the_model(instruct):
 
 def test_between_the_ends_settings_are_those_of_the_reference(instruct, tmp_path):
     models, folders = instruct
-    out = merge(*folders, t=0.5, output=tmp_path / "out")
+    out = merge(*folders, t=0.5, force=True, output=tmp_path / "out")
     assert (out / "chat_template.jinja").read_bytes() == (folders[0] / "chat_template.jinja").read_bytes()
-    for found in (type(models[0]).from_pretrained(out, dtype="auto"), merge(models[0], models[1:], t=0.5)):
+    for found in (type(models[0]).from_pretrained(out, dtype="auto"), merge(models[0], models[1:], t=0.5, force=True)):
         assert found.dtype == torch.float32
         assert found.config.bos_token_id == models[0].config.bos_token_id
 

@@ -3,13 +3,21 @@
 import inspect
 import pkgutil
 import re
+import shlex
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
 
 import hf_moe_lmc
+from hf_moe_lmc import cli
+from hf_moe_lmc.alignment.random_rewrite import scramble
 from hf_moe_lmc.cli.parser import command_line
+from tests import families
+from tests.checkpoints.faulty import SINGLE
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md"), *(ROOT / "examples").glob("*.md")]
@@ -59,3 +67,41 @@ def test_files_and_scripts_that_are_named_exist(page):
     scripts = re.findall(r"\bexamples/\w+\.py\b", text)
     for place in [page.parent / link for link in links] + [ROOT / script for script in scripts]:
         assert place.exists(), place
+
+
+def test_the_page_on_a_base_runs(tmp_path, monkeypatch):
+    """Its commands, on tiny models under its names; what its YAML gives mergekit is in the order of the base."""
+    monkeypatch.chdir(tmp_path)
+    text = (ROOT / "docs" / "on-a-base.md").read_text(encoding="utf-8")
+    base, other = (families.build("mixtral", experts=3, seed=seed) for seed in (0, 1))
+    for names, model in ((("step-1000", "base", "BASE"), base), (("other-base",), other)):
+        for name in names:
+            model.save_pretrained(name)
+    for names, model in ((("step-2000", "step-3000", "A", "never-reordered"), base), (("tuned",), other)):
+        for name in names:
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter.add_(0.01 * torch.randn_like(parameter))
+            model.save_pretrained(name)
+    scramble(base)[0].save_pretrained("B")
+    commands = [line for block in blocks(text, "bash") for line in block.splitlines() if line]
+    assert len(commands) == 6
+    for number, command in enumerate(commands):
+        program, *arguments = shlex.split(command)
+        outputs = [f"{word}-{number}" if word == "mean" else word for word in arguments]
+        assert program == "hf-moe-lmc"
+        assert cli.main([*outputs, *(["--force"] if arguments[0] == "merge" else [])]) == 0, command
+    aligned, never, scrambled = (load_file(Path(name) / SINGLE) for name in ("b-aligned", "never-reordered", "B"))
+    assert all(torch.equal(tensor, never[key]) for key, tensor in aligned.items())
+    assert any(not torch.equal(tensor, never[key]) for key, tensor in scrambled.items())
+    recipes = [yaml.safe_load(block) for block in blocks(text, "yaml")]
+    assert [recipe["merge_method"] for recipe in recipes] == ["ties", "slerp"]
+    for recipe in recipes:
+        assert all(
+            (Path(name) / SINGLE).exists() for name in [recipe["base_model"], *(m["model"] for m in recipe["models"])]
+        )
+
+
+def blocks(text: str, language: str) -> list[str]:
+    """Fenced blocks of a page."""
+    return re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)

@@ -35,8 +35,8 @@ def merged(request, tmp_path_factory):
     for name, model in zip("ab", parents, strict=True):
         model.save_pretrained(folder / name)
         tokenizer().save_pretrained(folder / name)
-    MoeAligner.from_pretrained(folder / "a", folder / "b").merge(t=0.5, output=folder / "merged")
-    return folder / "merged", hf_moe_lmc.merge(*parents)
+    MoeAligner.from_pretrained(folder / "a", folder / "b").merge(t=0.5, force=True, output=folder / "merged")
+    return folder / "merged", hf_moe_lmc.merge(*parents, force=True)
 
 
 def tokens(text: str) -> torch.Tensor:
@@ -60,9 +60,9 @@ def test_a_pipeline_classifies(tmp_path):
     for name, model in zip("ab", parents, strict=True):
         model.save_pretrained(tmp_path / name)
         ViTImageProcessorPil(size={"height": 8, "width": 8}).save_pretrained(tmp_path / name)
-    MoeAligner.from_pretrained(tmp_path / "a", tmp_path / "b").merge(t=0.5, output=tmp_path / "merged")
+    MoeAligner.from_pretrained(tmp_path / "a", tmp_path / "b").merge(t=0.5, force=True, output=tmp_path / "merged")
     classify = pipeline("image-classification", model=str(tmp_path / "merged"))
-    live = hf_moe_lmc.merge(*parents)
+    live = hf_moe_lmc.merge(*parents, force=True)
     picture = Image.effect_noise((8, 8), 100).convert("RGB")
     found = {entry["label"]: entry["score"] for entry in classify(picture, top_k=None)}
     with torch.no_grad():

@@ -97,15 +97,15 @@ def _moe_spec(routed: RoutedExperts, shared: ExpertLayout | None, modules: dict[
     group = routed_group(name, router, layout, shared, modules)
     facts, stated = router_facts(name, router), facts_of(modules[layout.name]).experts
     tensors = _router_tensors(routed.block, block, child, facts)
+    _check_rows(tensors, routed.num_experts, group.product_keys, facts)
     names = tuple(sorted((field, tensor_name) for field, (tensor_name, _) in tensors.items()))
-    kept = routed.kept_rows | _kept_rows(tensors, routed.num_experts, group.product_keys, facts)
     return MoeLayerSpec(
         routed.block,
         RouterSpec(names, routed.num_experts, group.product_keys),
         layout,
         shared,
         group,
-        tuple(kept.items()),
+        tuple(routed.kept_rows.items()),
         used_in_parts=bool(stated and stated.used_in_parts),
     )
 
@@ -126,11 +126,10 @@ def _router_tensors(block_name: str, block: nn.Module, child: str, facts: Router
     return tensors
 
 
-def _kept_rows(
+def _check_rows(
     tensors: dict[str, tuple[str, Tensor]], num_experts: int, product_keys: bool, facts: RouterFacts
-) -> dict[str, int]:
-    """Module name of a tensor of a router -> number of its rows after those of the experts, if there are any."""
-    kept = {}
+) -> None:
+    """Refuse a router that has too few rows, or others after those of the experts that nobody is known to own."""
     for field, (name, tensor) in tensors.items():
         if field == "expert_table":
             continue
@@ -140,9 +139,6 @@ def _kept_rows(
             raise UnsupportedArchitectureError(
                 f"tensor {name} has {rows} rows for {num_experts} experts; see hf_moe_lmc.register_adapter"
             )
-        if rows > own:
-            kept[name] = rows - own
-    return kept
 
 
 def _refuse_adapters(modules: dict[str, nn.Module]) -> None:

@@ -6,10 +6,11 @@ from typing import Literal
 
 from torch import nn
 
+from hf_moe_lmc.moe import FurtherRows
+
 # gated: `act(gate) * up`; odd: odd in `up` but not linear, such as `act(gate) * clamp(up)`; offset: neither, such as
 # `act(gate) * (up + 1)`; ungated: `act(up)`.
 Gate = Literal["gated", "odd", "offset", "ungated"]
-FurtherRows = Literal["shared experts", "zero experts", "skipped tokens"]
 
 # Tensors of routers, and selection biases of blocks, by the field of `Router` that they are.
 ROUTER_TENSORS = {

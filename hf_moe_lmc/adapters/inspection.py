@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from hf_moe_lmc.errors import UnsupportedArchitectureError
-from hf_moe_lmc.moe import SymmetryGroup
+from hf_moe_lmc.moe import MoeLayer, SymmetryGroup
 
 from .discovery import alignable_layers, unaligned_layers
 from .families import class_key, facts_of
@@ -90,7 +90,7 @@ def inspect(model: nn.Module) -> Inspection:
 
 def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, Tensor]) -> LayerInspection:
     layer = spec.read(tensors)
-    experts, units, shared = layer.symmetry_shape
+    experts, units, shared, _ = layer.symmetry_shape
     if spec.group.product_keys:
         experts, units = experts * units, 1
     router = router_of(model, spec)
@@ -107,15 +107,16 @@ def _inspect_layer(model: nn.Module, spec: MoeLayerSpec, tensors: Mapping[str, T
         shared_experts=shared[0] if shared else 0,
         shared_units=shared[1] if shared else 0,
         router=class_key(router).rpartition(".")[2] if router else None,
-        symmetries=_symmetries(spec),
+        symmetries=_symmetries(spec, layer),
         log10_symmetries=log10_order(spec.group, *layer.symmetry_shape),
         parameters=sum(parameter.numel() for parameter in parameters),
         bytes=sum(parameter.nbytes for parameter in parameters),
     )
 
 
-def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
+def _symmetries(spec: MoeLayerSpec, layer: MoeLayer) -> tuple[str, ...]:
     group, router = spec.group, dict(spec.router.tensors) if spec.router else {}
+    *_, shared, zero = layer.symmetry_shape
     words = {
         "experts": group.expert_order == "all",
         "keys": group.expert_order == "keys",
@@ -123,9 +124,11 @@ def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
         "units": group.unit_order,
         "unit signs": group.unit_signs,
         "unit scales": group.unit_scale_degree > 0,
-        "shared units": spec.shared_experts is not None,
+        "shared experts": shared is not None and shared[0] > 1,
+        "shared units": shared is not None,
         "shared unit signs": group.shared_unit_signs,
         "shared unit scales": group.shared_unit_scale_degree > 0,
+        "zero experts": zero > 1,
         "expert output scales": group.expert_output_scale,
         "router translation": group.router_translation,
         "router scale": group.router_scale,
@@ -134,8 +137,8 @@ def _symmetries(spec: MoeLayerSpec) -> tuple[str, ...]:
     return tuple(word for word, holds in words.items() if holds)
 
 
-def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[int, int] | None) -> float:
-    """log10 of `G! ((E/G)!)^G (F! 2^F)^E (F'! 2^F')^S`, each 2 only where signs are free; what is fixed counts 1.
+def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[int, int] | None, zero: int = 0) -> float:
+    """log10 of `G! ((E/G)!)^G (F! 2^F)^E S! (F'! 2^F')^S Z!`, 2 only where signs are free; what is fixed counts 1.
 
     The order of the discrete part of a layer's group, for the sizes of `MoeLayer.symmetry_shape`.
     """
@@ -143,12 +146,14 @@ def log10_order(group: SymmetryGroup, experts: int, units: int, shared: tuple[in
     def of_units(size: int, signs: bool) -> float:
         return _log10_factorial(size) + size * signs * math.log10(2)
 
-    order, groups = 0.0, group.expert_groups
+    order, groups = _log10_factorial(zero), group.expert_groups
     if not group.fixed_experts:
         order += _log10_factorial(groups) + groups * _log10_factorial(experts // groups)
     if group.unit_order:
         order += experts * of_units(units, group.unit_signs)
-    return order + (shared[0] * of_units(shared[1], group.shared_unit_signs) if shared else 0.0)
+    if shared:
+        order += _log10_factorial(shared[0]) + shared[0] * of_units(shared[1], group.shared_unit_signs)
+    return order
 
 
 def _log10_factorial(n: int) -> float:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.moe import ExpertBank
 
 
@@ -265,8 +266,19 @@ class ListedExperts:
         """Module names of the tensors that `read` reads and `write` writes."""
         return tuple(name for expert in self.experts for name in expert.tensor_names)
 
+    @property
+    def interchanged(self) -> tuple[tuple[str, ...], ...]:
+        """Module names of tensors that change places with each other."""
+        return tuple(zip(*(expert.tensor_names for expert in self.experts), strict=True))
+
     def read(self, tensors: Mapping[str, Tensor]) -> ExpertBank:
-        """The experts out of tensors under module names, stacked."""
+        """The experts out of tensors under module names, stacked.
+
+        Raises:
+            BadInputError: experts of a live model differ in dtype; one of them would be rounded.
+        """
+        if any(len({tensors[name].dtype for name in names}) > 1 for names in self.interchanged):
+            raise BadInputError(f"experts of {self.name} differ in dtype; convert the model to one")
         banks = [expert.read(tensors).tensors() for expert in self.experts]
         return ExpertBank(**{field: torch.cat([bank[field] for bank in banks]) for field in banks[0]})
 

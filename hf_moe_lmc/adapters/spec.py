@@ -9,12 +9,12 @@ from torch import Tensor
 from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.moe import MoeLayer, Router, SymmetryGroup
 
-from .layouts import ExpertLayout
+from .layouts import ExpertLayout, ListedExperts
 
 
 @dataclass(frozen=True)
 class RouterSpec:
-    """A router: the names of its tensors, whose first E rows or entries belong to the routed experts.
+    """A router: the names of its tensors, whose first E rows or entries belong to routed experts; others may follow.
 
     Args:
         tensors: (field of `Router`, module name of the tensor).
@@ -28,20 +28,31 @@ class RouterSpec:
 
     def read(self, tensors: Mapping[str, Tensor]) -> Router:
         """The router out of tensors under module names."""
-        fields = {field: tensors[name] for field, name in self.tensors}
-        table = fields.pop("expert_table", None)
-        # Ernie stores its selection biases as [1, E].
-        rows = {field: tensor if field == "weight" else tensor.flatten() for field, tensor in fields.items()}
+        rows = self._rows(tensors)
         if self.product_keys:
             rows["weight"] = torch.cat(rows["weight"].chunk(2), dim=1)
+        table = next((tensors[name] for field, name in self.tensors if field == "expert_table"), None)
         return Router(**{field: tensor[: self.num_experts] for field, tensor in rows.items()}, expert_table=table)
 
-    def write(self, router: Router) -> dict[str, Tensor]:
-        """The inverse of `read`, but for kept rows and axes of length 1."""
-        written = {name: getattr(router, field) for field, name in self.tensors}
+    def read_further(self, tensors: Mapping[str, Tensor]) -> Router | None:
+        """The rows that follow those of the routed experts, if there are any."""
+        rows = {field: tensor[self.num_experts :] for field, tensor in self._rows(tensors).items()}
+        further = {} if self.product_keys else {field: tensor for field, tensor in rows.items() if len(tensor)}
+        return Router(**further) if further else None
+
+    def write(self, router: Router, further: Router | None) -> dict[str, Tensor]:
+        """The inverse of `read` and `read_further`, but for axes of length 1."""
+        written = {field: getattr(router, field) for field, _ in self.tensors}
         if self.product_keys:
-            written = {name: torch.cat(tensor.chunk(2, dim=1)) for name, tensor in written.items()}
-        return written
+            written["weight"] = torch.cat(written["weight"].chunk(2, dim=1))
+        for field, rows in (further.tensors() if further else {}).items():
+            written[field] = torch.cat([written[field], rows])
+        return {name: written[field] for field, name in self.tensors}
+
+    def _rows(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Field of `Router` -> its tensor, of all rows; Ernie stores its selection biases as [1, E]."""
+        fields = {field: tensors[name] for field, name in self.tensors if field != "expert_table"}
+        return {field: tensor if field == "weight" else tensor.flatten() for field, tensor in fields.items()}
 
 
 @dataclass(frozen=True)
@@ -53,7 +64,7 @@ class MoeLayerSpec:
         router: None for a dense MLP, which is one expert.
         experts, shared_experts: its experts.
         group: its symmetries.
-        kept_rows: (module name of a tensor, number of its last rows, which belong to no routed expert and are kept).
+        kept_rows: (module name of a tensor of experts, number of its last rows, which nothing reads and are kept).
         used_in_parts: whether the block is never called as a whole, but its parts by the module above it.
     """
 
@@ -81,6 +92,11 @@ class MoeLayerSpec:
         router = (name for _, name in self.router.tensors) if self.router else ()
         return (*router, *(name for part in self.parts for name in part.tensor_names))
 
+    @property
+    def interchanged(self) -> tuple[tuple[str, ...], ...]:
+        """Module names of tensors that a symmetry puts in each other's places, as of experts that are not stacked."""
+        return self.experts.interchanged if isinstance(self.experts, ListedExperts) else ()
+
     def read(self, tensors: Mapping[str, Tensor]) -> MoeLayer:
         """The layer out of tensors under module names (a state dict, or a lazily read checkpoint).
 
@@ -93,6 +109,7 @@ class MoeLayerSpec:
                 self.experts.read(tensors),
                 self.shared_experts.read(tensors) if self.shared_experts else None,
                 self.group,
+                self.router.read_further(tensors) if self.router else None,
             )
         except KeyError as error:
             raise BadInputError(f"layer {self.name}: tensor {error.args[0]} is missing") from None
@@ -116,11 +133,13 @@ class MoeLayerSpec:
         if self.shared_experts and layer.shared_experts:
             written |= self.shared_experts.write(layer.shared_experts)
         written = {name: self._completed(name, tensor, tensors[name]) for name, tensor in written.items()}
-        return self.write_router(layer.router, tensors) | written
+        return self.write_router(layer.router, layer.further_rows, tensors) | written
 
-    def write_router(self, router: Router | None, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def write_router(
+        self, router: Router | None, further_rows: Router | None, tensors: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The part of `write` that belongs to the router; nothing without."""
-        written = self.router.write(router) if self.router and router else {}
+        written = self.router.write(router, further_rows) if self.router and router else {}
         return {name: self._completed(name, tensor, tensors[name]) for name, tensor in written.items()}
 
     def _completed(self, name: str, tensor: Tensor, original: Tensor) -> Tensor:

@@ -80,6 +80,7 @@ def routed_group(
         expert_output_scale=stated.expert_output_scale,
         shared_unit_signs=shared_units.signs,
         shared_unit_scale_degree=shared_units.scale_degree,
+        further_rows=facts.further_rows,
     )
 
 

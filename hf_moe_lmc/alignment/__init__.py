@@ -11,6 +11,7 @@ from .opened_model import LoadOptions, Model, OpenedModel, Pretrained, load_mode
 from .pair import CheckedModels, check_models, open_models
 from .pairwise import align_into, align_pair
 from .plan import Plan, plan_alignment, plan_writing
+from .prediction import Machine
 from .random_rewrite import scramble
 from .resources import Resources
 from .same_order import in_order
@@ -26,6 +27,7 @@ __all__ = [
     "Finish",
     "LiveWeights",
     "LoadOptions",
+    "Machine",
     "Merge",
     "MergeRepairs",
     "Model",

@@ -39,12 +39,19 @@ def file_differences(reference: Path, other: Path) -> list[Difference]:
     """
     differences = _tokenizers(reference, other)
     for name in KEPT:
-        a, b = ({} if not (file := folder / name).is_file() else read_json(file) for folder in (reference, other))
-        if any(a.get(key) != b.get(key) for key in (a.keys() | b.keys()) - WRITING):
-            differences.append(Difference(name, f"{name} differs; the reference's is kept"))
-    if _chat_template(reference) != _chat_template(other):
-        differences.append(Difference("chat_template", "the chat template differs; the reference's is kept"))
+        a, b = (None if not (file := folder / name).is_file() else read_json(file) for folder in (reference, other))
+        if any((a or {}).get(key) != (b or {}).get(key) for key in ({*(a or {})} | {*(b or {})}) - WRITING):
+            differences.append(Difference(name, f"{name} {_differs(a, b)}"))
+    a, b = _chat_template(reference), _chat_template(other)
+    if a != b:
+        differences.append(Difference("chat_template", f"the chat template {_differs(a, b)}"))
     return differences
+
+
+def _differs(a: Any, b: Any) -> str:
+    if a is not None and b is not None:
+        return "differs"
+    return f"is in the {'other' if a is None else 'reference'} only"
 
 
 def _tokenizers(reference: Path, other: Path) -> list[Difference]:
@@ -58,7 +65,7 @@ def _tokenizers(reference: Path, other: Path) -> list[Difference]:
         return []
     text = f"the {'other' if owners[0] else 'reference'} has no tokenizer; it is taken to be the same"
     if all(owners):
-        text = "the tokenizers are of different kinds of files and not compared; the reference's is kept"
+        text = "the tokenizers are of different kinds of files and not compared"
     return [Difference("tokenizer", text)]
 
 

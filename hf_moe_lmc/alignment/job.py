@@ -9,19 +9,29 @@ from typing import TypeVar
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list, gather_object
+from torch.distributed import is_torchelastic_launched
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
 from .opened_model import OpenedModel
 
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)  # while one process writes, the others wait
+MEETING = timedelta(minutes=1)  # for one that is killed before all have met is missed by nobody but a launcher
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 
 def processes() -> PartialState:
-    """Return the processes that `accelerate launch` or `torchrun` has started; without either, this one alone."""
+    """Return the processes that `accelerate launch` or `torchrun` has started; without either, this one alone.
+
+    The first call waits for all of them.
+    """
+    wait = LONGEST_WAIT if is_torchelastic_launched() else MEETING
     # Unless told so, Accelerate takes a machine without accelerator for a single process.
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=LONGEST_WAIT)
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=wait)
+    if torch.distributed.is_initialized() and state.backend in ("gloo", "nccl"):
+        _set_pg_timeout(LONGEST_WAIT)
+    return state
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Aligned models at one or several points: composed as weights, then written as checkpoints or loaded into a model."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,6 +131,22 @@ class Merge:
     def in_gauge(self) -> bool:
         """Whether models take the free scales of the first; without any alignment they are averaged as they are."""
         return any(self.alignments)
+
+    def unrelated(self, points: Collection[Shares]) -> str:
+        """The models, averaged at some of the points, of which layers hold no expert related to the reference's.
+
+        In words; empty if there are none, or none is known since no alignment was found by matching.
+        """
+        averaged = [any(0 != shares[i] != 1 for shares in points) for i in range(len(self.models.models))]
+        counts = []
+        for used, alignment, other in zip(averaged[1:], self.alignments, self.models.others, strict=True):
+            verdict = alignment.verdict() if used and alignment else None
+            if verdict and (number := verdict.counts.get("unrelated")):
+                counts.append(
+                    f"{number} of {len(verdict.layers)} layers of {other.name} hold no expert related to the "
+                    "reference's: their mean is neither"
+                )
+        return "; ".join(counts)
 
     def write(
         self,

@@ -168,7 +168,7 @@ def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> Open
     model = _skeleton(source)
     with _naming(source):
         layers = alignable_layers(model)
-    checkpoint = Checkpoint.open(source.folder, model)
+    checkpoint = Checkpoint.open(source.folder, model, (names for layer in layers for names in layer.interchanged))
     return OpenedModel(source.name, model, checkpoint, layers, source)
 
 

@@ -201,6 +201,6 @@ def _dtypes(reference: OpenedModel, other: OpenedModel) -> list[Difference]:
     first = min(names)
     text = (
         f"{len(names)} tensors have another dtype, such as {first}: {a[first].dtype} in the reference, "
-        f"{b[first].dtype} in the other; the reference's is kept"
+        f"{b[first].dtype} in the other"
     )
     return [Difference("dtypes", text)]

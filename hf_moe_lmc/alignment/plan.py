@@ -1,4 +1,4 @@
-"""Bytes that a long run will read, write and need, before it starts."""
+"""Needs of a long run, before it starts: what it will read, write, hold and compute."""
 
 import shutil
 from collections.abc import Sequence
@@ -25,6 +25,11 @@ class Plan:
         free: on the disk of the output; None if nothing large is written.
         differences: of the models, in words.
         device: where layers are matched; None if none is.
+        matched: of the layers that are matched, of both models.
+        unit_pairs: number of pairs of units within an expert, over all experts that are matched.
+        experts: number of experts that are matched.
+        averaged: read to be averaged or reordered.
+        source: one of the files that will be read; None of live models.
     """
 
     layers: int
@@ -34,6 +39,11 @@ class Plan:
     free: int | None
     differences: tuple[str, ...]
     device: str | None = None
+    matched: int = 0
+    unit_pairs: int = 0
+    experts: int = 0
+    averaged: int = 0
+    source: str | None = None
 
     @property
     def text(self) -> str:
@@ -46,7 +56,7 @@ class Plan:
         ]
         lines += [] if self.free is None else [f"free on the output's disk  {_size(self.free)}"]
         lines += [] if self.device is None else [f"layers are matched on      {self.device}"]
-        lines += [f"allowed difference: {difference}" for difference in self.differences]
+        lines += [f"difference: {difference}" for difference in self.differences]
         return "\n".join(lines) + "\n"
 
 
@@ -64,7 +74,22 @@ def plan_alignment(models: CheckedModels, config: AlignmentConfig, resources: Re
     read = sum(_moe_bytes(model) for model in models.models)
     # Of several models, a layer of each is held and averaged.
     memory = max(needed.values()) + max(count - 2, 0) * max(needed.values()) // 2
-    return Plan(len(reference.layers), read, 0, BASE_BYTES + memory, None, models.texts, str(device))
+    layers = [spec.read(reference.on_meta) for spec in reference.layers]
+    banks = [bank for layer in layers for bank in (layer.experts, layer.shared_experts) if bank]
+    pairs, times = sum(bank.num_experts * bank.num_units**2 for bank in banks), len(models.others)
+    return Plan(
+        len(layers),
+        read,
+        0,
+        BASE_BYTES + memory,
+        None,
+        models.texts,
+        str(device),
+        matched=sum(_moe_bytes(reference) + _moe_bytes(other) for other in models.others),
+        unit_pairs=times * pairs,
+        experts=times * sum(bank.num_experts for bank in banks),
+        source=_largest_file(reference),
+    )
 
 
 def plan_writing(
@@ -87,13 +112,16 @@ def plan_writing(
     )
     widening = max([1.0, *(written_bytes(like, options) / sum(like.sizes.values()) for like in likes)])
     held = len(models.models) + 1 + widening
+    read = sum(sum(model.sizes.values()) for model in models.models)
     return Plan(
         len(models.reference.layers),
-        sum(sum(model.sizes.values()) for model in models.models),
+        read,
         sum(written_bytes(like, options) for like in likes),
         BASE_BYTES + int(held * largest),
         shutil.disk_usage(Path(folder).absolute().parent).free,
         models.texts,
+        averaged=read * len(likes),
+        source=_largest_file(models.reference),
     )
 
 
@@ -104,11 +132,19 @@ def both(alignment: Plan, writing: Plan) -> Plan:
         read=alignment.read + writing.read,
         memory=max(alignment.memory, writing.memory),
         device=alignment.device,
+        matched=alignment.matched,
+        unit_pairs=alignment.unit_pairs,
+        experts=alignment.experts,
     )
 
 
 def _moe_bytes(model: OpenedModel) -> int:
     return sum(model.sizes[name] for spec in model.layers for name in spec.tensor_names)
+
+
+def _largest_file(model: OpenedModel) -> str | None:
+    files = model.checkpoint.fingerprints if model.checkpoint else {}
+    return str(max(files, key=lambda file: files[file].size)) if files else None
 
 
 def _size(count: int) -> str:

@@ -23,6 +23,7 @@ from .records import of_record
 WEIGHTS_NAME = "alignment.safetensors"
 SAVED_FILES = (WEIGHTS_NAME, CONFIG_NAME)
 EARLIER_ORDERS = ("sketch",)
+LARGEST = 2**28  # bytes of a tensor; 64 times those of the largest layers known
 FORMAT = 2  # 1, that of version 0.1, has no such entry
 
 Parts = tuple[dict[str, LayerAlignment], AlignmentConfig | None, ModelRecord | None, ModelRecord | None]
@@ -75,6 +76,8 @@ def read_alignment(folder: Path) -> Parts:
                 f"its format is {found!r}, this version reads up to {FORMAT}; install a newer hf_moe_lmc"
             )
         stored = read_header(folder / WEIGHTS_NAME)
+        if large := [tensor for tensor in stored.values() if tensor.nbytes > LARGEST]:
+            raise ValueError(f"{large[0].key} has the shape {large[0].shape}; no layer is as large")
         layers = {name: _layer(name, figures, stored) for name, figures in described["layers"].items()}
         if stored:
             raise ValueError(f"{min(stored)} belongs to no layer")
@@ -99,6 +102,11 @@ def symmetry_tensors(symmetries: Mapping[str, MoeSymmetry]) -> dict[str, Tensor]
         for part, units in (("units", symmetry.units), ("shared_units", symmetry.shared_units)):
             if units is not None:
                 tensors |= {f"{name}.{part}": units.permutation.index, f"{name}.{part}.signs": units.signs}
+        shared, zero = symmetry.shared_experts, symmetry.zero_experts
+        if shared and not shared.is_identity:
+            tensors[f"{name}.shared_experts"] = shared.index
+        if zero:
+            tensors[f"{name}.zero_experts"] = zero.index
     return tensors
 
 
@@ -117,7 +125,13 @@ def _layer(name: str, figures: Any, stored: dict[str, StoredTensor]) -> LayerAli
     units = _signed(stored, f"{name}.units")
     if len(units.signs) != experts.size:
         raise ValueError(f"{name}.units has the shape {tuple(units.signs.shape)} for {experts.size} experts")
-    symmetry = MoeSymmetry(experts, units, _signed(stored, shared) if shared in stored else None)
+    orders = [
+        _permutation(stored, own, 1) if (own := f"{name}.{part}_experts") in stored else None
+        for part in ("shared", "zero")
+    ]
+    symmetry = MoeSymmetry(experts, units, _signed(stored, shared) if shared in stored else None, *orders)
+    if orders[0] and (symmetry.shared_units is None or len(symmetry.shared_units.signs) != orders[0].size):
+        raise ValueError(f"{name}.shared_experts orders {orders[0].size} shared experts; its units are of others")
     table = stored.pop(f"{name}.expert_table", None)
     if table is not None and (table.shape, table.dtype) != ((experts.size,) * 2, torch.float32):
         raise ValueError(f"{name}.expert_table has the shape {table.shape} and the dtype {table.dtype}")

@@ -19,7 +19,7 @@ from hf_moe_lmc.merging import ExpertStatistics, LayerStatistics, mean_tensor, r
 from hf_moe_lmc.merging.gauge import Rescaling, rescaling
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, UnitScales
 from hf_moe_lmc.names import Repair
-from hf_moe_lmc.symmetry import MoeSymmetry, SignedPermutation
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 from hf_moe_lmc.workers import each
 
 from .model_record import ModelRecord
@@ -242,11 +242,12 @@ def _act(spec: MoeLayerSpec, symmetry: MoeSymmetry, tensors: dict[str, Tensor]) 
     def fill(target: MoeLayer) -> None:
         _move(layer.experts, target.experts, symmetry.experts.index.tolist(), symmetry.units)
         if layer.shared_experts and target.shared_experts and symmetry.shared_units:
-            stay = list(range(layer.shared_experts.num_experts))
-            _move(layer.shared_experts, target.shared_experts, stay, symmetry.shared_units)
+            order = symmetry.shared_experts or Permutation.identity(layer.shared_experts.num_experts)
+            _move(layer.shared_experts, target.shared_experts, order.index.tolist(), symmetry.shared_units)
 
     router = layer.router.permute_experts(symmetry.experts) if layer.router else None
-    return _write(spec, tensors, tensors, None, router, fill)
+    further = layer.reorder_unrouted(symmetry.shared_experts, symmetry.zero_experts).further_rows
+    return _write(spec, tensors, tensors, None, router, further, fill)
 
 
 def _move(source: ExpertBank, target: ExpertBank, order: Sequence[int], units: SignedPermutation) -> None:
@@ -319,7 +320,9 @@ def _merged_layer(
 
     routers = [change.router for change in changes if change.router]
     router = repaired_router(routers, shares, repairs, group.router_translation, statistics) if routers else None
-    return _write(spec, endpoints[0], mean(endpoints, shares, dtype), dtype, router, fill)
+    rows = [layer.further_rows for layer in layers if layer.further_rows]
+    further = repaired_router(rows, shares, (), False) if rows else None
+    return _write(spec, endpoints[0], mean(endpoints, shares, dtype), dtype, router, further, fill)
 
 
 def _write(
@@ -328,6 +331,7 @@ def _write(
     rest: Weights,
     dtype: torch.dtype | None,
     router: Router | None,
+    further: Router | None,
     fill: Callable[[MoeLayer], None],
 ) -> dict[str, Tensor]:
     """The tensors of a layer whose experts `fill` writes into new ones.
@@ -335,9 +339,9 @@ def _write(
     Args:
         spec: of the layer.
         like: tensors of its shapes and dtypes.
-        rest: gives rows that belong to no routed expert.
+        rest: gives rows that nothing reads.
         dtype: as for `mean`.
-        router: the new one.
+        router, further: its new rows, of the routed experts and those that follow.
         fill: writes into all experts of the layer that it is given.
     """
     new = {name: torch.empty_like(like[name], dtype=_at_least(like[name].dtype, dtype)) for name in spec.tensor_names}
@@ -349,9 +353,9 @@ def _write(
     views = [tensor for bank in banks for tensor in bank.tensors().values()]
     whole = sum(tensor.numel() for tensor in views) == sum(new[name].numel() for name in names)
     if whole and all(tensor.untyped_storage().data_ptr() in owned for tensor in views):
-        written = {name: new[name] for name in names} | spec.write_router(router, rest)
+        written = {name: new[name] for name in names} | spec.write_router(router, further, rest)
     else:  # experts stored one by one were filled as a copy, and rows of no expert not at all
-        written = spec.write(MoeLayer(router, target.experts, target.shared_experts, spec.group), rest)
+        written = spec.write(MoeLayer(router, target.experts, target.shared_experts, spec.group, further), rest)
     return {name: tensor.to(new[name].dtype) for name, tensor in written.items()}
 
 

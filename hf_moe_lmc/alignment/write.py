@@ -15,14 +15,15 @@ from hf_moe_lmc.adapters import MoeLayerSpec
 from hf_moe_lmc.checkpoints import (
     MANIFEST_NAME,
     CheckpointWriter,
-    Digests,
+    Placement,
     StagedFolder,
+    Written,
     find_companions,
     output_folder,
     place,
 )
 from hf_moe_lmc.errors import BadInputError
-from hf_moe_lmc.names import Layout
+from hf_moe_lmc.names import Layout, Quantisation
 from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import one_thread_per_operation
 
@@ -48,11 +49,13 @@ class WriteOptions:
             "fused", module names.
         dtype: of all floating-point tensors; None keeps that of every tensor of the input.
         overwrite: whether an earlier output of this package may be replaced.
+        quantise: how weights of linears and experts are stored, routers aside; None as they are.
     """
 
     layout: Layout = "kept"
     dtype: torch.dtype | None = None
     overwrite: bool = False
+    quantise: Quantisation | None = None
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,7 @@ def write_checkpoints(
     about = {
         "layout": options.layout,
         "dtype": _name(options.dtype) if options.dtype else None,
+        **({"quantise": options.quantise} if options.quantise else {}),
         "versions": versions(),
     }
     records = {name: output.record for name, output in outputs.items()}
@@ -142,7 +146,7 @@ def _write_weights(
     made: StagedFolder | None,
     options: WriteOptions,
     team: Team,
-) -> dict[str, Digests]:
+) -> dict[str, dict[str, str]]:
     """Write all but manifests and cards into the folder that the first process has made, and read it again.
 
     Returns:
@@ -151,7 +155,7 @@ def _write_weights(
     writers = _writers(outputs, made.path, options) if made else {}
     if made:
         for name, output in outputs.items():  # before the work, for one of them may be unreadable
-            _write_companions(output.like, made.path / name, options)
+            _write_companions(output.like, made.path / name, options, writers[name].quantisation)
     staged, seen = _shown(made, team)
     crew = [number for number, sees in enumerate(team.gather(seen)) if sees]
     mine = slice(crew.index(team.index), None, len(crew)) if seen else slice(0)
@@ -165,14 +169,14 @@ def _write_weights(
             bar.update(step.nbytes)
     for model in inputs:
         model.check_unchanged()
-    written = {step: note for done in [staged.journal.done, *team.gather(journal.done)] for step, note in done.items()}
+    done = {step: note for own in [staged.journal.done, *team.gather(journal.done)] for step, note in own.items()}
     lasting = {}
     for number, name in enumerate(outputs):
-        digests = {key: digest for note in written.values() for key, digest in note[number].items()}
-        own = writers[name].read_again(digests, writers[name].keys[mine]) if seen else {}
+        written = {key: result for note in done.values() for key, result in note[number].items()}
+        own = writers[name].read_again(written, writers[name].keys[mine]) if seen else {}
         parts = {key: digest for part in team.gather(own) for key, digest in part.items()}
         if made:
-            writers[name].finish()
+            writers[name].finish(written)
             lasting[name] = {key: parts[key] for key in writers[name].keys}
     return lasting
 
@@ -192,7 +196,7 @@ def _writers(outputs: Mapping[str, Output], folder: Path, options: WriteOptions)
     return {
         name: CheckpointWriter(
             folder / name,
-            place(_stored(output.like), folder / name, options.layout, options.dtype),
+            _place(output.like, folder / name, options),
             _skeleton(output.like),
         )
         for name, output in outputs.items()
@@ -201,7 +205,7 @@ def _writers(outputs: Mapping[str, Output], folder: Path, options: WriteOptions)
 
 def written_bytes(like: OpenedModel, options: WriteOptions) -> int:
     """Size of the tensors of one checkpoint like that of a model."""
-    return sum(tensor.nbytes for tensor in place(_stored(like), Path(), options.layout, options.dtype).values())
+    return sum(tensor.nbytes for tensor in _place(like, Path(), options).values())
 
 
 def cut_steps(
@@ -259,7 +263,7 @@ def _steps_of(
     return cut_steps(sizes, layers.values(), [group for group in groups if group])
 
 
-def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequence[OpenedModel]) -> dict[str, str]:
+def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequence[OpenedModel]) -> Written:
     names = [name for name in step.names if name in output.like.sizes]
     try:
         return writer.write(output.weights, names)
@@ -269,8 +273,10 @@ def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequenc
         raise
 
 
-def _stored(model: OpenedModel) -> Any:
-    return model.checkpoint or _skeleton(model)
+def _place(model: OpenedModel, folder: Path, options: WriteOptions) -> Placement:
+    routers = [name for spec in model.layers if spec.router for _, name in spec.router.tensors]
+    source = model.checkpoint or _skeleton(model)
+    return place(source, folder, options.layout, options.dtype, options.quantise, routers)
 
 
 def _skeleton(model: OpenedModel) -> PreTrainedModel:
@@ -291,8 +297,10 @@ def _progress(steps: Sequence[Step], left: Sequence[Step], hidden: bool) -> Prog
     )
 
 
-def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) -> None:
-    """Write the small files of a model, config.json in the dtype that was written."""
+def _write_companions(
+    like: OpenedModel, target: Path, options: WriteOptions, quantisation: Mapping[str, Any] | None
+) -> None:
+    """Write the small files of a model, config.json with the dtype and the quantisation that were written."""
     if like.source is None:
         model = _skeleton(like)
         model.config.save_pretrained(target)
@@ -303,9 +311,11 @@ def _write_companions(like: OpenedModel, target: Path, options: WriteOptions) ->
         (target / "config.json").write_bytes(_as_json(config))
     else:
         find_companions(like.source.folder, like.source.listed).copy(target)
-    if options.dtype:
+    if options.dtype or quantisation:
         config = json.loads((target / "config.json").read_bytes())
-        (target / "config.json").write_bytes(_as_json(_with_dtype(config, options.dtype)))
+        config = _with_dtype(config, options.dtype) if options.dtype else config
+        config |= {"quantization_config": quantisation} if quantisation else {}
+        (target / "config.json").write_bytes(_as_json(config))
 
 
 def _with_dtype(config: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:

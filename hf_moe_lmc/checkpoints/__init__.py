@@ -6,14 +6,14 @@ from .conversion import saved_tensors, tied_names
 from .download import HubOptions, matches
 from .durable import sync
 from .fingerprint import Fingerprint
-from .layout import place
+from .layout import Placement, place
 from .output_place import MANIFEST_NAME, OF_A_CARD, check_output
 from .skeleton import meta_model, quantisation, read_config
 from .small_files import read_json, read_small_file
 from .source import Source, find_source
 from .staging import StagedFolder, output_folder
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
-from .writer import CheckpointWriter, Digests
+from .writer import CheckpointWriter, Written
 
 __all__ = [
     "COMPANIONS",
@@ -22,12 +22,13 @@ __all__ = [
     "Checkpoint",
     "CheckpointWriter",
     "Companions",
-    "Digests",
     "Fingerprint",
     "HubOptions",
+    "Placement",
     "Source",
     "StagedFolder",
     "StoredTensor",
+    "Written",
     "check_output",
     "find_companions",
     "find_source",

@@ -13,10 +13,11 @@ from hf_moe_lmc.errors import BadInputError
 from hf_moe_lmc.workers import each
 
 from .conversion import MisfitError, TensorGroup, tensor_groups, tied_names
-from .dequantised import QuantisedTensor, Stored, dequantised
+from .dequantised import QuantisedTensor, dequantised
 from .fingerprint import Fingerprint
 from .shards import stored_tensors
 from .skeleton import CONFIG_NAME, drop_quantisation, quantisation
+from .stored_tensor import Stored
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,6 +34,7 @@ class Checkpoint(Mapping[str, Tensor]):
         ignored: those that are no part of the model and that Transformers ignores, such as layers that predict further
             tokens; their names are their keys.
         fingerprints: of its files, when it was opened.
+        interchanged: module names of tensors that may change places, and so are read in one dtype.
     """
 
     folder: Path
@@ -41,9 +43,10 @@ class Checkpoint(Mapping[str, Tensor]):
     groups: list[TensorGroup] = field(repr=False)
     ignored: dict[str, Stored] = field(repr=False)
     fingerprints: dict[Path, Fingerprint] = field(repr=False)
+    interchanged: tuple[tuple[str, ...], ...] = field(repr=False)
 
     @classmethod
-    def open(cls, folder: Path, model: PreTrainedModel) -> "Checkpoint":
+    def open(cls, folder: Path, model: PreTrainedModel, interchanged: Iterable[tuple[str, ...]] = ()) -> "Checkpoint":
         """Plan the reading of the checkpoint in `folder`; reads headers only.
 
         Weights are plain from here on: what the configuration of `model` says of their quantisation is dropped.
@@ -51,6 +54,7 @@ class Checkpoint(Mapping[str, Tensor]):
         Args:
             folder: where its files are.
             model: its skeleton.
+            interchanged: module names of tensors that may change places.
 
         Raises:
             BadInputError: it does not hold the tensors of `model`, each in its shape, or they are quantised in a way
@@ -76,6 +80,7 @@ class Checkpoint(Mapping[str, Tensor]):
             groups,
             {key: stored[key] for key in ignored},
             {file: Fingerprint.of(file) for file in watched},
+            tuple(interchanged),
         )
 
     @cached_property
@@ -86,6 +91,10 @@ class Checkpoint(Mapping[str, Tensor]):
             if name not in groups and (counterparts := names & groups.keys()):
                 groups[name] = replace(groups[min(counterparts)], names=(name,))
         return groups
+
+    @cached_property
+    def _partners(self) -> dict[str, tuple[str, ...]]:
+        return {name: names for names in self.interchanged for name in names}
 
     @cached_property
     def _shapes(self) -> dict[str, torch.Size]:
@@ -120,8 +129,10 @@ class Checkpoint(Mapping[str, Tensor]):
         return {name: tensor for group in self.groups for name, tensor in self._empty(group, "meta").items()}
 
     def dtype_of(self, group: TensorGroup) -> torch.dtype:
-        """The smallest dtype that holds all values of a group."""
-        return reduce(torch.promote_types, (self.stored[key].dtype for key in group.keys))
+        """The smallest dtype that holds all values of a group, and of those that it may change places with."""
+        partners = (self._group_of[name] for name in self._partners.get(group.names[0], ()))
+        keys = (key for one in (group, *partners) for key in one.keys)
+        return reduce(torch.promote_types, (self.stored[key].dtype for key in keys))
 
     def check_finite(self, names: Iterable[str]) -> None:
         """Raise `BadInputError`, naming file and tensor, if a value that `names` are made of is NaN or infinite."""

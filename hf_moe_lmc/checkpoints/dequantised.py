@@ -9,8 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Float, Shaped, UInt8
@@ -19,7 +18,7 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from hf_moe_lmc.errors import BadInputError
 
-from .stored_tensor import StoredTensor
+from .stored_tensor import Stored, StoredTensor
 
 METHODS = ("fp8", "compressed-tensors", "mxfp4")
 REMEDY = "give the 16-bit checkpoint that was quantised (base_model on the model's card)"
@@ -30,55 +29,28 @@ OTHER_SCALES = re.compile(r".*[._](input|activation|output|[kqv])_scale")
 
 
 @dataclass(frozen=True)
-class QuantisedTensor:
-    """A weight that is stored as codes and scales; every look computes it anew.
+class QuantisedTensor(Stored):
+    """A bfloat16 weight that is stored as codes and scales; every look computes it anew.
+
+    Its key is that in a checkpoint that is not quantised, its place that of the codes.
 
     Args:
-        key: of the weight in a checkpoint that is not quantised.
         codes, scales: where they lie.
-        shape: of the weight.
         dequantise: codes and scales of one expert, or of one matrix -> its weight.
     """
 
-    dtype: ClassVar[torch.dtype] = torch.bfloat16
-
-    key: str
     codes: StoredTensor
     scales: StoredTensor
-    shape: tuple[int, ...]
     dequantise: Callable[[Tensor, Tensor], Tensor] = field(repr=False)
 
-    @property
-    def file(self) -> Path:
-        """The file of the codes."""
-        return self.codes.file
-
-    @property
-    def offset(self) -> int:
-        """The place of the codes in it."""
-        return self.codes.offset
-
-    def read(self, device: torch.device | str | None = None) -> Tensor:
-        """The weight, on a device; None is the CPU.
-
-        Raises:
-            BadInputError: a file has become shorter or unreadable.
-        """
-        weight = torch.empty(self.shape, dtype=self.dtype, device=device)
-        self.read_into(weight)
-        return weight
-
-    def read_into(self, weight: Tensor) -> None:
+    def read_into(self, tensor: Tensor) -> None:
         """Read the weight into a tensor of its shape, expert by expert: float32 takes four times the room of codes."""
         codes, scales = self.codes.read(), self.scales.read()
-        if weight.ndim == 2:
-            weight.copy_(self.dequantise(codes, scales))
+        if tensor.ndim == 2:
+            tensor.copy_(self.dequantise(codes, scales))
             return
-        for target, own_codes, own_scales in zip(weight, codes, scales, strict=True):
+        for target, own_codes, own_scales in zip(tensor, codes, scales, strict=True):
             target.copy_(self.dequantise(own_codes, own_scales))
-
-
-Stored = StoredTensor | QuantisedTensor
 
 
 def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> dict[str, Stored]:
@@ -139,7 +111,8 @@ def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTe
     if len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
         raise _misfit(blocks, scales)
     experts, outputs, groups, _ = blocks.shape
-    return QuantisedTensor(name, blocks, scales, (experts, groups * 32, outputs), mxfp4_weight)
+    shape = (experts, groups * 32, outputs)
+    return QuantisedTensor(name, blocks.file, torch.bfloat16, shape, blocks.offset, blocks, scales, mxfp4_weight)
 
 
 def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[int, int] | None) -> QuantisedTensor:
@@ -151,7 +124,8 @@ def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[in
     m, n = block or (max(rows // grid[0], 1), max(columns // grid[1], 1))
     if grid != (-(-rows // m), -(-columns // n)):
         raise _misfit(codes, scales)
-    return QuantisedTensor(key, codes, scales, codes.shape, partial(float8_weight, block=(m, n)))
+    rule = partial(float8_weight, block=(m, n))
+    return QuantisedTensor(key, codes.file, torch.bfloat16, codes.shape, codes.offset, codes, scales, rule)
 
 
 def _misfit(codes: StoredTensor, scales: StoredTensor) -> BadInputError:

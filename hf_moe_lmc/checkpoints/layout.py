@@ -2,17 +2,18 @@
 
 import json
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
 
 import torch
 from huggingface_hub import split_state_dict_into_shards_factory
 from transformers import PreTrainedModel
 
-from hf_moe_lmc.names import Layout
+from hf_moe_lmc.names import Layout, Quantisation
 
 from .checkpoint import Checkpoint
 from .conversion import original_tensors, saved_tensors
+from .quantised import BLOCK, CODES, SCALE, quantisable
 from .shards import SINGLE_NAME
 from .stored_tensor import DTYPE_NAMES, StoredTensor
 
@@ -24,7 +25,12 @@ Placement = dict[str, StoredTensor]
 
 
 def place(
-    source: Checkpoint | PreTrainedModel, folder: Path, layout: Layout = "kept", dtype: torch.dtype | None = None
+    source: Checkpoint | PreTrainedModel,
+    folder: Path,
+    layout: Layout = "kept",
+    dtype: torch.dtype | None = None,
+    quantise: Quantisation | None = None,
+    kept: Iterable[str] = (),
 ) -> Placement:
     """The places of the tensors of a checkpoint made like `source`, in `folder`.
 
@@ -34,14 +40,30 @@ def place(
         layout: "kept", the keys and shards of the checkpoint; "original", the keys that `save_pretrained` writes by
             default; "fused", module names. The keys of a model are kept as `save_pretrained` writes them.
         dtype: of all floating-point tensors; None keeps every tensor's own.
+        quantise: whether linears and experts become codes and scales.
+        kept: module names of weights that never do.
+
+    Raises:
+        UnsupportedArchitectureError: the model cannot be quantised.
     """
     shards = _kept(source) if isinstance(source, Checkpoint) and layout == "kept" else _sharded(_saved(source, layout))
+    shards = {
+        name: {key: (_cast(own, dtype), shape) for key, (own, shape) in entries.items()}
+        for name, entries in shards.items()
+    }
+    if quantise:
+        model = source.model if isinstance(source, Checkpoint) else source
+        stored = {
+            key: torch.empty(shape, dtype=own, device="meta")
+            for entries in shards.values()
+            for key, (own, shape) in entries.items()
+        }
+        keys = quantisable(model, stored, kept)
+        shards = {name: _with_scales(entries, keys) for name, entries in shards.items()}
     return {
         key: StoredTensor(key, folder / name, kind, shape, offset)
         for name, entries in shards.items()
-        for key, kind, shape, offset in _with_offsets(
-            {key: (_cast(own, dtype), shape) for key, (own, shape) in entries.items()}
-        )
+        for key, kind, shape, offset in _with_offsets(entries)
     }
 
 
@@ -81,6 +103,21 @@ def _saved(source: Checkpoint | PreTrainedModel, layout: Layout) -> Entries:
     if layout != "fused":
         own = original_tensors(model, own)
     return {key: (t.dtype, tuple(t.shape)) for key, t in (own | {key: tensors[key] for key in ignored}).items()}
+
+
+def _with_scales(entries: Entries, keys: Container[str]) -> Entries:
+    return {
+        name: part
+        for key, (own, shape) in entries.items()
+        for name, part in (
+            {
+                key: (CODES, shape),
+                f"{key}{SCALE}": (torch.float32, (*shape[:-2], *(size // BLOCK for size in shape[-2:]))),
+            }
+            if key in keys
+            else {key: (own, shape)}
+        ).items()
+    }
 
 
 def _cast(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

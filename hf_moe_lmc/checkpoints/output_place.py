@@ -89,7 +89,7 @@ def _foreign(folder: Path, marker: str, files: Sequence[str]) -> Path | None:
         shards = shard_names(folder) if (folder / INDEX_NAME).exists() or (folder / SINGLE_NAME).exists() else []
     except BadInputError as error:  # it is damaged, and nobody can say
         raise OutputError(f"{error}; or give another output") from None
-    parts = [name for name in several if "/" not in name] if isinstance(several, dict) else []
+    parts = [path.name for path in folder.iterdir() if path.name in several] if isinstance(several, dict) else []
     known = [marker, *files, *map(escape, shards)]
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()

@@ -119,9 +119,9 @@ def _with_floats(value: Any) -> Any:
         return [_with_floats(item) for item in value]
     if not isinstance(value, dict):
         return value
-    return (
-        float(value["__float__"]) if value.keys() == {"__float__"} else {k: _with_floats(v) for k, v in value.items()}
-    )
+    if value.keys() == {"__float__"} and value["__float__"] in ("Infinity", "-Infinity", "NaN"):
+        return float(value["__float__"])
+    return {k: _with_floats(v) for k, v in value.items()}
 
 
 def without_code(value: Any) -> Any:

@@ -6,6 +6,7 @@ crash, and no mapped pages stay behind.
 
 import hashlib
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -55,11 +56,11 @@ WRONG_FORMATS = {
 
 
 @dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file.
+class Stored(ABC):
+    """A tensor that is read, and perhaps computed, when it is asked for.
 
     Args:
-        key: its name there.
+        key: its name in the checkpoint.
         file: the safetensors file.
         dtype, shape: of the tensor.
         offset: of its first byte in the file.
@@ -71,20 +72,29 @@ class StoredTensor:
     shape: tuple[int, ...]
     offset: int
 
-    @property
-    def nbytes(self) -> int:
-        """Size in bytes."""
-        return math.prod(self.shape) * self.dtype.itemsize
-
     def read(self, device: torch.device | str | None = None) -> Tensor:
         """The tensor, on a device; None is the CPU.
 
         Raises:
-            BadInputError: the file has become shorter or unreadable.
+            BadInputError: a file has become shorter or unreadable.
         """
         tensor = torch.empty(self.shape, dtype=self.dtype, device=device)
         self.read_into(tensor)
         return tensor
+
+    @abstractmethod
+    def read_into(self, tensor: Tensor) -> None:
+        """Read the values into `tensor` of this shape."""
+
+
+@dataclass(frozen=True)
+class StoredTensor(Stored):
+    """A tensor whose values lie in a file as they are."""
+
+    @property
+    def nbytes(self) -> int:
+        """Size in bytes."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     def read_into(self, tensor: Tensor) -> None:
         """Read the values into `tensor` of this shape.

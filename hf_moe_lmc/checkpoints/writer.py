@@ -16,13 +16,14 @@ from hf_moe_lmc.workers import each
 from .conversion import tensor_groups
 from .durable import sync
 from .layout import Placement, header, index
+from .quantised import CODES, SCALE, quantisation_settings, quantised
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
 
 logger = logging.get_logger(__name__)
 
-# Key -> digest of the tensor's bytes: XXH3 against accidents, sha-256 where others rely on it.
-Digests = dict[str, str]
+# Key -> XXH3 digest of the tensor's bytes, and how many of its values were too small for the dtype written, and are 0.
+Written = dict[str, tuple[str, int]]
 
 
 class CheckpointWriter:
@@ -33,77 +34,81 @@ class CheckpointWriter:
         placement: of every tensor in it.
         model: a skeleton.
 
-    `vanished` says of each key how many of its values were too small for the dtype they were written in, and are 0.
+    `quantisation` are the settings of the quantised weights, if there are any.
     """
 
     def __init__(self, folder: Path, placement: Placement, model: PreTrainedModel) -> None:
         self._folder = folder
         self._placement = placement
-        self.vanished: dict[str, int] = {}
-        on_meta = {key: torch.empty(t.shape, dtype=t.dtype, device="meta") for key, t in placement.items()}
+        self._codes = {key for key, place in placement.items() if place.dtype == CODES}
+        scales, plain = {f"{key}{SCALE}" for key in self._codes}, dict.fromkeys(self._codes, torch.bfloat16)
+        weights = {
+            key: (place.shape, plain.get(key, place.dtype)) for key, place in placement.items() if key not in scales
+        }
+        on_meta = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in weights.items()}
         self.groups, _ = tensor_groups(model, on_meta)
+        self.quantisation = quantisation_settings(model, self.groups, self._codes) if self._codes else None
         self._group_of = {name: group for group in self.groups for name in group.names}
         folder.mkdir(exist_ok=True)
         for file, tensors in self._files().items():
             _prepare(file, tensors)
         sync(folder)
 
-    def write(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> Digests:
+    def write(self, weights: Mapping[str, Tensor], names: Iterable[str]) -> Written:
         """Write the tensors of `names`, whole groups of them; they are on the disk when this returns.
 
         Each tensor is asked for once, and forgotten when its group is written.
 
-        Returns:
-            their XXH3 digests.
-
         Raises:
             BadInputError: a value does not fit the dtype that it is written in.
         """
-        digests, files = {}, set()
+        results: Written = {}
+        files = set()
         for group in {id(group): group for group in map(self._group_of.__getitem__, names)}.values():
-            stored = group.to_stored({name: weights[name] for name in group.names})
+            stored = quantised(group.to_stored({name: weights[name] for name in group.names}), self._codes)
             places = [self._placement[key] for key in stored]
             written = each(lambda own: _write(*own), zip(places, stored.values(), strict=True))
-            for place, (digest, vanished) in zip(places, written, strict=True):
-                digests[place.key], self.vanished[place.key] = digest, vanished
-                files.add(place.file)
+            results |= dict(zip(stored, written, strict=True))
+            files |= {place.file for place in places}
         for file in files:
             sync(file)
-        return digests
+        return results
 
     @property
     def keys(self) -> list[str]:
         """The keys of all tensors."""
         return list(self._placement)
 
-    def read_again(self, digests: Digests, keys: Iterable[str]) -> Digests:
-        """The sha-256 digests of the tensors `keys`, as the disk returns them.
+    def read_again(self, written: Written, keys: Iterable[str]) -> dict[str, str]:
+        """The sha-256 digests, on which others rely, of the tensors `keys`, as the disk returns them.
 
         Args:
-            digests: of all tensors, as `write` returned them, perhaps that of another writer.
+            written: of all tensors, as `write` returned it, perhaps that of another writer.
             keys: which ones.
 
         Raises:
             OutputError: the disk does not return what was written.
         """
-        if number := sum(self.vanished.values()):
-            first = next(key for key, count in self.vanished.items() if count)
-            logger.warning(f"{number} values are too small for the dtype written and became 0, such as some of {first}")
         tensors, lasting = [self._placement[key] for key in keys], {}
         for tensor, (xxh3, sha256) in zip(tensors, each(StoredTensor.digests, tensors), strict=True):
-            if xxh3 != digests.get(tensor.key):
+            if tensor.key not in written or xxh3 != written[tensor.key][0]:
                 raise OutputError(f"{tensor.file}: {tensor.key} is not what was written; check the disk")
             lasting[tensor.key] = sha256
         return lasting
 
-    def finish(self) -> None:
-        """Write the index.
+    def finish(self, written: Written) -> None:
+        """Write the index, and warn of values that became 0; `written` as for `read_again`.
 
         Raises:
             OutputError: the disk does not return the header of a file.
         """
         if content := index(self._placement):
             (self._folder / INDEX_NAME).write_bytes(content)
+        if vanished := {key: count for key, (_, count) in written.items() if count}:
+            logger.warning(
+                f"{sum(vanished.values())} values are too small for the dtype written and became 0, such as some of "
+                f"{min(vanished)}"
+            )
         for file, tensors in self._files().items():
             if read_header(file) != {tensor.key: tensor for tensor in tensors}:
                 raise OutputError(f"{file} does not hold what was written; check the disk")

@@ -1,7 +1,6 @@
 """`hf-moe-lmc align`."""
 
 import argparse
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from .arguments import (
@@ -51,11 +50,10 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     aligner = MoeAligner.from_pretrained(options.reference, options.other, **hub_options(options))
     config, where = alignment_config(options), {"device": options.device, "memory": options.memory}
     if options.dry_run:
-        return describe_plan(aligner.plan_align(config, **where))
+        return describe_plan(aligner.plan_align(config, **where), options.output)
     alignment = aligner.align(config, output=options.output, overwrite=options.overwrite, **where)
     if not processes().is_main_process:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    warnings = [f"{difference.text}; a merge needs that to be allowed" for difference in aligner.models.harmful]
-    return replace(describe_alignment(alignment, [options.other], options.output), warnings=warnings)
+    return describe_alignment(alignment, [options.other], options.output, aligner.differences)

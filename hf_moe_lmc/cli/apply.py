@@ -30,12 +30,14 @@ def run(options: argparse.Namespace) -> CommandResult | None:
 
     keep_freed_memory()
     alignment, hub = load_alignment(options.alignment, options), hub_options(options)
-    how = {"layout": options.layout, "dtype": torch_dtype(options.dtype), "overwrite": options.overwrite}
+    how = {name: getattr(options, name) for name in ("layout", "quantise", "overwrite")}
+    how |= {"dtype": torch_dtype(options.dtype)}
     if options.dry_run:
-        return describe_plan(plan_apply(options.other, options.output, **how, **hub))
+        return describe_plan(plan_apply(options.other, options.output, **how, **hub), options.output)
     apply(alignment, options.other, options.output, allow_other_weights=options.allow_other_weights, **how, **hub)
     if not processes().is_main_process:
         return None
+    rounded = f", but for the rounding to {options.quantise}" if options.quantise else ""
     return CommandResult(
-        f"Written to {options.output}; it computes what {options.other} computes\n", {"output": options.output}
+        f"Written to {options.output}; it computes what {options.other} computes{rounded}\n", {"output": options.output}
     )

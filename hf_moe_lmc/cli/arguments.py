@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from hf_moe_lmc.names import Dtype, ExpertOrder, Layout
+from hf_moe_lmc.names import Dtype, ExpertOrder, Layout, Quantisation
 
 from .results import CommandResult
 
@@ -75,6 +75,12 @@ def add_writing(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--dtype", choices=get_args(Dtype), help="of all floating-point tensors (default: as the input)"
+    )
+    command.add_argument(
+        "--quantise",
+        choices=get_args(Quantisation),
+        help="store linears and experts, routers aside, in blocks of 128 x 128 with a scale each, as DeepSeek-V3 and "
+        "Qwen3-FP8; for other formats see llm-compressor (default: not quantised)",
     )
     command.add_argument(
         "--allow-other-weights",

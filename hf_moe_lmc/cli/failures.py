@@ -24,7 +24,7 @@ def describe_failure(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if _is_of_another_process(error):
         remedy = "see what it said, and run the same command again to go on"
-        return f"another process of this job has ended; {remedy}", INTERRUPTED
+        return f"another process of this job has ended, or never began; {remedy}", INTERRUPTED
     if _is_of_the_network(error):
         return f"the Hub or the network failed: {one_line(str(error))}; try again later", HubError.exit_code
     if isinstance(error, OSError) and error.strerror:

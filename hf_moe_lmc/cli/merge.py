@@ -1,8 +1,6 @@
 """`hf-moe-lmc merge`."""
 
 import argparse
-from collections.abc import Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any, get_args
 
 from hf_moe_lmc.names import Repair, Vocabulary
@@ -22,11 +20,10 @@ from .arguments import (
 )
 from .data import add_data, add_loading, calibration_data, load_options
 from .failures import UsageError
-from .results import CommandResult, describe_alignment, describe_plan
+from .results import CommandResult, describe_alignment, describe_output, describe_plan
 
 if TYPE_CHECKING:
     from hf_moe_lmc.aligner import MoeAligner
-    from hf_moe_lmc.alignment import Alignment
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -113,47 +110,25 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     keywords = _keywords(aligner, options)
     if options.dry_run:
         alignment = [None] * len(options.other) if options.alignment else alignment_config(options)
-        return describe_plan(aligner.plan_merge(alignment, **keywords))
+        return describe_plan(aligner.plan_merge(alignment, **keywords), options.output)
     aligner.check_merge(**keywords)
-    warnings: list[str] = []
     if options.alignment:
         alignments = [load_alignment(name, options) for name in options.alignment]
         alignment = alignments[0] if len(alignments) == 1 else None
-        warnings = _unrelated(alignments, options)
         aligner.merge(alignments, **keywords)
     elif aligner.merges_as_is(alignment_config(options)):
         alignment = None
         aligner.merge("none", **keywords)
     else:
         alignment = aligner.align(alignment_config(options), device=options.device, memory=options.memory)
-        warnings = _unrelated(alignment if isinstance(alignment, Sequence) else [alignment], options)
         # These weights were aligned a moment ago.
         aligner.merge(alignment, **keywords | {"allow_other_weights": True})
     if not processes().is_main_process:
         return None
     if alignment is None:
         noted = "" if options.alignment or options.expert_order == "none" else "In one order already: nothing matched. "
-        return CommandResult(f"{noted}Written to {options.output}\n", {"output": options.output}, warnings=warnings)
-    return replace(describe_alignment(alignment, options.other, options.output), warnings=warnings)
-
-
-def _unrelated(alignments: "Sequence[Alignment]", options: argparse.Namespace) -> list[str]:
-    """A warning for every model that has layers without any related expert.
-
-    Raises:
-        IncompatiblePairError: there is one, and no --force.
-    """
-    from hf_moe_lmc.errors import IncompatiblePairError
-
-    warnings = []
-    for name, alignment in zip(options.other, alignments, strict=False):
-        verdict = alignment.verdict()
-        if verdict and (number := verdict.counts.get("unrelated")):
-            layers = f"{number} of {len(verdict.layers)} layers of {name} hold no expert related to the reference's"
-            warnings.append(f"{layers}: their mean is neither")
-    if warnings and not options.force:
-        raise IncompatiblePairError(f"{'; '.join(warnings)}; to merge them all the same, --force")
-    return warnings
+        return describe_output(options.output, aligner.differences, noted)
+    return describe_alignment(alignment, options.other, options.output, aligner.differences)
 
 
 def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, Any]:
@@ -173,9 +148,11 @@ def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, A
         "output": options.output,
         "repairs": repairs,
         "layout": options.layout,
+        "quantise": options.quantise,
         "dtype": torch_dtype(options.dtype),
         "overwrite": options.overwrite,
         "allow_other_weights": options.allow_other_weights,
+        "force": options.force,
         "allow_difference": options.allow_difference,
         "vocabulary": options.vocabulary,
         "device": options.device,

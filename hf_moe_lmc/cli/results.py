@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from hf_moe_lmc.alignment import Alignment, MutualAlignment, Plan
 
 RED, GREEN, YELLOW = 31, 32, 33
+PROCESSES = (1, 8, 64)
 
 
 @dataclass(frozen=True)
@@ -19,34 +20,51 @@ class CommandResult:
         text: for people; whole lines.
         document: the same for machines (`--json`); JSON values.
         code: exit code.
-        warnings: printed on standard error whatever flags are given; one line each.
     """
 
     text: str
     document: Mapping[str, Any]
     code: int = 0
-    warnings: Sequence[str] = ()
 
 
-def describe_plan(plan: "Plan") -> CommandResult:
-    """The result of `--dry-run`."""
-    return CommandResult(f"A dry run: nothing was written; the work itself takes\n{plan.text}", asdict(plan))
+def describe_plan(plan: "Plan", output: str | os.PathLike[str]) -> CommandResult:
+    """The result of `--dry-run`; the machine is measured."""
+    from hf_moe_lmc.alignment import Machine
+    from hf_moe_lmc.progress import duration
+
+    machine = Machine.measured(plan.source, os.path.dirname(os.path.abspath(output)))
+    seconds = {processes: machine.seconds(plan, processes) for processes in PROCESSES}
+    times = (f"{duration(taken)} by {processes}" for processes, taken in seconds.items())
+    return CommandResult(
+        "A dry run: nothing was written; the work itself takes\n"
+        f"{plan.text}time, related models        {', '.join(times)} of such processes\n",
+        asdict(plan) | {"seconds": seconds},
+    )
 
 
-def describe_alignment(alignment: "Alignment | MutualAlignment", names: Sequence[str], output: str) -> CommandResult:
-    """The distances that an alignment achieves, and its folder; several models are called by their `names`."""
+def describe_output(output: str, differences: Sequence[str], noted: str = "") -> CommandResult:
+    """The folder of an output, and the differences of the models that it was made of; it has the settings of one."""
+    lines = "".join(f"difference: {text}\n" for text in differences)
+    return CommandResult(f"{lines}{noted}Written to {output}\n", {"output": output, "differences": list(differences)})
+
+
+def describe_alignment(
+    alignment: "Alignment | MutualAlignment", names: Sequence[str], output: str, differences: Sequence[str]
+) -> CommandResult:
+    """The distances that an alignment achieves, and `describe_output`; several models are called by their `names`."""
     from hf_moe_lmc.alignment import Alignment
 
+    written = describe_output(output, differences)
     if isinstance(alignment, Alignment):
         text, figures = _figures(alignment)
-        return CommandResult(f"{text}Written to {output}\n", {"output": output} | figures)
+        return CommandResult(f"{text}{written.text}", {**written.document, **figures})
     achieved = [_figures(part) for part in alignment]
     return CommandResult(
         "".join(f"{name}: {text}" for name, (text, _) in zip(names, achieved, strict=True))
         + f"distance of all pairs of models: {alignment.reference_distance:.4g} with all aligned to the first, "
-        f"{alignment.distance:.4g} with all aligned to one another\nWritten to {output}\n",
+        f"{alignment.distance:.4g} with all aligned to one another\n{written.text}",
         {
-            "output": output,
+            **written.document,
             "reference_distance": alignment.reference_distance,
             "distance": alignment.distance,
             "others": [{"model": name} | figures for name, (_, figures) in zip(names, achieved, strict=True)],

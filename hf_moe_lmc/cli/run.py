@@ -1,6 +1,7 @@
 """One run of the command line: parse, run one command, and turn every failure into one line and an exit code."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -28,11 +29,15 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     options = root.parse_args(arguments)
     try:
-        with _libraries(options.verbose, options.quiet), _threads(options.threads), _terminated_like_interrupted():
+        with (
+            _libraries(options.verbose, options.quiet),
+            _warnings_shown(),
+            _threads(options.threads),
+            _terminated_like_interrupted(),
+        ):
             _import(options.imports)
+            _meet()
             result: CommandResult | None = options.run(options)
-            for warning in result.warnings if result else ():
-                sys.stderr.write(f"{coloured('warning:', YELLOW, sys.stderr)} {warning}\n")
             if result and options.json:
                 sys.stdout.write(json.dumps(result.document, indent=2) + "\n")
             elif result:
@@ -70,6 +75,14 @@ def _import(modules: Sequence[str]) -> None:
             raise BadInputError(f"the module {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
+def _meet() -> None:
+    """Wait for the other processes of the job, if there are any: later, one may have a long download before it."""
+    if "WORLD_SIZE" in os.environ:
+        from hf_moe_lmc.alignment import processes
+
+        processes()
+
+
 @contextmanager
 def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
     """Without the log lines and warnings by which the libraries address programmers, unless these are wanted.
@@ -89,6 +102,18 @@ def _libraries(verbose: bool, quiet: bool) -> Iterator[None]:
         if not sys.warnoptions and not verbose:
             warnings.simplefilter("ignore")
         yield
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """With our own warnings on standard error, whatever flags are given."""
+    handler, logger = logging.StreamHandler(sys.stderr), logging.getLogger("hf_moe_lmc")
+    handler.setFormatter(logging.Formatter(f"{coloured('warning:', YELLOW, sys.stderr)} %(message)s"))
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

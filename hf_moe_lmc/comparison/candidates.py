@@ -25,25 +25,20 @@ def glimpsed_distances(a: ExpertBank, b: ExpertBank) -> Float[Tensor, "Eb Ea"]:
     return torch.cdist(y, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def candidates(
-    a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequence[int]
-) -> tuple[dict[int, list[int]], dict[int, tuple[int, float]]]:
+def candidates(a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequence[int]) -> dict[int, list[int]]:
     """For every slot of B the experts of A that it may be: its partner in the best order, the nearest, its number's.
 
     Args:
         a, b: experts of the same shapes.
         known: the experts of A that are looked at.
         slots: those of B.
-
-    Returns:
-        the candidates, and the expert whose gate_proj and up_proj agree most, taken together, with the cosine.
     """
     sides = [[one_expert(bank, e) for e in numbers] for bank, numbers in ((a, known), (b, slots))]
     own, others = (
         [torch.stack([_inward(x) for x in side]), torch.stack([_outward(x) for x in side])] for side in sides
     )
     inward, outward = (y @ x.T for x, y in zip(own, others, strict=True))
-    total, chosen, rows = inward + outward, {}, {}
+    total, chosen = inward + outward, {}
     partners = list[int]()
     if total.shape[0] <= total.shape[1]:
         square = torch.full((total.shape[1],) * 2, float(total.min()) - 1.0)
@@ -52,9 +47,7 @@ def candidates(
     for row, j in enumerate(slots):
         columns = [*partners[row : row + 1], *(int(table[row].argmax()) for table in (total, inward, outward))]
         chosen[j] = list(dict.fromkeys([*(known[column] for column in columns), *([j] if j in known else [])]))
-        cosine, column = inward[row].max(dim=0)
-        rows[j] = (known[int(column)], float(cosine))
-    return chosen, rows
+    return chosen
 
 
 def sketch(*matrices: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:

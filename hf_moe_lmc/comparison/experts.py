@@ -12,13 +12,11 @@ from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import candidates, glimpsed_distances
-from .faults import PROJECTIONS, Fault, find_row_faults, find_transpositions
-from .fit import Fit, Kind, fit, one_expert, widened
+from .faults import PROJECTIONS, FaultKind, find_faults
+from .fit import Fit, Kind, fit, one_expert
 
 _IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
 _FAR = 0.5  # relative distance from which on a fault may explain more
-_FAULTY = 0.5  # cosine that experts must reach under a fault; half of it makes the fault worth a try
-_RATIO = 0.1  # difference in the logarithms of norms that shows other scales
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of a projection, relative to those of A, below which it is as good as zero
 _GLANCE, _LOOK = (2, 64), (8, 128)  # units and hidden coordinates of a z; closer where that leaves a doubt
@@ -89,6 +87,7 @@ class _Banks:
     b: ExpertBank
     group: SymmetryGroup
     results: dict[int, ExpertComparison] = field(default_factory=dict)
+    uneven: set[int] = field(default_factory=set)  # slots with a projection that is far from its source's
 
     def compare(self) -> list[ExpertComparison]:
         slots = range(self.b.num_experts)
@@ -102,7 +101,7 @@ class _Banks:
                 if equal:
                     i = j if j in equal else equal[0]
                     zeros.remove(i)
-                    self._record(j, i, Fit("identical", None), "in place")
+                    self._record(j, i, Fit("identical"), "in place")
         if self.known and self.a.num_units:
             self._recognise_in_place([j for j in slots if j not in self.results])
             self._match([j for j in slots if j not in self.results])
@@ -121,7 +120,7 @@ class _Banks:
             if distances[j, i] > 2 * _IN_PLACE:
                 continue
             result = fit(one_expert(self.a, i), one_expert(self.b, j), self.group)
-            if result.change is None or result.change <= _IN_PLACE:
+            if result.worst <= _IN_PLACE:
                 sources[j] = i
                 self._record(j, i, result, "in place")
         if sources:
@@ -133,7 +132,7 @@ class _Banks:
         """Experts whose units do not stand at their places, or which are stored wrongly."""
         if not slots:
             return
-        chosen, rows = candidates(self.a, self.b, self.known, slots)
+        chosen = candidates(self.a, self.b, self.known, slots)
         pairs = [(i, j) for j in slots for i in chosen[j]]
         tried: dict[tuple[int, int], tuple[float, float]] = {}
         for look in (_GLANCE, _LOOK):
@@ -147,25 +146,20 @@ class _Banks:
             for i in chosen[j]:
                 cosine, z = tried[i, j]
                 if z >= CERTAIN and cosine > best - _ALIKE:
-                    self._match_units(j, i, None, z)
+                    self._match_units(j, i, z)
             # Not the best z of several, which would be above chance by being chosen.
             self.results.setdefault(j, ExpertComparison(j, "unrelated", z=tried[chosen[j][0], j][1]))
-        for j in filter(self._is_left, slots):
-            i, cosine = rows[j]
-            if self.a.gate_proj is not None and cosine > _FAULTY / 2:
-                for agreement, fault in find_row_faults(one_expert(self.a, i), one_expert(self.b, j)):
-                    self._try_fault(j, i, agreement, fault)
-        if self.group.unit_order and (left := [j for j in slots if self._is_left(j)]):
-            for one in find_transpositions(self.a, self.b, self.known, left):
-                self._try_fault(*one)
-        for j in filter(self._is_left, slots):
-            if self._is_empty(j):
+        left = [j for j in slots if self.results[j].kind == "unrelated" or j in self.uneven]
+        if left:
+            for j, i, both in find_faults(self.a, self.b, self.known, left, self.group.unit_signs):
+                result = fit(both.own, both.other, SymmetryGroup(unit_scale_degree=self.group.unit_scale_degree))
+                if result.worst <= _IN_PLACE:
+                    z = self._similarities(both.own, both.other, [(0, 0)]).z.item()
+                    result = replace(result, signs=result.signs or both.signs)
+                    self._record(j, i, result, "in place" if both.in_place else "reordered", z, both.kind)
+        for j in left:
+            if (self.results[j].kind == "unrelated" or j in self.uneven) and self._is_empty(j):
                 self.results[j] = ExpertComparison(j, "zero", z=self.results[j].z)
-
-    def _is_left(self, j: int) -> bool:
-        """Whether nothing explains slot j yet, or so little that a fault may explain more."""
-        result = self.results[j]
-        return result.kind == "unrelated" or (result.change or 0.0) > _FAR
 
     def _is_empty(self, j: int) -> bool:
         """Whether a projection of slot j is next to nothing beside those of A."""
@@ -185,40 +179,19 @@ class _Banks:
         units = max(units, _ENTRIES // (3 * a.num_units * min(hidden, a.up_proj.shape[2])))
         return expert_similarities(own, other, pairs, units, hidden)
 
-    def _try_fault(self, j: int, i: int, cosine: float, fault: Fault) -> None:
-        """Match expert j to expert i under a fault, if that explains it."""
-        if cosine > _FAULTY:
-            similarity = self._similarities(*fault.apply(one_expert(self.a, i), one_expert(self.b, j)), [(0, 0)])
-            if similarity.z.item() >= CERTAIN and similarity.values.item() > _FAULTY:
-                self._match_units(j, i, fault, similarity.z.item())
-
-    def _match_units(self, j: int, i: int, fault: Fault | None, z: float) -> None:
+    def _match_units(self, j: int, i: int, z: float) -> None:
         """Match the units of expert j to those of expert i exactly, and keep the result if it is the nearest so far."""
         own, other = one_expert(self.a, i), one_expert(self.b, j)
-        if fault:
-            own, other = fault.apply(own, other)
-        result, units = self._fit_matched(own, other, 0)
-        degree = self.group.unit_scale_degree
-        if degree and (result.change or 0.0) > _IN_PLACE and _scales_differ(own, other):
-            balanced = self._fit_matched(own, other, degree)
-            if (balanced[0].change or 0.0) < (result.change or 0.0):
-                result, units = balanced
-        before = self.results.get(j)
-        if before is None or before.kind == "unrelated" or (result.change or 0.0) < (before.change or 0.0):
-            self._record(j, i, result, units, fault, z)
-
-    def _fit_matched(
-        self, own: ExpertBank, other: ExpertBank, scale_degree: int
-    ) -> tuple[Fit, Literal["in place", "reordered"]]:
-        """The fit of two experts once their units are matched, up to scales of this degree."""
-        group = SymmetryGroup(unit_signs=self.group.unit_signs, fixed_units=not self.group.unit_order)
-        layers = [MoeLayer(None, widened(side).balance_units(scale_degree), None, group) for side in (own, other)]
-        a, b = (side.units(0) for side in GaugedLayer.pair(*layers))
+        a, b = (
+            side.units(0) for side in GaugedLayer.pair(*(MoeLayer(None, x, None, self.group) for x in (own, other)))
+        )
         units = (match_units(a, b) if self.group.unit_order else keep_units(a, b)).units
         moved = other.permute_units(SignedPermutation(Permutation(units.permutation.index[None]), units.signs[None]))
         result = fit(own, moved, self.group)
-        place = "in place" if units.permutation.is_identity else "reordered"
-        return replace(result, signs=result.signs or units.is_signed), place
+        before = self.results.get(j)
+        if before is None or (result.change or 0.0) < (before.change or 0.0):
+            place = "in place" if units.permutation.is_identity else "reordered"
+            self._record(j, i, replace(result, signs=result.signs or units.is_signed), place, z)
 
     def _record(
         self,
@@ -226,23 +199,13 @@ class _Banks:
         i: int,
         result: Fit,
         units: Literal["in place", "reordered"],
-        fault: Fault | None = None,
         z: float | None = None,
+        fault: FaultKind | None = None,
     ) -> None:
-        kind = fault.kind if fault else result.kind
         self.results[j] = ExpertComparison(
-            j, kind, i, result.change, units, result.signs, result.scales, result.factors, z
+            j, fault or result.kind, i, result.change, units, result.signs, result.scales, result.factors, z
         )
-
-
-def _scales_differ(a: ExpertBank, b: ExpertBank) -> bool:
-    """Whether norms of up_proj rows against down_proj columns are spread otherwise: units may have been rescaled."""
-    ratios = [
-        (torch.linalg.vector_norm(one.up_proj[0].float(), dim=1) / one.down_proj[0].float().norm(dim=0)).log()
-        for one in (a, b)
-    ]
-    means, spreads = ([float(statistic(ratio)) for ratio in ratios] for statistic in (torch.mean, torch.std))
-    return not (abs(means[0] - means[1]) < _RATIO and abs(spreads[0] - spreads[1]) < _RATIO)
+        (self.uneven.add if result.worst > _FAR else self.uneven.discard)(j)
 
 
 def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:

@@ -1,189 +1,234 @@
-"""How experts are stored wrongly: functions from an expert to the expert that a wrong conversion makes of it."""
+"""Experts that are stored wrongly: the expert of A that a slot of B holds, and both as if nothing had gone wrong.
+
+Three things go wrong in conversions, alone or together: matrices are stored as their transposes, rows of gate_proj
+stand where those of up_proj belong, and a scale is left out. Transposes are found by sketches, which see no order of
+rows; rows are then matched one by one, wherever they stand; `fit` finds the scales.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank
 
 from .candidates import sketch
-from .fit import one_expert
+from .fit import one_expert, wide
 
 FaultKind = Literal["gate_up_swapped", "interleaving", "transposed"]
-_EQUAL = 0.01  # difference of cosines of sketches that says nothing
-PROJECTIONS = ("gate_proj", "up_proj", "down_proj")
+_MATRICES, _BIASES = ("gate_proj", "up_proj"), ("gate_bias", "up_bias")
+PROJECTIONS = (*_MATRICES, "down_proj")
+
+_AGREE = 0.8  # cosine of sketches from which on a view is worth a match of its rows
+_FOUND = 0.95  # cosine above which no other view is looked at
+_MOST = 0.9  # of the rows
+_ENTRIES = 2**22  # of a block of cosines
 
 Turn = Callable[[Tensor], Tensor]
-
-
-def _joined(gate: Tensor, up: Tensor) -> Tensor:
-    return torch.cat([gate, up], dim=1)
-
-
-def _halves(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows.chunk(2, dim=1)
-
-
-def _interleaved(gate: Tensor, up: Tensor) -> Tensor:
-    return torch.stack([gate, up], dim=2).flatten(1, 2)
-
-
-def _alternate(rows: Tensor) -> tuple[Tensor, ...]:
-    return rows[:, ::2], rows[:, 1::2]
-
-
-def _turned_rows(tensor: Tensor) -> Tensor:
-    """`[E, m, n]` whose entries are those of the transposed matrices in memory order."""
-    return tensor.mT.reshape(tensor.shape)
-
-
-def _turned_columns(tensor: Tensor) -> Tensor:
-    """The inverse of `_turned_rows`; the same for square matrices."""
-    e, m, n = tensor.shape
-    return tensor.reshape(e, n, m).mT
-
-
-_TURNS: tuple[Turn, ...] = (lambda tensor: tensor, _turned_rows, _turned_columns)
-_IN_ONE = {"joined": (_joined, _halves), "interleaved": (_interleaved, _alternate)}
-"""How gate and up are stored in one: the tensor that holds both, and how it comes apart."""
+Rows = tuple[Tensor, ...]
+"""gate_proj and up_proj of one expert, `[F, H]`, or up_proj alone."""
 
 
 @dataclass(frozen=True)
-class Fault:
-    """A way to store an expert wrongly.
+class Restored:
+    """Two experts whose units stand side by side once a fault is undone.
 
     Args:
-        kind: what is wrong.
-        rewrite: an expert -> that expert stored so, or the inverse.
-        of_b: whether B's expert is rewritten, to become A's but for a symmetry, which finds faults that came after the
-            symmetry; else A's, to become B's, which finds those that came before.
+        own, other: banks of one expert, of A and of B; row by row the same, but for signs undone and a change.
+        kind: what was wrong.
+        in_place: whether the units stand at their places.
+        signs: whether some rows have another sign.
     """
 
+    own: ExpertBank
+    other: ExpertBank
     kind: FaultKind
-    rewrite: Callable[[ExpertBank], ExpertBank]
-    of_b: bool
-
-    def apply(self, a: ExpertBank, b: ExpertBank) -> tuple[ExpertBank, ExpertBank]:
-        """Both experts, one of them rewritten."""
-        return (a, self.rewrite(b)) if self.of_b else (self.rewrite(a), b)
+    in_place: bool
+    signs: bool
 
 
-def swapped(experts: ExpertBank) -> ExpertBank:
-    """Gate and up exchanged."""
-    return _on_gate_up(experts, lambda gate, up: (up, gate))
+def find_faults(
+    a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequence[int], signs: bool
+) -> Iterator[tuple[int, int, Restored]]:
+    """Slots of B that hold an expert of A stored wrongly: `(slot, expert, both)`.
 
-
-def interleaved(experts: ExpertBank) -> ExpertBank:
-    """Rows gate, up, gate, up, ... cut in two halves, which pass for gate and up."""
-    return _on_gate_up(experts, lambda gate, up: _halves(_interleaved(gate, up)))
-
-
-def joined(experts: ExpertBank) -> ExpertBank:
-    """Rows of gate, then those of up, of which the even ones pass for gate and the odd ones for up."""
-    return _on_gate_up(experts, lambda gate, up: _alternate(_joined(gate, up)))
-
-
-def find_row_faults(a: ExpertBank, b: ExpertBank) -> list[tuple[float, Fault]]:
-    """The mistakes of rows of gate_proj for those of up_proj under which two experts agree most, with the cosine.
-
-    Two, where the agreement does not tell whether the fault or the signs of units came first.
-
-    Args:
-        a, b: banks of one gated expert.
-    """
-    both = (interleaved, joined, lambda x: interleaved(swapped(x)), lambda x: swapped(joined(x)))
-    faults = [Fault("gate_up_swapped", swapped, of_b) for of_b in (False, True)]
-    faults += [Fault("interleaving", rewrite, of_b) for rewrite in both for of_b in (False, True)]
-    cosines = []
-    for fault in faults:
-        own, other = map(_row_sketches, fault.apply(a, b))
-        cosines.append(sum(float(x @ y) for x, y in zip(own, other, strict=True)) / 2)
-    return [(cosine, fault) for cosine, fault in zip(cosines, faults, strict=True) if cosine > max(cosines) - _EQUAL]
-
-
-def _row_sketches(expert: ExpertBank) -> list[Float[Tensor, " n"]]:
-    return [sketch(part[0]) for part in (expert.gate_proj, expert.up_proj) if part is not None]
-
-
-def find_transpositions(
-    a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequence[int]
-) -> Iterator[tuple[int, int, float, Fault]]:
-    """For every slot of B the expert of A and the transposition that agree most: `(slot, expert, cosine, fault)`.
-
-    Rows are taken for columns in any of the projections, or in gate and up as they are stored in one, joined or
-    interleaved. A matrix that is not square keeps its shape: its entries are those of its transpose, in the order of
-    memory.
+    down_proj tells the expert, as it is or transposed, on either side: a fault on the side of B came after units were
+    put in another order, one on the side of A before.
 
     Args:
         a, b: experts of the same shapes.
-        known: the experts of A that are looked at.
-        slots: those of B.
+        known, slots: those of A and of B that are looked at.
+        signs: whether units have free signs.
     """
-    parts = [name for name in PROJECTIONS if getattr(a, name) is not None]
-    in_one = tuple(_IN_ONE) if a.gate_proj is not None else ()
-    sides = [[_sketches(one_expert(bank, e), parts) for e in numbers] for bank, numbers in ((a, known), (b, slots))]
-    own, others = ({name: torch.stack([one[name] for one in side]) for name in side[0]} for side in sides)
-    best: dict[int, tuple[int, int, float, Fault]] = {}
-
-    def table(name: str, of_a: int, of_b: int) -> Float[Tensor, "b a"]:
-        return others[name][:, of_b] @ own[name][:, of_a].T
-
-    plain = torch.stack([table(part, 0, 0) for part in parts])
-    for number, turn in enumerate(_TURNS[1:], start=1):
-        for of_b in (False, True):
-            views = (0, number) if of_b else (number, 0)
-            turned = torch.stack([table(part, *views) for part in parts])
-            nearer = torch.maximum(plain, turned)
-            scores = {None: nearer.mean(dim=0)}
-            scores |= {name: (2 * table(name, *views) + nearer[-1]) / 3 for name in in_one}
-            for name, score in scores.items():
-                for row, (j, cosines) in enumerate(zip(slots, score, strict=True)):
-                    column = int(cosines.argmax())
-                    if j not in best or float(cosines[column]) > best[j][2]:
-                        wrong = (turned[:, row, column] > plain[:, row, column]).tolist()
-                        rewrite = _transposition(turn, [part for part, x in zip(parts, wrong, strict=True) if x], name)
-                        best[j] = (j, known[column], float(cosines[column]), Fault("transposed", rewrite, of_b))
-    yield from best.values()
+    own, others = ([_down_sketches(one_expert(bank, e)) for e in numbers] for bank, numbers in ((a, known), (b, slots)))
+    own, others = torch.stack(own, dim=1), torch.stack(others, dim=1)
+    views = list(_VIEWS[a.gate_proj is not None])
+    for row, j in enumerate(slots):
+        turned = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]  # of A, of B
+        cosines = torch.stack([own[x] @ others[y, row] for x, y in turned])
+        best = int(cosines.argmax())
+        if float(cosines.flatten()[best]) < _AGREE:
+            continue
+        i, (of_a, of_b) = known[best % len(known)], turned[best // len(known)]
+        expert, other = one_expert(a, i), one_expert(b, j)
+        view = _best_view(expert, other, views)
+        if view is None:
+            continue
+        views.sort(key=lambda x: x is not view)  # the same went wrong in most experts
+        expert, other = _turned_down(expert, _TURNS[of_a]), _turned_down(other, _TURNS[of_b])
+        expert, other = view.apply(expert, of_b=False), view.apply(other, of_b=True)
+        restored = _match_rows(expert, other, signs, transposed=view.is_turned or of_a + of_b > 0)
+        if restored is not None:
+            yield j, i, restored
 
 
-def _transposition(turn: Turn, parts: Sequence[str], in_one: str | None) -> Callable[[ExpertBank], ExpertBank]:
-    """Turn the projections `parts`; gate and up as they are stored in one, if they are."""
+@dataclass(frozen=True)
+class _View:
+    """gate_proj and up_proj of one side as they may have been meant: rows re-arranged, then turned.
 
-    def rewrite(expert: ExpertBank) -> ExpertBank:
-        wrong = [part for part in parts if in_one is None or part == "down_proj"]
-        turned = replace(expert, **{part: turn(getattr(expert, part)) for part in wrong})
-        if in_one is None or expert.gate_proj is None:
-            return turned
-        join, split = _IN_ONE[in_one]
-        gate, up = split(turn(join(expert.gate_proj, expert.up_proj)))
-        return replace(turned, gate_proj=gate, up_proj=up)
+    Args:
+        of_b: which side is seen so, the other one as it is stored.
+        arrange: rows -> rows that stand as they did when they were turned.
+        turn: rows -> rows turned; None as they are.
+    """
 
-    return rewrite
+    of_b: bool
+    arrange: Callable[[Rows], Rows]
+    turn: Callable[[Rows], Rows] | None
 
+    @property
+    def is_turned(self) -> bool:
+        """Whether any matrix is transposed."""
+        return self.turn is not None
 
-def _sketches(expert: ExpertBank, parts: Sequence[str]) -> dict[str, Float[Tensor, "view n"]]:
-    """Sketches of every projection over its hidden axis, as stored and turned both ways."""
-    sketches = {}
-    for part in parts:
-        views = [turn(getattr(expert, part))[0] for turn in _TURNS]
-        sketches[part] = torch.stack([sketch(view.mT if part == "down_proj" else view) for view in views])
-    if expert.gate_proj is not None:
-        for name, (join, split) in _IN_ONE.items():
-            rows = join(expert.gate_proj, expert.up_proj)
-            sketches[name] = torch.stack([sketch(*(part[0] for part in split(turn(rows)))) for turn in _TURNS])
-    return sketches
+    def apply(self, expert: ExpertBank, of_b: bool) -> ExpertBank:
+        """The expert of one side, its biases where their rows were."""
+        if self.turn is None or of_b != self.of_b:
+            return expert
+        rows, biases = self.turn(self.arrange(_parts(expert, _MATRICES))), _parts(expert, _BIASES)
+        return replace(expert, **_named(_MATRICES, rows), **_named(_BIASES, self.arrange(biases) if biases else ()))
 
 
-def _on_gate_up(experts: ExpertBank, function: Callable[[Tensor, Tensor], tuple[Tensor, ...]]) -> ExpertBank:
-    if experts.gate_proj is None:
-        raise ValueError("experts without gate_proj have no such halves")
-    gate, up = function(experts.gate_proj, experts.up_proj)
-    changed = replace(experts, gate_proj=gate, up_proj=up)
-    if experts.gate_bias is None or experts.up_bias is None:
-        return changed
-    gate_bias, up_bias = function(experts.gate_bias, experts.up_bias)
-    return replace(changed, gate_bias=gate_bias, up_bias=up_bias)
+def _parts(expert: ExpertBank, names: Sequence[str]) -> Rows:
+    return tuple(expert.tensors()[name][0] for name in names if name in expert.tensors())
+
+
+def _named(names: Sequence[str], parts: Rows) -> dict[str, Tensor]:
+    """Fields of an expert that `_parts` gave; only the last one without gate_proj."""
+    return {name: part[None] for name, part in zip(names[len(names) - len(parts) :], parts, strict=True)}
+
+
+def _turned_rows(matrix: Tensor) -> Tensor:
+    """`[m, n]` whose entries are those of the transpose in memory order."""
+    return matrix.T.reshape(matrix.shape)
+
+
+def _turned_columns(matrix: Tensor) -> Tensor:
+    """The inverse of `_turned_rows`; the same for square matrices."""
+    return matrix.reshape(matrix.shape[::-1]).T
+
+
+def _joined(rows: Rows) -> Rows:
+    """Rows gate, up, gate, up, ... cut in halves."""
+    return torch.stack(rows, dim=1).flatten(0, 1).chunk(2)
+
+
+def _alternate(rows: Rows) -> Rows:
+    """Rows of gate, then of up, dealt out in turn."""
+    both = torch.cat(rows)
+    return both[::2], both[1::2]
+
+
+def _swap(rows: Rows) -> Rows:
+    return rows[::-1]
+
+
+def _views(gated: bool) -> Iterator[_View]:
+    """As stored, transposed, and transposed among rows that were exchanged before."""
+    arrangements: list[Callable[[Rows], Rows]] = [lambda rows: rows]
+    if gated:
+        arrangements += [_swap, _joined, _alternate, lambda rows: _joined(_swap(rows)), lambda x: _swap(_alternate(x))]
+    yield _View(True, arrangements[0], None)
+    for arrange in arrangements:
+        for turn in _TURNS[1:]:
+            for of_b in (True, False):
+                yield _View(of_b, arrange, lambda rows, turn=turn: tuple(map(turn, rows)))
+                if gated:
+                    yield _View(of_b, arrange, lambda rows, turn=turn: turn(torch.cat(rows)).chunk(2))
+                    yield _View(of_b, arrange, lambda rows, turn=turn: (turn(rows[0]), rows[1]))
+                    yield _View(of_b, arrange, lambda rows, turn=turn: (rows[0], turn(rows[1])))
+
+
+_TURNS: tuple[Turn, ...] = (lambda matrix: matrix, _turned_rows, _turned_columns)
+_VIEWS = {gated: tuple(_views(gated)) for gated in (False, True)}
+
+
+def _best_view(own: ExpertBank, other: ExpertBank, views: Sequence[_View]) -> _View | None:
+    """The view under which two experts' gate_proj and up_proj agree most, taken together; None of none that do."""
+    plain = [sketch(*_parts(expert, _MATRICES)) for expert in (own, other)]
+    best: tuple[float, _View] | None = None
+    for view in views:
+        sketches = list(plain)
+        if view.is_turned:
+            seen = view.apply((own, other)[view.of_b], view.of_b)
+            sketches[view.of_b] = sketch(*_parts(seen, _MATRICES))
+        cosine = float(sketches[0] @ sketches[1])
+        if cosine > (best[0] if best else _AGREE):
+            best = cosine, view
+        if cosine > _FOUND:
+            break
+    return best[1] if best else None
+
+
+def _down_sketches(expert: ExpertBank) -> Float[Tensor, "view n"]:
+    return torch.stack([sketch(turn(expert.down_proj[0]).T) for turn in _TURNS])
+
+
+def _turned_down(expert: ExpertBank, turn: Turn) -> ExpertBank:
+    return replace(expert, down_proj=turn(expert.down_proj[0])[None])
+
+
+def _match_rows(own: ExpertBank, other: ExpertBank, signs: bool, transposed: bool) -> Restored | None:
+    """The expert of A with every row of gate_proj and up_proj, and every column of down_proj, where B has it.
+
+    None where rows belong to no unit as a whole, or where nothing is wrong.
+    """
+    rows = [torch.cat(_parts(expert, _MATRICES)) for expert in (own, other)]
+    index, flipped = _nearest(rows[0], rows[1], signs)
+    columns, flipped_columns = _nearest(own.down_proj[0].T, other.down_proj[0].T, signs)
+    count, gated = own.num_units, own.gate_proj is not None
+    is_whole = bool(((index % count).view(-1, count) == columns).all(dim=0).float().mean() > _MOST)
+    ups = (index.view(-1, count) // count).float().mean(dim=1).tolist()  # the shares that come from up_proj
+    kind: FaultKind | None = "transposed" if transposed else None
+    if gated and not all(share < 1 - _MOST or share > _MOST for share in ups):
+        kind, is_whole = kind or "interleaving", True
+    elif gated and ups[0] > _MOST and ups[1] < 1 - _MOST:
+        kind = kind or "gate_up_swapped"
+    if kind is None or not is_whole:
+        return None
+
+    restored = {"down_proj": torch.where(flipped_columns, -own.down_proj[:, :, columns], own.down_proj[:, :, columns])}
+    for names in (_MATRICES, _BIASES):
+        parts = _parts(own, names)
+        if parts:
+            moved = torch.cat(parts)[index]
+            moved = torch.where(flipped.view(-1, *[1] * (moved.ndim - 1)), -moved, moved)
+            restored |= _named(names, moved.chunk(len(parts)))
+    in_place = bool((columns == torch.arange(count)).all())
+    return Restored(replace(own, **restored), other, kind, in_place, bool(flipped.any() or flipped_columns.any()))
+
+
+def _nearest(
+    x: Float[Tensor, "m d"], y: Float[Tensor, "n d"], signs: bool
+) -> tuple[Int[Tensor, " n"], Bool[Tensor, " n"]]:
+    """The row of x with the greatest cosine to each row of y, either sign if they are free, and whether it is -1."""
+    x, y = (torch.nn.functional.normalize(rows.to(wide(rows)), dim=1) for rows in (x, y))
+    index, cosines = [], []
+    for block in y.split(max(1, _ENTRIES // len(x))):
+        table = block @ x.T
+        index.append((table.abs() if signs else table).argmax(dim=1))
+        cosines.append(table.gather(1, index[-1][:, None])[:, 0])
+    return torch.cat(index), torch.cat(cosines) < 0 if signs else torch.zeros(len(y), dtype=torch.bool)

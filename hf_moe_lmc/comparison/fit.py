@@ -46,24 +46,20 @@ class Fit:
         signs, scales: whether some units have another sign, or another scale that their function does not see.
         factors: by which gate, up and down are off, of a kind "scaled"; up and down as one in up where units may be
             rescaled.
+        worst: `change` of the projection where it is largest.
     """
 
     kind: Literal["identical", "rounded", "changed", "scaled"]
-    change: float | None
+    change: float | None = None
     signs: bool = False
     scales: bool = False
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    worst: float = 0.0
 
 
 def one_expert(experts: ExpertBank, e: int) -> ExpertBank:
     """The bank of expert e alone (views)."""
     return experts.map(lambda tensor: tensor[e : e + 1])
-
-
-def widened(expert: ExpertBank) -> ExpertBank:
-    """The bank in float32 or better."""
-    dtype = wide(*expert.tensors().values())
-    return expert.map(lambda tensor: tensor.to(dtype))
 
 
 def fit(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> Fit:
@@ -72,7 +68,7 @@ def fit(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> Fit:
     Of signs and scales that `group` leaves free, those that bring them closest count.
     """
     if _same_bits(a, b):
-        return Fit("identical", None)
+        return Fit("identical")
     sums = _Sums.of(a, b)
     flipped = sums.dots(*_SIGNED) < 0 if group.unit_signs else torch.zeros(1, dtype=torch.bool)
     if not flipped.any():
@@ -80,7 +76,7 @@ def fit(a: ExpertBank, b: ExpertBank, group: SymmetryGroup) -> Fit:
     signs = torch.where(flipped, -1.0, 1.0)
     b = _times(b, {name: signs for name in _SIGNED if name in b.tensors()})
     if _same_bits(a, b):
-        return Fit("identical", None, signs=True)
+        return Fit("identical", signs=True)
     return replace(_rescaling_fit(a, b, _Sums.of(a, b), group), signs=True)
 
 
@@ -104,10 +100,16 @@ class _Sums:
         return cls(*({name: own[part].double() for name, own in sums.items()} for part in range(3)))
 
     @property
+    def changes(self) -> dict[str, float]:
+        """`|b - a| / |a|` by tensor."""
+        return {name: _ratio(part.sum(), self.norms[name].sum()) for name, part in self.distances.items()}
+
+    @property
     def change(self) -> float:
-        """`|b - a| / |a|`."""
-        norm = sum(part.sum().item() for part in self.norms.values())
-        return math.sqrt(sum(part.sum().item() for part in self.distances.values()) / norm) if norm > 0 else math.inf
+        """`|b - a| / |a|` over all tensors."""
+        return _ratio(
+            *(torch.stack([part.sum() for part in sums.values()]).sum() for sums in (self.distances, self.norms))
+        )
 
     def dots(self, *names: str) -> Float[Tensor, " n"]:
         """`<a, b>` of every unit over the tensors of these names."""
@@ -119,31 +121,35 @@ class _Sums:
         known = [name for name in names if name in self.norms]
         return _quotient(self.dots(*known), sum((self.norms[name] for name in known), torch.zeros(1)))
 
-    def change_after(self, factors: Mapping[str, Tensor]) -> float:
-        """`change`, had b been divided by factors; to the rounding of float32 only."""
-        norm = total = 0.0
-        for name, factor in factors.items():
-            rest = self.norms[name] - 2 * self.dots(name) / factor + self.other_norms[name] / factor**2
-            norm, total = norm + self.norms[name].sum().item(), total + rest.clamp(min=0).sum().item()
-        return math.sqrt(total / norm) if norm > 0 else math.inf
+    def left(self, name: str, factor: Tensor) -> float:
+        """`|b / factor - a|^2` of one tensor, to the rounding of float32 only."""
+        rest = self.norms[name] - 2 * self.dots(name) / factor + self.other_norms[name] / factor**2
+        return rest.clamp(min=0).sum().item()
 
 
 def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, group: SymmetryGroup) -> Fit:
     """The fit of experts whose signs agree, with the factors and scales that explain most of the distance, if any."""
-    change = sums.change
-    if change > FACTOR / 2:
-        constant = {name: _quotient(sums.dots(name).sum(), sums.norms[name].sum()) for name in sums.norms}
-        by_unit = dict(constant)
-        if group.unit_scale_degree:
-            up, down = sums.factors("up_proj", "up_bias"), sums.factors("down_proj")
-            by_unit |= {name: up for name in ("up_proj", "up_bias") if name in constant} | {"down_proj": down}
-        for factors in (constant, by_unit):
-            if sums.change_after(factors) < GAIN * change:
-                rest = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in factors.items()})).change
-                return _scaled(factors, group, rest)
+    one, factors = torch.ones((), dtype=torch.float64), dict[str, Tensor]()
+    for name in sums.norms:
+        factor = _quotient(sums.dots(name).sum(), sums.norms[name].sum())
+        explains = sums.left(name, factor) < GAIN**2 * sums.left(name, one)
+        factors[name] = factor if explains and abs(factor - 1) > FACTOR / 2 else one
+    if group.unit_scale_degree:
+        up, down = sums.factors("up_proj", "up_bias"), sums.factors("down_proj")
+        by_unit = {"up_proj": up, "down_proj": down} | ({"up_bias": up} if "up_bias" in factors else {})
+        before, after = (sum(sums.left(name, chosen[name]) for name in by_unit) for chosen in (factors, by_unit))
+        if after < GAIN**2 * before and max(float((scale - 1).abs().max()) for scale in (up, down)) > FACTOR:
+            factors |= by_unit
+    off = {name: factor for name, factor in factors.items() if factor is not one}
+    if off:
+        sums = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in off.items()}))
+    change, worst = sums.change, max(sums.changes[name] for name in sums.changes if name.endswith("proj"))
+    if off:
+        return replace(_scaled(factors, group, change), worst=worst)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
     is_rounding = eps < ROUNDING and change < 4 * eps
-    return Fit("rounded" if is_rounding or _is_rounded(a, b, change) else "changed", change)
+    kind = "rounded" if is_rounding or _is_rounded(a, b, change) else "changed"
+    return Fit(kind, change, worst=worst)
 
 
 def _scaled(factors: Mapping[str, Tensor], group: SymmetryGroup, change: float) -> Fit:
@@ -155,6 +161,10 @@ def _scaled(factors: Mapping[str, Tensor], group: SymmetryGroup, change: float) 
         # pyrefly: ignore[bad-argument-type]
         return Fit("scaled", change if change > ROUNDING else None, factors=off)
     return Fit("rounded" if change < ROUNDING else "changed", change, scales=True)
+
+
+def _ratio(distance: Tensor, norm: Tensor) -> float:
+    return math.sqrt(distance / norm) if norm > 0 else 0.0 if distance == 0 else math.inf
 
 
 def _same_bits(a: ExpertBank, b: ExpertBank) -> bool:

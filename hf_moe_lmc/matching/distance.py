@@ -51,12 +51,23 @@ class GaugedLayer:
         """The units of a routed expert, `[F]`."""
         return Units.of(self.layer.experts, self.scales, expert, self.layer.group.unit_signs, self.dtype)
 
+    def reorder_unrouted(self, shared: Permutation | None, zero: Permutation | None) -> "GaugedLayer":
+        """`MoeLayer.reorder_unrouted` in its gauge."""
+        stay = all(order is None or order.is_identity for order in (shared, zero))
+        return self if stay else GaugedLayer.of(self.layer.reorder_unrouted(shared, zero), self.dtype)
+
     def shared_units(self) -> list[Units]:
         """The units of every shared expert, `[F']`; empty without such experts."""
         shared, scales, signs = self.layer.shared_experts, self.shared_scales, self.layer.group.shared_unit_signs
         if shared is None or scales is None:
             return []
         return [Units.of(shared, scales, e, signs, self.dtype) for e in range(shared.num_experts)]
+
+    @property
+    def further_rows(self) -> Float[Tensor, "R d"] | None:
+        """The router's further rows, which have no gauge."""
+        rows = self.layer.further_rows
+        return rows.rows().to(self.dtype) if rows else None
 
     @property
     def down_bias(self) -> Float[Tensor, "E D"] | None:
@@ -89,11 +100,11 @@ def gauged_distance(a: GaugedLayer, b: GaugedLayer) -> float:
 
 
 def fixed_squared_distance(reference: GaugedLayer, other: GaugedLayer, experts: Permutation) -> float:
-    """Squared distance of all that no unit move changes, under an expert order: router and down_bias.
+    """Squared distance of all that no unit move changes, under an expert order: router, further rows and down_bias.
 
     The rest of `layer_distance` squared is that of the units.
     """
-    pairs = [(reference.shared_down_bias, other.shared_down_bias)]
+    pairs = [(reference.shared_down_bias, other.shared_down_bias), (reference.further_rows, other.further_rows)]
     bias = other.down_bias
     pairs.append((reference.down_bias, None if bias is None else experts.apply(bias, dim=0)))
     if reference.router is not None and other.layer.router is not None:
@@ -115,7 +126,7 @@ def check_comparable(reference: MoeLayer, other: MoeLayer) -> None:
     """Raise `IncompatiblePairError`, naming the difference, unless both layers have the same parts and sizes."""
     if (reference.router is None) != (other.router is None):
         raise IncompatiblePairError("a Mixture of Experts in one of the models, dense in the other")
-    sizes = ("experts", "units per expert", "(number, units) of shared experts")
+    sizes = ("experts", "units per expert", "(number, units) of shared experts", "zero experts")
     for what, a, b in zip(sizes, reference.symmetry_shape, other.symmetry_shape, strict=True):
         if a != b:
             raise IncompatiblePairError(f"{what}: the reference has {a or 'none'}, the other has {b or 'none'}")

@@ -49,7 +49,7 @@ class JointTable:
     def of(cls, reference: GaugedLayer, other: GaugedLayer) -> "JointTable":
         """The table with nothing but `fixed`."""
         fixed = sum(
-            (_squared_distances(a, b) for a, b in _rows_without_units(reference, other)),
+            (squared_distances(a, b) for a, b in _rows_without_units(reference, other)),
             torch.zeros(1, 1, dtype=torch.float64).expand(*[reference.layer.experts.num_experts] * 2),
         )
         return cls(reference, other, fixed, fixed.clone())
@@ -142,6 +142,7 @@ def _rows_without_units(reference: GaugedLayer, other: GaugedLayer) -> list[tupl
     return [(a, b) for a, b in rows if a is not None and b is not None]
 
 
-def _squared_distances(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float64[Tensor, "m n"]:
+def squared_distances(a: Float[Tensor, "m d"], b: Float[Tensor, "n d"]) -> Float64[Tensor, "m n"]:
+    """`|a_i - b_j|^2` of all rows."""
     # The default mode of cdist cancels catastrophically for nearly equal rows.
     return torch.cdist(a.double(), b.double(), compute_mode="donot_use_mm_for_euclid_dist").square().cpu()

@@ -13,7 +13,8 @@ from hf_moe_lmc.workers import each
 
 from .distance import GaugedLayer, check_comparable, fixed_squared_distance, gauged_distance
 from .expert_order import ExpertMatching, match_experts
-from .unit_matching import UnitMatching, keep_units, match_shared_units, match_units, stacked
+from .unit_matching import UnitMatching, keep_units, match_units, stacked
+from .unrouted import match_shared_experts, match_zero_experts
 from .verdict import LayerEvidence, gather_evidence
 
 
@@ -62,12 +63,13 @@ def align_layers(
     if expert_order == "none":
         return LayerAlignment(MoeSymmetry.identity(*reference.symmetry_shape), before, before)
     symmetry, experts, units, shared = match_layers(a, b, expert_order)
-    fixed = fixed_squared_distance(a, b, experts.order)
+    moved = b.reorder_unrouted(symmetry.shared_experts, symmetry.zero_experts)
+    fixed = fixed_squared_distance(a, moved, experts.order)
     return LayerAlignment(
         symmetry,
         before,
         math.sqrt(fixed + math.fsum(matching.squared_distance for matching in (*units, *shared))),
-        gather_evidence(a, b, experts, units, shared, fixed) if units else None,
+        gather_evidence(a, moved, experts, units, shared, symmetry.shared_experts, fixed) if units else None,
         None if experts.table is None else experts.table.float().cpu(),
     )
 
@@ -87,8 +89,10 @@ def match_layers(
         lambda pair: experts.pairs.get(pair) or _match_expert(reference, other, *pair, experts.order),
         enumerate(experts.order.index.tolist()),
     )
-    shared = match_shared_units(reference, other)
-    symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None)
+    keep = expert_order == "units"
+    order, shared = match_shared_experts(reference, other, keep)
+    zero = match_zero_experts(reference, other, keep)
+    symmetry = MoeSymmetry(experts.order, stacked(units), stacked(shared) if shared else None, order, zero)
     return symmetry, experts, units, shared
 
 

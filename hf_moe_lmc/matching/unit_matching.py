@@ -7,10 +7,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
-from hf_moe_lmc.workers import each
 
 from .assignment import certify, solve_assignment
-from .distance import GaugedLayer
 from .dual_prices import proving_prices, row_margins
 from .unit_bounds import match_sibling_units
 from .units import Partners, Units
@@ -77,11 +75,6 @@ def keep_units(reference: Units, other: Units, order: Permutation | None = None)
     columns = torch.arange(len(margins)) if order is None else order.index
     partners = Partners.of(reference, other, columns.to(margins.device))
     return _matching(reference, other, partners, 0.0, "fixed", margins)
-
-
-def match_shared_units(reference: GaugedLayer, other: GaugedLayer) -> list[UnitMatching]:
-    """`match_units` of every shared expert and its counterpart."""
-    return each(lambda pair: match_units(*pair), zip(reference.shared_units(), other.shared_units(), strict=True))
 
 
 def stacked(matchings: list[UnitMatching]) -> SignedPermutation:

@@ -185,19 +185,21 @@ def gather_evidence(
     experts: ExpertMatching,
     units: Sequence[UnitMatching],
     shared: Sequence[UnitMatching],
+    shared_order: Permutation | None,
     fixed_distance: float,
 ) -> LayerEvidence:
     """The evidence of an alignment.
 
     Args:
-        reference, other: the layers.
+        reference, other: the layers, the other with its shared experts in `shared_order`.
         experts, units, shared: their matchings.
         fixed_distance: `fixed_squared_distance` under that order.
     """
     matchings = [*units, *shared]
     margins = torch.cat([matching.margins for matching in matchings]).double().sort().values
     z, shared_z, order_z = _z_scores(reference, other, experts.order)
-    rows = [*enumerate(experts.order.index.tolist()), *((e, e) for e in range(len(shared)))]
+    orders = (order.index.tolist() for order in (experts.order, shared_order) if order)
+    rows = [pair for order in orders for pair in enumerate(order)]
     return LayerEvidence(
         expert_method=experts.method,
         certified=experts.certified,

@@ -3,6 +3,6 @@
 from .expert_bank import ExpertBank, UnitScales
 from .layer import MoeLayer, act
 from .router import Router
-from .symmetry_group import SymmetryGroup
+from .symmetry_group import FurtherRows, SymmetryGroup
 
-__all__ = ["ExpertBank", "MoeLayer", "Router", "SymmetryGroup", "UnitScales", "act"]
+__all__ = ["ExpertBank", "FurtherRows", "MoeLayer", "Router", "SymmetryGroup", "UnitScales", "act"]

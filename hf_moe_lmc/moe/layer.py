@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from hf_moe_lmc.symmetry import MoeSymmetry
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 
 from .expert_bank import ExpertBank, UnitScales
 from .router import Router
@@ -24,16 +24,19 @@ class MoeLayer:
         experts: the routed experts.
         shared_experts: the always-active experts (DeepSeekMoE), or None.
         group: the symmetries that the layer admits.
+        further_rows: the rows of the router after those of the routed experts; `SymmetryGroup.further_rows` says whose.
     """
 
     router: Router | None
     experts: ExpertBank
     shared_experts: ExpertBank | None = None
     group: SymmetryGroup = field(default_factory=SymmetryGroup)
+    further_rows: Router | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors of the layer under names such as `router.weight` and `shared_experts.down_proj`."""
-        parts = {"router": self.router, "experts": self.experts, "shared_experts": self.shared_experts}
+        names = ("router", "experts", "shared_experts", "further_rows")
+        parts: dict[str, Router | ExpertBank | None] = {name: getattr(self, name) for name in names}
         return {
             f"{part}.{name}": tensor
             for part, owner in parts.items()
@@ -55,12 +58,13 @@ class MoeLayer:
         def cast(tensor: Tensor) -> Tensor:
             return tensor.to(dtype)
 
-        shared = self.shared_experts
+        shared, further = self.shared_experts, self.further_rows
         return replace(
             self,
             router=self.router.map(cast) if self.router else None,
             experts=self.experts.map(cast),
             shared_experts=shared.map(cast) if shared else None,
+            further_rows=further.map(cast) if further else None,
         )
 
     def in_gauge(self) -> "MoeLayer":
@@ -107,13 +111,25 @@ class MoeLayer:
         )
 
     @property
-    def symmetry_shape(self) -> tuple[int, int, tuple[int, int] | None]:
-        """(E, F, (S, F') or None): the arguments that `MoeSymmetry.identity` and its kin take for this layer."""
-        shared = self.shared_experts
+    def symmetry_shape(self) -> tuple[int, int, tuple[int, int] | None, int]:
+        """(E, F, (S, F') or None, Z): the arguments that `MoeSymmetry.identity` and its kin take for this layer."""
+        shared, further = self.shared_experts, self.further_rows
         return (
             self.experts.num_experts,
             self.experts.num_units,
             None if shared is None else (shared.num_experts, shared.num_units),
+            len(further.weight) if further and self.group.further_rows == "zero experts" else 0,
+        )
+
+    def reorder_unrouted(self, shared: Permutation | None, zero: Permutation | None) -> "MoeLayer":
+        """The layer with its shared experts, and its zero experts, in other orders, router rows included."""
+        shared, zero = (None if order is None or order.is_identity else order for order in (shared, zero))
+        order = {"shared experts": shared, "zero experts": zero}.get(self.group.further_rows or "")
+        experts, rows = self.shared_experts, self.further_rows
+        return replace(
+            self,
+            shared_experts=experts.permute_experts(shared) if experts and shared else experts,
+            further_rows=rows.permute_experts(order) if rows and order else rows,
         )
 
 
@@ -125,6 +141,7 @@ def act(symmetry: MoeSymmetry, layer: MoeLayer) -> MoeLayer:
     """
     if symmetry.shape != layer.symmetry_shape:
         raise ValueError(f"a symmetry of sizes {symmetry.shape} cannot act on a layer of sizes {layer.symmetry_shape}")
+    layer = layer.reorder_unrouted(symmetry.shared_experts, symmetry.zero_experts)
     shared = layer.shared_experts
     return replace(
         layer,

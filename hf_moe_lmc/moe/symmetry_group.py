@@ -7,6 +7,8 @@ import torch
 
 from hf_moe_lmc.symmetry import MoeSymmetry, Permutation, SignedPermutation
 
+FurtherRows = Literal["shared experts", "zero experts", "skipped tokens"]
+
 
 @dataclass(frozen=True)
 class SymmetryGroup:
@@ -31,6 +33,8 @@ class SymmetryGroup:
             divided by c^d changes nothing: 1 of `act(gate) * up` and `relu(up)`, 2 of `relu(up)^2`; 0 if none is free.
         expert_output_scale: an expert's down_proj times c > 0 changes nothing, because a norm follows.
         shared_unit_signs, shared_unit_scale_degree: the same of shared experts.
+        further_rows: owner of the rows of the router that follow those of the routed experts. Shared experts move with
+            theirs; zero experts have nothing else.
     """
 
     expert_groups: int = 1
@@ -45,6 +49,7 @@ class SymmetryGroup:
     expert_output_scale: bool = False
     shared_unit_signs: bool = False
     shared_unit_scale_degree: int = 0
+    further_rows: FurtherRows | None = None
 
     @property
     def expert_order(self) -> Literal["all", "groups", "keys", "none"]:
@@ -65,6 +70,7 @@ class SymmetryGroup:
         experts: int,
         units: int,
         shared: tuple[int, int] | None = None,
+        zero: int = 0,
         generator: torch.Generator | None = None,
     ) -> MoeSymmetry:
         """A random element that leaves no expert and no unit at its place, for the sizes of `MoeLayer.symmetry_shape`.
@@ -84,14 +90,24 @@ class SymmetryGroup:
             inside = SignedPermutation.unsigned(Permutation(order.index.repeat(experts, 1)))
         else:
             inside = SignedPermutation.identity(experts, units)
-        return MoeSymmetry(order, inside, signed(shared, self.shared_unit_signs) if shared else None)
+        return MoeSymmetry(
+            order,
+            inside,
+            signed(shared, self.shared_unit_signs) if shared else None,
+            _derangement(shared[0], generator) if shared else None,
+            _derangement(zero, generator) if zero else None,
+        )
 
     def _random_order(self, experts: int, generator: torch.Generator | None) -> Permutation:
-        if experts == 1 or self.fixed_experts:
+        if self.fixed_experts:
             return Permutation.identity(experts)
-        if self.expert_groups == 1:
-            return Permutation.random_derangement(experts, generator=generator)
+        if experts == 1 or self.expert_groups == 1:
+            return _derangement(experts, generator)
         size = experts // self.expert_groups
         groups = Permutation.random_derangement(self.expert_groups, generator=generator).index
         inside = Permutation.random(self.expert_groups, size, generator=generator).index
         return Permutation((groups[:, None] * size + inside).flatten())
+
+
+def _derangement(size: int, generator: torch.Generator | None) -> Permutation:
+    return Permutation.identity(1) if size == 1 else Permutation.random_derangement(size, generator=generator)

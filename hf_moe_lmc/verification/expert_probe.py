@@ -15,19 +15,23 @@ PROBES = 4
 def experts_difference(before: MoeLayer, after: MoeLayer) -> float:
     """Relative difference of the experts of `after` and `before`, each with its router row, best paired.
 
-    Shared experts, and others whose order is fixed, are paired as they stand. Every expert is given four random inputs
+    Experts whose order is fixed are paired as they stand. Every expert is given four random inputs
     as the generic network `y . (down (silu(gate x + b) * (up x + b)) + b)`, without `gate`: `silu(up x + b)`. The
     family computes something else, but no order and no sign of units matters to it, and any other change of a weight
     does. Router rows are compared in the gauge of `MoeLayer.in_gauge`, by four random projections.
     """
     a, b = before.in_gauge(), after.in_gauge()
-    routed = _difference(_probe(a.experts, a.router), _probe(b.experts, b.router), before.group.fixed_experts)
-    if a.shared_experts is None or b.shared_experts is None:
-        return routed
-    return max(routed, _difference(_probe(a.shared_experts, None), _probe(b.shared_experts, None), fixed=True))
+    differences = [_difference(_probe(a.experts, a.router), _probe(b.experts, b.router), before.group.fixed_experts)]
+    of_shared = before.group.further_rows == "shared experts"
+    if a.shared_experts and b.shared_experts:
+        rows, rows_after = (layer.further_rows if of_shared else None for layer in (a, b))
+        differences.append(_difference(_probe(a.shared_experts, rows), _probe(b.shared_experts, rows_after)))
+    if a.further_rows and b.further_rows and not of_shared:
+        differences.append(_difference([_projected(a.further_rows)], [_projected(b.further_rows)]))
+    return max(differences)
 
 
-def _difference(before: list[Float[Tensor, "E n"]], after: list[Float[Tensor, "E n"]], fixed: bool) -> float:
+def _difference(before: list[Float[Tensor, "E n"]], after: list[Float[Tensor, "E n"]], fixed: bool = False) -> float:
     """The largest difference of the paired rows, each block on the scale of `before`."""
     scales = [part.abs().max().clamp_min(torch.finfo(part.dtype).tiny) for part in before]
     expected, actual = (torch.cat([p / s for p, s in zip(x, scales, strict=True)], dim=1) for x in (before, after))
@@ -47,10 +51,12 @@ def _probe(experts: ExpertBank, router: Router | None) -> list[Float[Tensor, "E 
         return torch.randn(PROBES, size, generator=generator).to(like)
 
     outputs = _outputs(experts, random(weight.shape[2], weight), random(experts.down_proj.shape[1], weight))
-    if router is None:
-        return [outputs]
+    return [outputs] if router is None else [outputs, _projected(router)]
+
+
+def _projected(router: Router) -> Float[Tensor, "E n"]:
     rows = router.rows()
-    return [outputs, rows @ random(rows.shape[1], rows).mT]
+    return rows @ torch.randn(PROBES, rows.shape[1], generator=torch.Generator().manual_seed(1)).to(rows).mT
 
 
 def _outputs(experts: ExpertBank, x: Float[Tensor, "n H"], y: Float[Tensor, "n D"]) -> Float[Tensor, "E n"]:

@@ -20,9 +20,9 @@ EXPECTED = {  # dense layers among them in brackets
     "qwen2_moe": ["model.layers.0.mlp", "(model.layers.1.mlp)", "model.layers.2.mlp"],
 }
 SHAPES = {
-    "moe_vit shared": (5, 7, (1, 7)),
-    "moe_gpt2 shared": (5, 7, (1, 7)),
-    "qwen2_moe": (5, 7, (1, 9)),
+    "moe_vit shared": (5, 7, (1, 7), 0),
+    "moe_gpt2 shared": (5, 7, (1, 7), 0),
+    "qwen2_moe": (5, 7, (1, 9), 0),
 }
 DENSE_UNITS = {"moe_gpt2 sparse": 48, "moe_gpt2 shared": 48}
 
@@ -34,7 +34,7 @@ def test_layers_are_found_and_read(name):
     assert [spec.name if spec.router else f"({spec.name})" for spec in specs] == EXPECTED[name]
     assert unaligned_layers(model) == ()
     for spec in specs:
-        expected = SHAPES.get(name, (5, 7, None)) if spec.router else (1, DENSE_UNITS.get(name, 14), None)
+        expected = SHAPES.get(name, (5, 7, None, 0)) if spec.router else (1, DENSE_UNITS.get(name, 14), None, 0)
         assert spec.read(model.state_dict()).symmetry_shape == expected
 
 

@@ -117,11 +117,11 @@ def test_a_dense_layer_of_unknown_class_is_named():
 
 
 def test_symmetries_are_counted_as_by_hand():
-    """E = 4 in 2 groups, F = 2 with signs, one shared expert of 3 units without."""
+    """E = 4 in 2 groups, F = 2 with signs, two shared experts of 3 units without, three zero experts."""
     orders = [p for p in permutations(range(4)) if p[0] // 2 == p[1] // 2]
     units = len(list(product(permutations(range(2)), product((1, -1), repeat=2))))
-    expected = len(orders) * units**4 * 6
-    order = log10_order(SymmetryGroup(expert_groups=2, unit_signs=True), 4, 2, (1, 3))
+    expected = len(orders) * units**4 * (2 * 6**2) * 6
+    order = log10_order(SymmetryGroup(expert_groups=2, unit_signs=True), 4, 2, (2, 3), 3)
     assert math.isclose(10**order, expected, rel_tol=1e-9)
 
 

@@ -1,10 +1,12 @@
-"""VitPose, whose caller chooses the head: its units can be permuted, its heads cannot."""
+"""VitPose, whose caller chooses the head: its units can be permuted, its heads cannot. Experts stored one by one."""
 
+import pytest
 import torch
 
 from hf_moe_lmc import align, scramble
 from hf_moe_lmc.adapters import alignable_layers, moe_layers
 from hf_moe_lmc.adapters.layouts import HeadedMlp
+from hf_moe_lmc.errors import BadInputError
 from tests import families
 
 
@@ -37,3 +39,12 @@ def test_no_layer_has_a_router():
     model = build()
     assert moe_layers(model) == ()
     assert [type(spec.experts) for spec in alignable_layers(model)] == [HeadedMlp] * 3
+
+
+def test_listed_experts_of_two_dtypes_would_be_rounded():
+    """In a live model; checkpoints are read in the wider one, as the cases of tests/benchmarks/test_differential.py."""
+    model = families.build("switch_transformers")
+    name, weight = next((n, w) for n, w in model.named_parameters() if "expert_1.wi" in n)
+    model.get_submodule(name.removesuffix(".weight")).weight.data = weight.data.bfloat16()
+    with pytest.raises(BadInputError, match=r"experts of .*\.experts differ in dtype; convert the model to one"):
+        align(model, model)

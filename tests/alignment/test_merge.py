@@ -68,7 +68,7 @@ def test_models_are_left_alone():
     models = [build("mixtral", seed=seed, dtype=torch.float32) for seed in (0, 1)]
     before = [copied(model) for model in models]
     for t in (0.0, 0.5, 1.0):
-        merged = merge(models[0], models[1:], t=t, repairs=["norms"])
+        merged = merge(models[0], models[1:], t=t, repairs=["norms"], force=True)
         with torch.no_grad():
             for parameter in merged.parameters():
                 parameter.fill_(9.0)
@@ -131,8 +131,8 @@ def test_other_weights_need_permission(role):
     with pytest.raises(
         IncompatiblePairError, match=r"layer model\.layers\.1\.mlp of MixtralForCausalLM is not that of"
     ):
-        merge(models[0], models[1:], alignment=alignment)
-    assert merge(models[0], models[1:], alignment=alignment, allow_other_weights=True)
+        merge(models[0], models[1:], alignment=alignment, force=True)
+    assert merge(models[0], models[1:], alignment=alignment, force=True, allow_other_weights=True)
 
 
 def test_alignments_are_made_for_models_in_their_order(tmp_path):

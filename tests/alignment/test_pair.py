@@ -92,7 +92,7 @@ def test_a_difference_that_is_allowed_is_recorded(reference, other, tmp_path, ca
     assert list(manifest["allowed_differences"].values()) == texts
     card = (tmp_path / "out" / "README.md").read_text()
     assert all(f"- Merged although {text}." in card.replace("\\", "") for text in texts)
-    assert manifest["differences"] == ["the chat template differs; the reference's is kept"]
+    assert manifest["differences"] == ["the chat template is in the other only"]
     assert f"- Of the models, {manifest['differences'][0]}." in card
     assert "--allow-difference rms_norm_eps rope_parameters.rope_theta --t 0.5" in card
 
@@ -190,7 +190,7 @@ def test_what_is_allowed_is_listed(reference, other, capsys, tmp_path):
     (other / "tokenizer.json").unlink()
     (other / "chat_template.jinja").write_text("{{ messages }}")
     assert cli.main(["merge", str(reference), str(other), "-o", str(tmp_path / "out"), "--dry-run"]) == 0
-    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("allowed difference: ")]
+    listed = [line for line in capsys.readouterr().out.splitlines() if line.startswith("difference: ")]
     words = ["bos_token_id", "dtype", "1 tensors have another dtype", "no tokenizer", "chat template"]
     assert len(listed) == len(words)
     assert all(any(word in line for line in listed) for word in words)

@@ -1,6 +1,7 @@
 """The saved alignment: round trips, other versions of the package, and everything that is not one."""
 
 import json
+import os
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hf_moe_lmc import Alignment, MoeAligner, align, apply, scramble
 from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.alignment.saved_alignment import FORMAT
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
-from tests.checkpoints.faulty import edit_json, failed, worked
+from tests.checkpoints.faulty import edit_json, failed, join, worked
 from tests.models import MODELS, build
 
 CONFIG, WEIGHTS = "alignment_config.json", "alignment.safetensors"
@@ -121,6 +122,13 @@ def remove(key: str):
     return fault
 
 
+def sparse(folder):
+    file = folder / WEIGHTS
+    header = {EXPERTS: {"dtype": "I64", "shape": [1_250_000_000], "data_offsets": [0, 10**10]}}
+    join(file, json.dumps(header).encode(), b"")
+    os.truncate(file, file.stat().st_size + 10**10)
+
+
 def edit_layer(**fields: object):
     return lambda folder: edit_json(folder / CONFIG, lambda c: c["layers"]["model.layers.0.mlp"].update(fields))
 
@@ -143,6 +151,7 @@ DAMAGES = {
     "fewer rows": (edit(UNITS, lambda index: index[1:]), UNITS),
     "signs of 2": (edit(f"{UNITS}.signs", lambda signs: 2 * signs), UNITS),
     "signs of another shape": (edit(f"{UNITS}.signs", lambda signs: signs[:, 1:].clone()), UNITS),
+    "ten gigabytes, of which none are on the disk": (sparse, f"{EXPERTS} has the shape (1250000000,); no layer is"),
     "no signs": (remove(f"{UNITS}.signs"), f"{UNITS}.signs is missing"),
     "no experts": (remove(EXPERTS), f"{EXPERTS} is missing"),
     "a tensor too many": (edit("extra", lambda _: torch.ones(2)), "extra belongs to no layer"),

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -56,9 +57,9 @@ def test_folders_as_live_models(name, dtype, tmp_path):
     a.save_pretrained(tmp_path / "a", max_shard_size=SHARD)
     b.save_pretrained(tmp_path / "b", max_shard_size=SHARD)
     alignment = align(a, b)
-    assert merge(tmp_path / "a", tmp_path / "b", t=POINTS, output=tmp_path / "out") == tmp_path / "out"
+    assert merge(tmp_path / "a", tmp_path / "b", t=POINTS, output=tmp_path / "out", force=True) == tmp_path / "out"
     for t in POINTS:
-        merge(a, b, alignment=alignment, t=t).save_pretrained(tmp_path / "live", max_shard_size=SHARD)
+        merge(a, b, alignment=alignment, t=t, force=True).save_pretrained(tmp_path / "live", max_shard_size=SHARD)
         assert_same(tensors(tmp_path / "out" / f"t-{t:g}"), tensors(tmp_path / "live"))
     assert_same(tensors(tmp_path / "out" / "t-0"), tensors(tmp_path / "a"))
     assert len(list((tmp_path / "out" / "t-1").glob("*.safetensors"))) > 1
@@ -191,6 +192,7 @@ def test_a_dry_run_says_what_it_would_do(pair, capsys):
     ]
     assert shown[3].startswith("memory at most about       ")
     assert shown[4].startswith("free on the output's disk")
+    assert re.fullmatch(r"time, related models        \d.* by 1, \d.* by 8, \d.* by 64 of such processes", shown[-1])
     assert sorted(path.name for path in pair.iterdir()) == ["a", "b"]
 
 
@@ -217,9 +219,9 @@ def test_the_manifest_of_several_points(pair):
 def test_a_live_model_is_written_as_it_saves_itself(name, tmp_path):
     """Keys, shapes, values and configuration of `save_pretrained`, and nothing of random weights when it is loaded."""
     a, b = (build(name, seed) for seed in (0, 1))
-    merged = merge(a, b, t=0.3)
+    merged = merge(a, b, t=0.3, force=True)
     merged.save_pretrained(tmp_path / "saved")
-    out = merge(a, b, t=0.3, output=tmp_path / "out")
+    out = merge(a, b, t=0.3, output=tmp_path / "out", force=True)
     assert_same(tensors(out), tensors(tmp_path / "saved"))
     assert json.loads((out / "config.json").read_text()) == json.loads((tmp_path / "saved" / "config.json").read_text())
     generation = tmp_path / "saved" / "generation_config.json"
@@ -269,10 +271,10 @@ def test_modules_that_are_no_models_of_transformers_are_not_written(tmp_path):
     a, b = (build("mixtral", seed).model.layers for seed in (0, 1))
     assert align(a, b).layers
     with pytest.raises(BadInputError, match="a ModuleList is no model of Transformers, and cannot be written"):
-        MoeAligner.from_pretrained(a, b).merge(output=tmp_path / "out")
+        MoeAligner.from_pretrained(a, b).merge(output=tmp_path / "out", force=True)
     assert not [*tmp_path.iterdir()]
     with pytest.raises(BadInputError, match="a ModuleList is no model of Transformers"):
-        MoeAligner.from_pretrained(a, b).merge()
+        MoeAligner.from_pretrained(a, b).merge(force=True)
 
 
 def test_what_fails_leaves_nothing(pair):

@@ -6,7 +6,7 @@ import torch
 from benchmarks import differential
 from benchmarks.differential import Case, check
 
-SEEDS = range(8)
+SEEDS = [*range(6), 1032, 1065]  # the last two were counterexamples: tables of integers, experts stored one by one
 
 
 @pytest.mark.parametrize("seed", SEEDS)

@@ -51,9 +51,9 @@ def with_ignored() -> list[str]:
 
 def copy(source: Checkpoint, folder: Path, layout: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
     writer = CheckpointWriter(folder, place(source, folder, layout, dtype), source.model)
-    digests = writer.write(source, source)
-    writer.read_again(digests, writer.keys)
-    writer.finish()
+    written = writer.write(source, source)
+    writer.read_again(written, writer.keys)
+    writer.finish(written)
     return stored(folder)
 
 

@@ -20,11 +20,11 @@ def stored(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
 def write(model: PreTrainedModel, folder: Path, layout: Layout = "kept", dtype: torch.dtype | None = None) -> None:
     writer = CheckpointWriter(folder, place(model, folder, layout, dtype), model)
     tensors = model.state_dict()
-    digests = {}
+    written = {}
     for group in writer.groups:  # one at a time
-        digests |= writer.write(tensors, group.names)
-    assert writer.read_again(digests, writer.keys).keys() == digests.keys()
-    writer.finish()
+        written |= writer.write(tensors, group.names)
+    assert writer.read_again(written, writer.keys).keys() == written.keys()
+    writer.finish(written)
 
 
 def same(a: Path, b: Path) -> bool:
@@ -102,6 +102,5 @@ def test_experts_of_several_dtypes_change_places_without_rounding(single, tmp_pa
     name = "model.layers.0.mlp.experts.down_proj"
     writer = CheckpointWriter(tmp_path / "out", place(checkpoint, tmp_path / "out"), checkpoint.model)
     turned = dict(checkpoint) | {name: checkpoint[name].roll(1, 0)}
-    writer.write(turned, turned)
-    writer.finish()
+    writer.finish(writer.write(turned, turned))
     assert torch.equal(stored(tmp_path / "out")["model.safetensors"][expert], checkpoint[name][1])

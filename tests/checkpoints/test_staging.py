@@ -281,6 +281,14 @@ def test_files_of_somebody_else_in_an_earlier_output_are_not_deleted(out, name):
     assert alone(out)
 
 
+@pytest.mark.parametrize("name", [".", "..", "", "\0", "\ud800", "x" * 300])
+def test_names_in_an_earlier_output_that_are_no_folders_in_it(out, name):
+    write(out)
+    (out / MANIFEST_NAME).write_text(json.dumps({"folders": {name: {}}}))
+    write(out, overwrite=True)
+    assert alone(out)
+
+
 def test_all_files_of_an_earlier_output_are_known(out):
     with writing(out) as staged:
         for name in ("t-0.25", "t-0.5"):

@@ -7,7 +7,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from hf_moe_lmc import cli
 from hf_moe_lmc.checkpoints import Checkpoint
+from hf_moe_lmc.checkpoints.durable import Journal
 from tests.checkpoints.faulty import edit_tensor, edit_tensors, failed, shard_of, with_value, worked
 
 ROUTER = "model.layers.1.block_sparse_moe.gate.weight"
@@ -51,13 +53,23 @@ def test_too_large_for_float16(single, saved, tmp_path, capsys, key):
     assert "too large for torch.float16; try another --dtype" in found.line
 
 
-def test_too_small_for_float16(single, saved, tmp_path, capsys, caplog):
-    """They become 0, and how many do is said."""
+def test_too_small_for_float16(single, saved, tmp_path, capsys, caplog, monkeypatch):
+    """They become 0, and how many do is said, also by a run that goes on where another was interrupted."""
     worked(capsys, tmp_path / "out", "merge", saved / "single", single, "--t", "1", "--dtype", "float16")
     assert "became 0" not in caplog.text
     edit_tensor(EXPERT, lambda tensor: tensor * 1e-30)(single)
     count = load_file(single / "model.safetensors")[EXPERT].numel()
-    worked(capsys, tmp_path / "small", "merge", saved / "single", single, "--t", "1", "--dtype", "float16")
+
+    def interrupted(journal, step, note):
+        record(journal, step, note)
+        if step == EXPERT.split(".block_sparse_moe")[0] + ".mlp":
+            raise KeyboardInterrupt
+
+    record, merge = Journal.record, ["merge", saved / "single", single, "--t", "1", "--dtype", "float16"]
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "record", interrupted)
+        assert cli.main([*map(str, merge), "-o", str(tmp_path / "small")]) == 130
+    worked(capsys, tmp_path / "small", *merge)
     assert f"{count} values are too small for the dtype written and became 0, such as some of {EXPERT}" in caplog.text
 
 

@@ -46,7 +46,8 @@ def failing(error: BaseException):
         (
             RuntimeError("[/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer"),
             130,
-            "error: another process of this job has ended; see what it said, and run the same command again to go on",
+            "error: another process of this job has ended, or never began; see what it said, and run the same command "
+            "again to go on",
         ),
         (
             RuntimeError("two\nlines"),

@@ -34,7 +34,7 @@ MISTAKES = [
         ["num_experts_per_tok is 2 in the reference, 3", "--allow-difference num_experts_per_tok"],
     ),
     ("merge a stranger -o out", 4, ["2 of 2 layers of stranger hold no expert related", "--force"]),
-    ("evaluate a b --dataset nofile.txt -o out", 6, ["nofile.txt"]),
+    ("evaluate a b --dataset nofile.txt -o out", 3, ["'nofile.txt' is neither a file, a folder nor"]),
     ("evaluate a b --dataset text.txt --points -3 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --points 2 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --batch-size 0 -o out", 2, ["--batch-size: 0 is less than 1"]),

@@ -24,7 +24,7 @@ FUZZ = settings(
 VALUES: st.SearchStrategy[Any] = st.sampled_from(
     [
         *(None, True, 0, 1, -1, 7, 2.5, 10**9, 2**63, 10**400, float("nan"), float("inf")),
-        *("", "x", "\x1b[31m", "../x", [], {}, [None], [1, "a"], {"a": {"b": 1}}, {"tokens": 5}),
+        *("", "x", "\x1b[31m", "../x", [], {}, [None], [1, "a"], {"a": {"b": 1}}, {"tokens": 5}, {"__float__": "x"}),
     ]
 )
 

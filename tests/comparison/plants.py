@@ -4,16 +4,16 @@ Nothing here uses the package's own words for faults: each is done to stored ten
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from hf_moe_lmc import scramble
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
-from hf_moe_lmc.moe import ExpertBank, MoeLayer
+from hf_moe_lmc.comparison.layers import LayerComparison, compare_layers
+from hf_moe_lmc.moe import ExpertBank, MoeLayer, act
 
 FAMILIES = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "llama4", "switch_transformers", "nemotron_h", "dbrx")
 GATED = frozenset(FAMILIES) - {"switch_transformers", "nemotron_h"}
@@ -50,9 +50,7 @@ def routed(model: PreTrainedModel) -> list[MoeLayerSpec]:
 def edit(model: PreTrainedModel, spec: MoeLayerSpec, change: Callable[[MoeLayer], MoeLayer]) -> None:
     """Write a changed layer back into a live model."""
     tensors = model.state_dict()
-    layer = spec.read(tensors)
-    layer = layer.with_tensors({name: tensor.clone() for name, tensor in layer.tensors().items()})
-    for name, tensor in spec.write(change(layer), tensors).items():
+    for name, tensor in spec.write(change(_clone(spec.read(tensors))), tensors).items():
         tensors[name].copy_(tensor)
 
 
@@ -102,6 +100,12 @@ def not_finite(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
 def scaled(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
     """A scale of the output that was not applied."""
     _set(experts, j, down_proj=experts.down_proj[j] * 0.4)
+    return Slot("scaled", j)
+
+
+def scaled_slightly(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
+    """By 5 %, in down_proj only."""
+    _set(experts, j, down_proj=experts.down_proj[j] * 1.05)
     return Slot("scaled", j)
 
 
@@ -180,26 +184,84 @@ def transposed_up(experts: ExpertBank, j: int, generator: torch.Generator) -> Sl
     return Slot("transposed", j)
 
 
-ANY = (
+def _transposed_together(experts: ExpertBank, j: int, alternate: bool) -> Slot:
+    gate, up = experts.gate_proj[j], experts.up_proj[j]
+    rows = torch.stack([gate, up], dim=1).flatten(0, 1) if alternate else torch.cat([gate, up])
+    rows = rows.T.reshape(rows.shape).clone()
+    gate, up = (rows[::2], rows[1::2]) if alternate else rows.chunk(2)
+    _set(experts, j, gate_proj=gate, up_proj=up)
+    return Slot("transposed", j)
+
+
+def transposed_joined(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
+    """gate_proj and up_proj as they are stored in one, halves joined."""
+    return _transposed_together(experts, j, alternate=False)
+
+
+def transposed_interleaved(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
+    """gate_proj and up_proj as they are stored in one, rows in turn."""
+    return _transposed_together(experts, j, alternate=True)
+
+
+Plant = Callable[[ExpertBank, int, torch.Generator], Slot]
+
+ANY: tuple[Plant, ...] = (
     changed,
     unrelated,
     zero,
     zero_down,
     not_finite,
     scaled,
+    scaled_slightly,
     scaled_all,
     units_reordered,
     copied,
     transposed,
     transposed_down,
 )
-OF_GATED = (swapped, interleaved, joined, transposed_up)
-Plant = Callable[[ExpertBank, int, torch.Generator], Slot]
+OF_GATED: tuple[Plant, ...] = (swapped, interleaved, joined, transposed_up, transposed_joined, transposed_interleaved)
+_UNDER = (
+    changed,
+    scaled,
+    scaled_slightly,
+    scaled_all,
+    units_reordered,
+    copied,
+)  # what another fault may come on top of
+_KINDS = ("identical", "changed", "scaled", "gate_up_swapped", "interleaving", "transposed", "unrelated", "zero")
+"""Of two at once, the later names the expert."""
 
 
 def plants(family: str) -> tuple[Plant, ...]:
     """What can be done to an expert of the family."""
     return (*ANY, *OF_GATED) if family in GATED else ANY
+
+
+def both(first: Plant, second: Plant) -> Plant:
+    """One after the other, to the same expert."""
+
+    def plant(experts: ExpertBank, j: int, generator: torch.Generator) -> Slot:
+        slots = [first(experts, j, generator), second(experts, j, generator)]
+        return Slot(max((slot.kind for slot in slots), key=_KINDS.index), slots[0].source)
+
+    plant.__name__ = f"{first.__name__} + {second.__name__}"
+    return plant
+
+
+def pairs(family: str) -> list[Plant]:
+    """Two things of different kinds at once, in both orders."""
+    stored = [plant for plant in plants(family) if plant.__name__.startswith(("swap", "inter", "join", "trans"))]
+    both_orders = [(x, y) for x in _UNDER for y in stored] + [(y, x) for x in _UNDER[:-1] for y in stored]
+    both_orders += [
+        (changed, scaled),
+        (scaled, changed),
+        (copied, changed),
+        (copied, scaled),
+        (copied, units_reordered),
+    ]
+    kinds = {plant: plant.__name__[:5].replace("inter", "rows").replace("joine", "rows") for plant in stored}
+    both_orders += [(x, y) for x in stored for y in stored if kinds[x] != kinds[y]]
+    return [both(x, y) for x, y in both_orders]
 
 
 def planted(
@@ -220,30 +282,71 @@ def planted(
     return model, truths
 
 
-def rewritten(
-    model: PreTrainedModel, truths: dict[str, Truth], seed: int = 0
-) -> tuple[PreTrainedModel, dict[str, Truth]]:
-    """The model under a random symmetry, in place, and the truth then."""
-    _, alignment = scramble(model, seed)
-    orders = {name: layer.symmetry.experts.index.tolist() for name, layer in alignment.layers.items()}
-    return model, {name: [truth[i] for i in orders[name]] for name, truth in truths.items()}
+@dataclass(frozen=True)
+class Case:
+    """One layer compared with itself after things were done to its experts, and the truth.
+
+    Args:
+        layer: the comparison.
+        truth: of every slot.
+        things: what was done to the expert in every slot; None of nothing.
+    """
+
+    layer: LayerComparison
+    truth: Truth
+    things: Sequence[Plant | None]
+
+    @property
+    def wrong(self) -> list[str]:
+        """The slots that are not named right, in words."""
+        named_slots = [(expert.kind, expert.source) for expert in self.layer.experts]
+        return [
+            f"{getattr(thing, '__name__', 'nothing')}: {is_named} instead of {should_be}"
+            for thing, is_named, should_be in zip(self.things, named_slots, named(self.truth), strict=True)
+            if is_named != should_be
+        ]
 
 
-def symmetric_start(model: PreTrainedModel, seed: int = 0) -> tuple[PreTrainedModel, dict[str, list[int]]]:
-    """A copy of the model under a random symmetry, and the expert of the model in every slot."""
-    model, alignment = scramble(copy.deepcopy(model), seed)
-    return model, {name: layer.symmetry.experts.index.tolist() for name, layer in alignment.layers.items()}
+def case(model: PreTrainedModel, things: dict[int, Plant], symmetry: str, top: str, seed: int = 0) -> Case:
+    """The last layer of a model compared with a copy to whose experts things were done.
+
+    Args:
+        model: its last layer is taken.
+        things: what is done to the expert in a slot.
+        symmetry: when a random symmetry acts: "never", "before" it is done, "after", or both ("between").
+        top: "nothing", or what comes on top of all: "bfloat16" (rounding, in the dtype that it has), "noise" of 1 %.
+        seed: of all of it.
+    """
+    spec, tensors, generator = routed(model)[-1], model.state_dict(), torch.Generator().manual_seed(seed)
+    a = spec.read(tensors)
+    b, truth = _clone(a), [Slot("identical", j) for j in range(spec.num_experts)]
+    done: list[Plant | None] = [things.get(j) for j in range(spec.num_experts)]
+
+    def rewrite() -> list[int]:
+        nonlocal b
+        move = b.group.random_derangement(*b.symmetry_shape, generator=generator)
+        b = _clone(act(move, b))
+        return move.experts.index.tolist()
+
+    order = rewrite() if symmetry in ("before", "between") else list(range(spec.num_experts))
+    for j, thing in things.items():
+        truth[j] = thing(b.experts, j, generator)
+    truth = [replace(slot, source=None if slot.source is None else order[slot.source]) for slot in truth]
+    if symmetry in ("after", "between"):
+        order = rewrite()
+        truth, done = [truth[j] for j in order], [done[j] for j in order]
+    if top != "nothing":
+        change = _rounded if top == "bfloat16" else lambda tensor: _noisy(tensor, 0.01, generator)
+        b = b.with_tensors({name: change(tensor) for name, tensor in b.tensors().items()})
+        then = "rounded" if top == "bfloat16" else "changed"
+        truth = [replace(slot, kind=then) if slot.kind == "identical" else slot for slot in truth]
+    written = [{**tensors, **spec.write(layer, tensors)} for layer in (a, b)]
+    return Case(compare_layers(spec, written[0], spec, written[1])[0], truth, done)
 
 
-def on_top(model: PreTrainedModel, what: str, truths: dict[str, Truth], seed: int = 0) -> dict[str, Truth]:
-    """Rounding to bfloat16 (in the dtype that it has), or noise of 1 % on every tensor; and the truth then."""
-    generator = torch.Generator().manual_seed(seed)
-    if what == "nothing":
-        return truths
-    for tensor in model.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(tensor.bfloat16().to(tensor) if what == "bfloat16" else _noisy(tensor, 0.01, generator))
-    then = {"bfloat16": {"identical": "rounded"}, "noise": {"identical": "changed"}}[what]
-    return {
-        name: [replace(slot, kind=then.get(slot.kind, slot.kind)) for slot in truth] for name, truth in truths.items()
-    }
+def _clone(layer: MoeLayer) -> MoeLayer:
+    return layer.with_tensors({name: tensor.clone() for name, tensor in layer.tensors().items()})
+
+
+def _rounded(tensor: Tensor) -> Tensor:
+    return tensor.bfloat16().to(tensor)

@@ -8,15 +8,15 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
-from hf_moe_lmc import Alignment, MoeAligner, MoeViTConfig, MoeViTForImageClassification
+from hf_moe_lmc import Alignment, MoeAligner, MoeViTConfig, MoeViTForImageClassification, scramble
 from hf_moe_lmc.demo.digits import CLASSES, IMAGE_SIZE
 
 
 @pytest.fixture
 def arguments(tmp_path) -> list[str]:
-    """Two tiny classifiers of digits, where to, and little data."""
-    for seed, name in enumerate("ab"):
-        torch.manual_seed(seed)
+    """A tiny classifier of digits and a rewrite of it, where to, and little data."""
+    for name in "ab":
+        torch.manual_seed(0)
         config = MoeViTConfig(
             hidden_size=16,
             num_hidden_layers=1,
@@ -29,7 +29,8 @@ def arguments(tmp_path) -> list[str]:
             num_experts=3,
             moe_intermediate_size=8,
         )
-        MoeViTForImageClassification(config).save_pretrained(tmp_path / name)
+        model = MoeViTForImageClassification(config)
+        (model if name == "a" else scramble(model)[0]).save_pretrained(tmp_path / name)
     sizes = ["--max_eval_samples", "16", "--points", "3", "--license", "mit", "--output", str(tmp_path / "merged")]
     return [str(tmp_path / "a"), str(tmp_path / "b"), "me/merged", *sizes]
 

@@ -21,7 +21,7 @@ def written(
     if command == "apply":
         apply(alignment, models[0], output, **options)
     else:
-        merge(*models, alignment=alignment, t=t, output=output, **options)
+        merge(*models, alignment=alignment, t=t, output=output, force=True, **options)
     (output / "README.md").unlink()
     return output
 

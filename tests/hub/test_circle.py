@@ -46,7 +46,7 @@ def test_the_whole_circle(parents, made, hub, tmp_path):
     merged = written("merge", parents, tmp_path / "merged", again, t=0.25)
     write_card(merged, again)
     assert push_folder(merged, "me/merged").startswith(f"{hub.url}/me/merged/commit/")
-    local = merge(load(made / "a", tmp_path), load(made / "b", tmp_path), t=0.25)
+    local = merge(load(made / "a", tmp_path), load(made / "b", tmp_path), t=0.25, force=True)
     assert torch.equal(logits(load("me/merged", tmp_path / "cache")), logits(local))
     repository = hub.repositories["me/merged"]
     assert len(repository.commits) == 2

@@ -33,8 +33,9 @@ def units_of(bank: ExpertBank, expert: int, signs: bool) -> Units:
 def distance_after(reference: MoeLayer, other: MoeLayer, method: ExpertOrder) -> tuple[float, ExpertMatching]:
     """`LayerAlignment.distance_after` without the evidence, which takes longer, and the order of experts."""
     a, b = GaugedLayer.pair(reference, other)
-    _, experts, units, shared = match_layers(a, b, method)
+    symmetry, experts, units, shared = match_layers(a, b, method)
     if method == "none":
         return layer_distance(reference, other), experts
     squares = [matching.squared_distance for matching in (*units, *shared)]
+    b = b.reorder_unrouted(symmetry.shared_experts, symmetry.zero_experts)
     return math.sqrt(math.fsum([fixed_squared_distance(a, b, experts.order), *squares])), experts

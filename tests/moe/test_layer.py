@@ -56,9 +56,9 @@ def test_control_units_of_down_proj_left_behind(layer, tokens):
 
 
 def test_sizes_must_agree(layer):
-    experts, units, shared = layer.symmetry_shape
+    experts, units, *others = layer.symmetry_shape
     with pytest.raises(ValueError, match="cannot act"):
-        act(MoeSymmetry.identity(experts, units + 1, shared), layer)
+        act(MoeSymmetry.identity(experts, units + 1, *others), layer)
 
 
 SOFTMAX_KINDS = [kind for kind in LAYER_KINDS if LAYER_KINDS[kind]().group.router_translation]

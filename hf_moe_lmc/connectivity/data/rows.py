@@ -42,6 +42,8 @@ def load_rows(
     given = {"config": config, "split": split, "revision": revision}
     name = f"dataset {source} ({', '.join(f'{key} {value}' for key, value in given.items() if value is not None)})"
     try:
+        if not path.exists() and path.suffix.lower() in BUILDERS:
+            raise HFValidationError  # the Hub need not be asked
         rows = _local(path, split) if path.exists() else _of_the_hub(str(source), config, split, revision)
     except HFValidationError:
         raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None

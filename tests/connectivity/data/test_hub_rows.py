@@ -69,7 +69,7 @@ def test_what_there_is_instead(asked, said, corpus):
         load_rows("org/corpus", **asked)
 
 
-@pytest.mark.parametrize("source", ["absent/folder/text.txt", "a file.txt", "/absent.txt"])
+@pytest.mark.parametrize("source", ["absent/folder/text.txt", "a file.txt", "/absent.txt", "nofile.txt"])
 def test_what_cannot_be_on_a_hub(source, data_hub):
     with pytest.raises(BadInputError, match=f"'{source}' is neither a file, a folder nor the id of a dataset"):
         load_rows(source)

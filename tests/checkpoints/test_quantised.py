@@ -1,0 +1,96 @@
+"""Weights written in block-wise fp8: read by Transformers as they are here, and the same bits when written again."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, FineGrainedFP8Config
+
+from hf_moe_lmc import align, apply, cli, merge
+from hf_moe_lmc.alignment import open_model
+from hf_moe_lmc.checkpoints.dequantised import float8_weight
+from hf_moe_lmc.checkpoints.quantised import quantised
+from hf_moe_lmc.errors import UnsupportedArchitectureError
+from tests import families
+from tests.checkpoints.faulty import SINGLE
+
+
+def test_quantising_what_was_read_changes_no_bit():
+    """Blocks of all magnitudes, one of zeros; a scale that is no maximum does not come back."""
+    weight = torch.randn(256, 384, generator=torch.Generator().manual_seed(0))
+    weight *= torch.logspace(-6, 3, 6).reshape(2, 3).repeat_interleave(128, 0).repeat_interleave(128, 1)
+    weight[:128, :128] = 0
+    once = quantised({"w": weight, "norm": weight[0]}, {"w"})
+    assert once.keys() == {"w", "w_scale_inv", "norm"}
+    assert torch.equal(once["norm"], weight[0])
+    read = float8_weight(once["w"], once["w_scale_inv"], (128, 128))
+    again = quantised({"w": read}, {"w"})
+    assert all(torch.equal(tensor.view(torch.uint8), once[key].view(torch.uint8)) for key, tensor in again.items())
+    assert (read.float() - weight).abs().max() <= weight.abs().max() / 16
+    other = quantised({"w": float8_weight(once["w"], once["w_scale_inv"] * 1.001, (128, 128))}, {"w"})
+    assert not torch.equal(other["w_scale_inv"], once["w_scale_inv"] * 1.001)
+
+
+def large(family: str, seed: int):
+    """A model whose experts have sides of 128, in bfloat16."""
+    with pytest.MonkeyPatch.context() as patch:
+        for size in ("hidden_size", "intermediate_size", "moe_intermediate_size"):
+            patch.setitem(families.SIZES, size, 128)
+        return families.build(family, experts=4, seed=seed, dtype=torch.bfloat16)
+
+
+@pytest.mark.parametrize("family", ["mixtral", "deepseek_v3"])
+def test_a_merge_in_fp8(family, tmp_path):
+    """Transformers reads it as it is read here; routers, norms and embeddings are those of the plain merge."""
+    a, b = (tmp_path / name for name in "ab")
+    for seed, folder in enumerate((a, b)):
+        large(family, seed).save_pretrained(folder)
+    merge(a, b, "none", output=tmp_path / "plain")
+    assert (
+        cli.main(
+            ["merge", *map(str, (a, b)), "--expert-order", "none", "--quantise", "fp8", "-o", str(tmp_path / "fp8")]
+        )
+        == 0
+    )
+    stored = load_file(tmp_path / "fp8" / SINGLE)
+    codes = {key for key, tensor in stored.items() if tensor.dtype == torch.float8_e4m3fn}
+    assert codes == {key.removesuffix("_scale_inv") for key in stored if key.endswith("_scale_inv")}
+    assert any(".experts." in key for key in codes)
+    assert not any("lm_head" in key or "gate.weight" in key or "norm" in key or "embed" in key for key in codes)
+    plain = load_file(tmp_path / "plain" / SINGLE)
+    assert all(torch.equal(stored[key], tensor) for key, tensor in plain.items() if key not in codes)
+    expected = quantised(plain, codes)
+    assert all(torch.equal(tensor.float(), expected[key].float()) for key, tensor in stored.items())
+    loaded = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "fp8", quantization_config=FineGrainedFP8Config(dequantize=True), dtype=torch.bfloat16
+    ).state_dict()
+    read = open_model(tmp_path / "fp8").tensors
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in read.items())
+    same = align(tmp_path / "fp8", tmp_path / "fp8")
+    apply(same, tmp_path / "fp8", tmp_path / "again", quantise="fp8")
+    again = load_file(tmp_path / "again" / SINGLE)
+    assert all(torch.equal(tensor.float(), again[key].float()) for key, tensor in stored.items())
+    settings = [
+        json.loads((tmp_path / name / "config.json").read_text()).get("quantization_config")
+        for name in ("fp8", "again", "plain")
+    ]
+    assert settings[0] == settings[1]
+    assert settings[0]["weight_block_size"] == [128, 128]
+    assert settings[2] is None
+
+
+@pytest.mark.parametrize(
+    ("family", "reason"),
+    [
+        ("gpt_oss", "bias"),
+        ("switch_transformers", "has none of"),
+        ("qwen2_moe", "no weight has sides that 128 divides"),
+    ],
+)
+def test_what_transformers_does_not_read_in_fp8(family, reason, tmp_path):
+    model = families.build(family) if "sides" in reason else large(family, 0)
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(UnsupportedArchitectureError, match=f"{reason}.*llm-compressor"):
+        merge(tmp_path / "a", tmp_path / "a", "none", output=tmp_path / "out", quantise="fp8")
+    assert merge(tmp_path / "a", tmp_path / "a", "none", output=tmp_path / "out")
