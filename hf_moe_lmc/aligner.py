@@ -3,7 +3,7 @@
 from __future__ import annotations  # `help` shows names of types instead of all that they stand for
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
@@ -251,10 +251,7 @@ class MoeAligner:
         self.check_merge(t, output=output, **options)
         points, write = self._points(t, options), _write_options(options)
         merge = self._merge(alignment, options)
-        if unrelated := merge.unrelated(points.values()):
-            if not options.get("force", False):
-                raise IncompatiblePairError(f"{unrelated}; to merge all the same, --force (force=True in Python)")
-            logger.warning(unrelated)
+        _refuse_unrelated(merge, points, options)
         repairs = self._repairs(merge, list(points.values()), options)
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
@@ -270,17 +267,24 @@ class MoeAligner:
         output: str | Path,
         **options: Unpack[MergeOptions],
     ) -> Plan:
-        """Return the needs of `merge` with the same arguments, alignment included where it is not given."""
+        """Return the needs of `merge` with the same arguments, alignment included where it is not given.
+
+        Raises:
+            As `merge`, as far as no weights and no data need to be read for it.
+        """
         self.check_merge(t, output=output, **options)
-        points, write = self._points(t, options), _write_options(options)
-        merge = self._merge("none", options)
-        writing = plan_writing(self.models, [merge.like(shares) for shares in points.values()], output, write)
-        if isinstance(alignment, Alignment) or (isinstance(alignment, Sequence) and not isinstance(alignment, str)):
-            return writing
-        config = AlignmentConfig.of(alignment)
-        if config.expert_order == "none":
-            return writing
-        return both(plan_alignment(self.models, config, _resources(options)), writing)
+        points, repairs = self._points(t, options), options.get("repairs", ())
+        config = None if _is_given(alignment) else AlignmentConfig.of(cast(AlignmentConfig | ExpertOrder, alignment))
+        merge = self._merge(alignment if config is None else "none", options)
+        _refuse_unrelated(merge, points, options)
+        used = [model for n, model in enumerate(self.models.models) if any(shares[n] for shares in points.values())]
+        likes = [merge.like(shares) for shares in points.values()]
+        plan = plan_writing(replace(self.models, models=tuple(used)), likes, output, _write_options(options))
+        if repairs == "auto" or needs_data(repairs):  # the reference is loaded, and a copy of its weights kept
+            plan = replace(plan, memory=plan.memory + 2 * sum(self.models.reference.sizes.values()))
+        if config and config.expert_order != "none":
+            plan = both(plan_alignment(self.models, config, _resources(options)), plan)
+        return replace(plan, work=_work(config, list(points.values()), repairs))
 
     def check_merge(
         self,
@@ -292,6 +296,9 @@ class MoeAligner:
         """Raise what `merge` with the same arguments would raise before it aligns."""
         self._points(t, options)
         self.models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
+        repairs = options.get("repairs", ())
+        if self.models.vocabulary and (repairs == "auto" or needs_data(repairs)):
+            raise BadInputError("repairs that need data need models of as many tokens; norms and gram need none")
         if output is not None:
             paths = [path for model in self.models.models for path in model.paths]
             check_output(Path(output), paths, options.get("overwrite", False))
@@ -399,11 +406,10 @@ class MoeAligner:
             allowed=options.get("allow_difference", ()),
             vocabulary=options.get("vocabulary"),
         )
-        if isinstance(alignment, Alignment):
-            alignment = [alignment]
-        if isinstance(alignment, Sequence) and not isinstance(alignment, str):
-            return merge(list(alignment), not options.get("allow_other_weights", False))
-        config = AlignmentConfig.of(alignment)
+        if _is_given(alignment):
+            given = [alignment] if isinstance(alignment, Alignment) else list(cast(Alignments, alignment))
+            return merge(given, not options.get("allow_other_weights", False))
+        config = AlignmentConfig.of(cast(AlignmentConfig | ExpertOrder | None, alignment))
         if self.merges_as_is(config):
             return merge([None] * len(self.models.others))
         aligned_now = align_models(self.models, config, _resources(options))
@@ -417,8 +423,6 @@ class MoeAligner:
         data = CalibrationData.of(options.get("calibration", ()))
         if not data.batches:
             raise BadInputError("repairs need calibration data; give two batches or more")
-        if self.models.vocabulary:
-            raise BadInputError("repairs that need data need models of as many tokens; norms and gram need none")
         model, accelerator = load_model(self.models.reference, _load_options(options)), accelerator_of_all()
         if not hasattr(model, "hf_device_map"):
             model.to(accelerator.device)
@@ -603,6 +607,33 @@ def push_to_hub(
     if isinstance(result, Alignment):
         return push_alignment(result, repo_id, private, create_pr, license, token)
     return push_folder(result, repo_id, private, create_pr, license, token)
+
+
+def _is_given(alignment: GivenAlignment) -> bool:
+    """Whether it is an alignment, or several, and not a way to find one."""
+    return isinstance(alignment, Alignment) or (isinstance(alignment, Sequence) and not isinstance(alignment, str))
+
+
+def _work(config: AlignmentConfig | None, points: Sequence[Shares], repairs: Sequence[str] | str) -> str:
+    """The steps of a merge in words; without settings the alignment is given."""
+    steps = ["take the given alignment"] if config is None else []
+    if config and config.expert_order != "none":
+        unless = ", unless all is in one order already" if config.expert_order == "auto" else ""
+        steps.append(f"align by the expert order {config.expert_order}{unless}")
+    if len(points[0]) == 2:
+        steps.append(f"average at t = {', '.join(f'{t:.4g}' for _, t in points)}")
+    else:
+        steps.append(f"average with the shares {', '.join(f'{share:.4g}' for share in points[0])}")
+    steps += [f"repair by {repairs if isinstance(repairs, str) else ', '.join(repairs)}"] if repairs else []
+    return "; ".join(steps)
+
+
+def _refuse_unrelated(merge: Merge, points: Mapping[str, Shares], options: MergeOptions) -> None:
+    """Refuse models of which layers are unrelated; warn where the merge is forced."""
+    if unrelated := merge.unrelated(points.values()):
+        if not options.get("force", False):
+            raise IncompatiblePairError(f"{unrelated}; to merge all the same, --force (force=True in Python)")
+        logger.warning(unrelated)
 
 
 def _listed(other: Model | Sequence[Model]) -> Sequence[Model]:

@@ -25,6 +25,7 @@ class Plan:
         free: on the disk of the output; None if nothing large is written.
         differences: of the models, in words.
         device: where layers are matched; None if none is.
+        work: in words; empty where the command says it.
         matched: of the layers that are matched, of both models.
         unit_pairs: number of pairs of units within an expert, over all experts that are matched.
         experts: number of experts that are matched.
@@ -39,6 +40,7 @@ class Plan:
     free: int | None
     differences: tuple[str, ...]
     device: str | None = None
+    work: str = ""
     matched: int = 0
     unit_pairs: int = 0
     experts: int = 0
@@ -48,13 +50,16 @@ class Plan:
     @property
     def text(self) -> str:
         """One fact a line."""
-        lines = [
+        lines = [f"to do                      {self.work}"] if self.work else []
+        lines += [
             f"Mixture-of-Experts layers  {self.layers}",
             f"to read                    {_size(self.read)}",
             f"to write                   {_size(self.written)}",
             f"memory at most about       {_size(self.memory)}",
         ]
-        lines += [] if self.free is None else [f"free on the output's disk  {_size(self.free)}"]
+        if self.free is not None:
+            short = "" if self.free >= self.written else ", which is too little"
+            lines.append(f"free on the output's disk  {_size(self.free)}{short}")
         lines += [] if self.device is None else [f"layers are matched on      {self.device}"]
         lines += [f"difference: {difference}" for difference in self.differences]
         return "\n".join(lines) + "\n"

@@ -108,12 +108,12 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     keep_freed_memory()
     aligner = MoeAligner.from_pretrained(options.reference, *options.other, **hub_options(options))
     keywords = _keywords(aligner, options)
+    alignments = [load_alignment(name, options) for name in options.alignment or ()]
     if options.dry_run:
-        alignment = [None] * len(options.other) if options.alignment else alignment_config(options)
-        return describe_plan(aligner.plan_merge(alignment, **keywords), options.output)
+        plan = aligner.plan_merge(alignments or alignment_config(options), **keywords)
+        return describe_plan(plan, options.output)
     aligner.check_merge(**keywords)
-    if options.alignment:
-        alignments = [load_alignment(name, options) for name in options.alignment]
+    if alignments:
         alignment = alignments[0] if len(alignments) == 1 else None
         aligner.merge(alignments, **keywords)
     elif aligner.merges_as_is(alignment_config(options)):

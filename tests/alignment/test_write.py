@@ -180,8 +180,10 @@ def test_the_manifest(pair, capsys):
 
 
 def test_a_dry_run_says_what_it_would_do(pair, capsys):
-    assert cli.main(command(pair, "--t", "0", "0.5", "--dry-run")) == 0
-    head, *shown = capsys.readouterr().out.splitlines()
+    assert cli.main(command(pair, "--t", "0", "0.5", "--repair", "norms", "--dry-run")) == 0
+    head, to_do, *shown = capsys.readouterr().out.splitlines()
+    order = "align by the expert order auto, unless all is in one order already"
+    assert to_do == f"to do                      {order}; average at t = 0, 0.5; repair by norms"
     assert head == "A dry run: nothing was written; the work itself takes"
     sizes = {key: tensor.nbytes for key, tensor in tensors(pair / "a").items()}
     size, moe = sum(sizes.values()), sum(size for key, size in sizes.items() if "block_sparse_moe" in key)
