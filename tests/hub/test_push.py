@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import repeat
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from hf_moe_lmc.checkpoints import hub_limits
 from hf_moe_lmc.errors import BadInputError, HubError, IncompatiblePairError, OutputError
 from hf_moe_lmc.hub import plan_push, push_folder, write_card
 from hf_moe_lmc.hub.push_plan import PushPlan
-from tests.hub.server import TOKEN, Failure, Repository, running_hub
+from tests.hub.server import TOKEN, Failure, Repository, dripping, running_hub
 from tests.models import logits
 
 COMMAND = [sys.executable, "-m", "hf_moe_lmc"]
@@ -326,6 +327,20 @@ def test_too_many_requests_once(folder, hub):
     hub.failures.append(Failure("preupload", 429, times=1))
     push_folder(folder / "merged", "org/ab")
     assert len(hub.repositories["org/ab"].commits) == 2
+
+
+@of_the_client
+@pytest.mark.parametrize("part", ["/lfs/", "objects/batch", "preupload", "/commit/"])
+def test_answers_without_end(part, folder, hub, monkeypatch):
+    """They drip, or are endless."""
+    hub.lfs = True
+    monkeypatch.setattr(hub_limits, "DEADLINE", 2)
+    monkeypatch.setattr(hub_limits, "LARGEST", 10**6)
+    hub.failures.append(Failure(part, parts=dripping if part == "/lfs/" else lambda: repeat(b" " * 2**16)))
+    line = "did not answer in time" if part == "/lfs/" else "answers hold more than 1000000 bytes"
+    with pytest.raises(HubError, match=f"{line}.*; nothing has been committed to {hub.url}/org/ab; then again: "):
+        push_folder(folder / "merged", "org/ab")
+    assert len(hub.repositories["org/ab"].commits) == 1
 
 
 def test_a_stalled_hub(folder, hub, monkeypatch):
