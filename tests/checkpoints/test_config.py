@@ -133,7 +133,7 @@ def test_fields_that_name_code_run_none(single, tmp_path, accepted, field):
 
 
 def test_c_locale(saved, tmp_path):
-    """A real process without a locale: names beyond ASCII, and a message that holds one; tests/cli has such an output."""
+    """A real process without a locale: names beyond ASCII, and a message that holds one."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LC_")} | {"LC_ALL": "C"}
     environment |= {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
     folder, out = tmp_path / "ünd weiß", tmp_path / "ünd weiß out"
