@@ -200,15 +200,15 @@ def show_truth(rows: list[dict[str, Any]]) -> str:
         for thing, count in row["slots"].items():
             slots[_kinds(thing), row["symmetry"]] += count
         for text in row["wrong"]:
-            thing, _, names = text.partition(": ")
+            thing = text.partition(": ")[0]
             wrong[_kinds(thing), row["symmetry"]] += 1
-            examples.setdefault((thing, row["symmetry"]), f"{names} ({row['family']}, {row['top']} on top)")
+            examples.setdefault((_kinds(thing), row["symmetry"]), f"{text} ({row['family']}, {row['top']} on top)")
     for thing in dict.fromkeys(thing for thing, _ in slots):
         cells = [f"{slots[thing, when] - wrong[thing, when]} of {slots[thing, when]}" for when in SYMMETRIES]
         lines.append(f"| {thing} | {' | '.join(cells)} |")
     total, right = sum(slots.values()), sum(slots.values()) - sum(wrong.values())
     lines += ["", f"{right} of {total} right. The first of each that is not:", ""]
-    lines += [f"- {thing}, symmetry {symmetry}: {text}" for (thing, symmetry), text in examples.items()]
+    lines += [f"- symmetry {symmetry}: {text}" for (_, symmetry), text in examples.items()]
     return "\n".join(lines) + "\n"
 
 
