@@ -25,6 +25,7 @@ import traceback
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import torch
@@ -33,6 +34,7 @@ from transformers import MixtralConfig
 from transformers.utils import logging
 
 from hf_moe_lmc import Alignment, aligner, apply, cli
+from hf_moe_lmc.alignment import job as processes
 from hf_moe_lmc.errors import OutputError
 
 from .pair import write_pair
@@ -218,6 +220,7 @@ def main() -> int:
     parser.add_argument("--jobs", nargs="+", choices=JOBS, default=list(JOBS))
     options = parser.parse_args()
     torch.set_num_threads(1)
+    processes.MEETING = timedelta(seconds=15)  # processes that are forked from one meet at once
     logging.set_verbosity_error()
     wrong = False
     with tempfile.TemporaryDirectory() as path:

@@ -126,11 +126,14 @@ def language_models(family: str, decay: float, backbone: int) -> Endpoints:
     return copies, DataLoader(test, batch_size=32), DataLoader(calibration, batch_size=8)
 
 
+_DIGITS = Recipe(hidden_size=32, pretrain_epochs=12, shift=0, epochs=5)
+
+
 CELLS: dict[str, Callable[[int], Endpoints]] = {
-    "ViT dense": partial(vits, Recipe(variant="dense")),
-    "ViT sparse": partial(vits, Recipe(variant="sparse")),
-    "ViT shared": partial(vits, Recipe(variant="shared")),
-    "ViT sparse, 2 epochs": partial(vits, Recipe(variant="sparse", epochs=2)),
+    "ViT dense": partial(vits, replace(_DIGITS, variant="dense")),
+    "ViT sparse": partial(vits, replace(_DIGITS, variant="sparse")),
+    "ViT shared": partial(vits, replace(_DIGITS, variant="shared")),
+    "ViT sparse, 2 epochs": partial(vits, replace(_DIGITS, variant="sparse", epochs=2)),
     "Mixtral": partial(language_models, "mixtral", DECAY),
     "Mixtral, decay 0.05": partial(language_models, "mixtral", 0.05),
     "Qwen2-MoE": partial(language_models, "qwen2_moe", DECAY),

@@ -61,6 +61,7 @@ class MergeArguments:
     output: str = field(default="merged", metadata={"help": "a new folder"})
     expert_order: ExpertOrder = field(default="auto", metadata={"help": "the way to match experts"})
     t: list[float] = field(default_factory=lambda: [0.25, 0.5, 0.75], metadata={"help": "points to write a merge of"})
+    force: bool = field(default=False, metadata={"help": "merge models of which layers are unrelated, too"})
 
 
 def layer_table(alignment: Alignment) -> str:
@@ -111,7 +112,7 @@ def main(arguments: list[str] | None = None) -> None:
 
     alignment = aligner.align(options.expert_order)
     output.mkdir(parents=True, exist_ok=True)
-    aligner.merge(alignment, options.t, output=output / "merged")
+    aligner.merge(alignment, options.t, output=output / "merged", force=options.force)
 
     report = measure_path(aligner, alignment, evaluation)
     if PartialState().is_main_process:

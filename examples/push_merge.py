@@ -31,6 +31,7 @@ class PublishingArguments:
     t: float = 0.5
     license: str | None = field(default=None, metadata={"help": "as the Hub calls it"})
     private: bool = False
+    force: bool = field(default=False, metadata={"help": "merge models of which layers are unrelated, too"})
     create_pr: bool = field(default=False, metadata={"help": "propose it as a pull request"})
     dry_run: bool = field(default=False, metadata={"help": "do all but send"})
 
@@ -58,7 +59,7 @@ def main(arguments: list[str] | None = None) -> None:
     }
     if not options.dry_run:
         check_push(repository, options.license)  # before the work
-    aligner.merge(alignment, options.t, output=options.output)
+    aligner.merge(alignment, options.t, output=options.output, force=options.force)
     write_card(options.output, alignment, **known)
     if options.dry_run:
         sys.stdout.write(plan_push(options.output, repository).text)

@@ -123,9 +123,16 @@ class Keywords(MergeOptions, HubOptions, total=False):
     """Keywords of a merge, and of where its models are: revision, subfolder, token, cache_dir, local_files_only."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class MoeAligner:
     """Two Mixture-of-Experts models or more of one class, checked to fit; made by `from_pretrained`.
+
+    `align` matches experts and units, `merge` averages, `evaluate` measures the path between two models, `push_to_hub`
+    publishes a merge; `plan_align` and `plan_merge` say what the first two would need.
+
+        aligner = MoeAligner.from_pretrained("A", "B")
+        alignment = aligner.align()
+        aligner.merge(alignment, t=0.5, output="merged")
 
     Args:
         models: the reference, which stays as it is (t = 0), and those that get aligned to it.

@@ -30,6 +30,9 @@ LiveModel = TypeVar("LiveModel", bound=nn.Module)
 class Alignment:
     """The rewrite that brings one model close to another, layer by layer.
 
+    `verdict` says what to make of it, `layer_table` and `expert_table` list it, `apply` rewrites a live model,
+    `save_pretrained` and `from_pretrained` keep it.
+
     Args:
         layers: module name of each Mixture-of-Experts layer -> its symmetry and distances.
         config: the settings of the matching; None if it was not found by matching.

@@ -17,7 +17,7 @@ from .opened_model import OpenedModel
 T = TypeVar("T")
 
 LONGEST_WAIT = timedelta(days=7)  # while one process writes, the others wait
-MEETING = timedelta(minutes=1)  # for one that is killed before all have met is missed by nobody but a launcher
+MEETING = timedelta(seconds=45)  # for one that is killed before all have met is missed by nobody but a launcher
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h of glibc
 
 

@@ -23,6 +23,8 @@ from .pair import CheckedModels
 from .weights import Weights, aligned, merged, shared, verified, with_rows
 from .write import Finish, Output, WriteOptions, write_checkpoints
 
+LARGEST_SHARE = 1e6
+
 Alignments = Sequence[Alignment | None]
 """One per model but the reference; None leaves the model as it is."""
 
@@ -58,7 +60,7 @@ def shares_at(t: float, extrapolate: bool = False) -> Shares:
     """
     if not (0 <= t <= 1 or (extrapolate and math.isfinite(t))):
         raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other), or extrapolate")
-    return (1 - t, t)
+    return _within_reason((1 - t, t))
 
 
 def normalised_shares(shares: Sequence[float] | None, models: int, extrapolate: bool = False) -> Shares:
@@ -77,7 +79,13 @@ def normalised_shares(shares: Sequence[float] | None, models: int, extrapolate: 
     total = math.fsum(scaled)
     if total <= 0:
         raise refusal
-    return tuple(share / total for share in scaled)
+    return _within_reason(tuple(share / total for share in scaled))
+
+
+def _within_reason(shares: Shares) -> Shares:
+    if max(map(abs, shares)) > LARGEST_SHARE:
+        raise BadInputError(f"a model has a share of {max(shares, key=abs):.3g} in the sum; choose smaller ones")
+    return shares
 
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:

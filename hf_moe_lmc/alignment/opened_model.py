@@ -182,7 +182,7 @@ def load_model(opened: OpenedModel, options: LoadOptions | None = None) -> PreTr
         options: as for `from_pretrained`; the dtype is that of the checkpoint unless said otherwise.
 
     Raises:
-        BadInputError: a live model is no model of Transformers.
+        BadInputError: a live model is no model of Transformers; or Transformers refuses to load it so.
     """
     if opened.source is None:
         if not isinstance(opened.model, PreTrainedModel):
@@ -197,13 +197,16 @@ def load_model(opened: OpenedModel, options: LoadOptions | None = None) -> PreTr
     }
     keywords.update({name: value for name, value in (options or {}).items() if value is not None})
     folder, checkpoint = opened.source.folder, opened.checkpoint
-    if checkpoint is None or not checkpoint.is_quantised:
-        return model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, **keywords).eval()
-    # Of what is dequantised here, Transformers reads a part, and some of that with further packages only.
-    weights = {key: entry.read() for key, entry in checkpoint.stored.items() if key not in checkpoint.ignored}
-    loaded = model_class.from_pretrained(None, state_dict=weights, **keywords).eval()
-    if (folder / "generation_config.json").exists():
-        loaded.generation_config = GenerationConfig.from_pretrained(folder)
+    try:
+        if checkpoint is None or not checkpoint.is_quantised:
+            return model_class.from_pretrained(folder, local_files_only=True, use_safetensors=True, **keywords).eval()
+        # Of what is dequantised here, Transformers reads a part, and some of that with further packages only.
+        weights = {key: entry.read() for key, entry in checkpoint.stored.items() if key not in checkpoint.ignored}
+        loaded = model_class.from_pretrained(None, state_dict=weights, **keywords).eval()
+        if (folder / "generation_config.json").exists():
+            loaded.generation_config = GenerationConfig.from_pretrained(folder)
+    except ValueError as error:  # a device_map that is none, for example
+        raise BadInputError(f"{opened.name} cannot be loaded: {' '.join(str(error).split())}") from None
     return loaded
 
 

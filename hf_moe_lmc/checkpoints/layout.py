@@ -106,18 +106,14 @@ def _saved(source: Checkpoint | PreTrainedModel, layout: Layout) -> Entries:
 
 
 def _with_scales(entries: Entries, keys: Container[str]) -> Entries:
-    return {
-        name: part
-        for key, (own, shape) in entries.items()
-        for name, part in (
-            {
-                key: (CODES, shape),
-                f"{key}{SCALE}": (torch.float32, (*shape[:-2], *(size // BLOCK for size in shape[-2:]))),
-            }
-            if key in keys
-            else {key: (own, shape)}
-        ).items()
-    }
+    """`entries` as `quantised` writes them, those of `keys` as codes and scales."""
+    stored: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for key, (dtype, shape) in entries.items():
+        stored[key] = CODES if key in keys else dtype, shape
+        if key in keys:
+            *experts, rows, columns = shape
+            stored[f"{key}{SCALE}"] = torch.float32, (*experts, rows // BLOCK, columns // BLOCK)
+    return stored
 
 
 def _cast(dtype: torch.dtype, wanted: torch.dtype | None) -> torch.dtype:

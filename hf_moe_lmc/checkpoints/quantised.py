@@ -19,6 +19,7 @@ from hf_moe_lmc.errors import UnsupportedArchitectureError
 from .conversion import TensorGroup, tensor_groups
 
 CODES, SCALE, BLOCK = torch.float8_e4m3fn, "_scale_inv", 128
+WEIGHT = torch.bfloat16  # of what is quantised, as of what is read
 
 
 def quantised(weights: Mapping[str, Tensor], keys: Container[str]) -> dict[str, Tensor]:
@@ -31,7 +32,7 @@ def quantised(weights: Mapping[str, Tensor], keys: Container[str]) -> dict[str, 
     rule: Any = Fp8Quantize(SimpleNamespace(quantization_config=FineGrainedFP8Config()))
     tensors: dict[str, Tensor] = {}
     for key, weight in weights.items():
-        tensors |= rule.convert({key: weight.bfloat16()}) if key in keys else {key: weight}
+        tensors |= rule.convert({key: weight.to(WEIGHT)}) if key in keys else {key: weight}
     return tensors
 
 

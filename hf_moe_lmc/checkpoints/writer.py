@@ -16,7 +16,7 @@ from hf_moe_lmc.workers import each
 from .conversion import tensor_groups
 from .durable import sync
 from .layout import Placement, header, index
-from .quantised import CODES, SCALE, quantisation_settings, quantised
+from .quantised import CODES, SCALE, WEIGHT, quantisation_settings, quantised
 from .shards import INDEX_NAME
 from .stored_tensor import StoredTensor, max_abs, read_header, tensor_bytes
 
@@ -41,11 +41,12 @@ class CheckpointWriter:
         self._folder = folder
         self._placement = placement
         self._codes = {key for key, place in placement.items() if place.dtype == CODES}
-        scales, plain = {f"{key}{SCALE}" for key in self._codes}, dict.fromkeys(self._codes, torch.bfloat16)
-        weights = {
-            key: (place.shape, plain.get(key, place.dtype)) for key, place in placement.items() if key not in scales
+        scales, plain = {f"{key}{SCALE}" for key in self._codes}, dict.fromkeys(self._codes, WEIGHT)
+        on_meta = {
+            key: torch.empty(place.shape, dtype=plain.get(key, place.dtype), device="meta")
+            for key, place in placement.items()
+            if key not in scales
         }
-        on_meta = {key: torch.empty(shape, dtype=dtype, device="meta") for key, (shape, dtype) in weights.items()}
         self.groups, _ = tensor_groups(model, on_meta)
         self.quantisation = quantisation_settings(model, self.groups, self._codes) if self._codes else None
         self._group_of = {name: group for group in self.groups for name in group.names}
@@ -65,7 +66,9 @@ class CheckpointWriter:
         results: Written = {}
         files = set()
         for group in {id(group): group for group in map(self._group_of.__getitem__, names)}.values():
-            stored = quantised(group.to_stored({name: weights[name] for name in group.names}), self._codes)
+            stored = group.to_stored({name: weights[name] for name in group.names})
+            finite = {key: _cast(key, stored[key], WEIGHT) for key in stored.keys() & self._codes}
+            stored = quantised(stored | finite, self._codes)
             places = [self._placement[key] for key in stored]
             written = each(lambda own: _write(*own), zip(places, stored.values(), strict=True))
             results |= dict(zip(stored, written, strict=True))

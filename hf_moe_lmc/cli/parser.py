@@ -8,6 +8,7 @@ from itertools import takewhile
 from typing import Any, NoReturn
 
 from . import align, apply, card, compare, completion, demo, evaluate, inspect, merge, push, verify
+from .arguments import at_least
 from .config_file import settings_file, take_settings
 from .failures import USAGE
 
@@ -46,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         common.add_argument(
             "--threads",
             metavar="N",
-            type=_positive,
+            type=at_least(1),
             default=argparse.SUPPRESS,
             help="cores that work at a time (default: all that this process may use)",
         )
@@ -120,13 +121,6 @@ def command_line() -> Parser:
     for command in COMMANDS:
         command.add_parser(commands)
     return root
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
 
 
 class _Version(argparse.Action):

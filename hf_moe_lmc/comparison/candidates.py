@@ -13,6 +13,7 @@ from .fit import one_expert
 
 _GLIMPSE = (16, 64)  # units, hidden coordinates
 _COLUMNS, _ENTRIES = 8, 2048  # of a sketch, at least
+_COORDINATES = 256  # of a row
 
 
 def glimpsed_distances(a: ExpertBank, b: ExpertBank) -> Float[Tensor, "Eb Ea"]:
@@ -51,7 +52,7 @@ def candidates(a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequen
 
 
 def sketch(*matrices: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:
-    """`(M^T M - R / H) W` of rows M of norm 1, those of all matrices, and seeded columns W; of norm 1.
+    """`(M^T M - R / H) W` of rows M of norm 1, in H coordinates at most, and seeded columns W; of norm 1.
 
     It depends on no order of rows, no sign and no scale: not on which rows are gate and which are up either.
     """
@@ -67,7 +68,7 @@ def _outward(expert: ExpertBank) -> Float[Tensor, " n"]:
 
 
 def _sketch(rows: Float[Tensor, "R H"]) -> Float[Tensor, " n"]:
-    rows, generator = rows.float(), torch.Generator().manual_seed(0)
+    rows, generator = rows[:, :_COORDINATES].float(), torch.Generator().manual_seed(0)
     width = rows.shape[1]
     columns = torch.randn(width, min(width, max(_COLUMNS, _ENTRIES // width)), generator=generator)
     norms = torch.linalg.vector_norm(rows, dim=1).square_().clamp_(min=torch.finfo(torch.float32).tiny)

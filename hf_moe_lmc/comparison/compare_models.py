@@ -1,7 +1,7 @@
 """Two whole models, layer by layer."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
@@ -30,8 +30,12 @@ from .layers import LayerComparison, compare_layers, new_layer
 from .routers import RouterComparison
 from .sentences import Evidence, describe
 from .tensors import TensorComparison, compare_tensors
+from .wording import numbered
 
-_SIZES = ("expert", "hidden_layers", "num_layers", "layer_types", "n_layer", "moe_layers", "architectures", "shared")
+_SHOWN_BY_WEIGHTS = (
+    *("expert", "hidden_layers", "num_layers", "layer_types", "n_layer", "moe_layers", "architectures", "shared"),
+    "tie_word_embeddings",
+)
 
 
 def compare(a: Model, b: Model, a_options: HubOptions | None = None, b_options: HubOptions | None = None) -> Comparison:
@@ -98,9 +102,12 @@ class _Work:
         for name in self.b.sizes:
             if name not in seen_in_b:
                 self._tensor(name, bar)
-        for name in self.a.sizes:
-            if name not in self.seen_in_a and not self._is_tied(self.b, name):
+        for name in [name for name in self.a.sizes if name not in self.seen_in_a]:
+            held = self._held(self.b, name)
+            if held is None or held == name:  # by its own name B has another layer's
                 self.tensors.append(TensorComparison(name, "missing", missing_in="B"))
+            else:
+                self._add(compare_tensors(name, self.a.read([name])[name], self.b.read([held])[held]))
 
     def _source(self, spec: MoeLayerSpec, own: Mapping[str, MoeLayerSpec]) -> MoeLayerSpec | None:
         """The layer of A at the place of one of B: of that name or block, or else, of as many, of that number."""
@@ -162,28 +169,33 @@ class _Work:
                 continue
             moved = compare_tensors(names[own], a[own][order], tensor)
             kind = "moved" if moved.kind in ("identical", "rounded", "changed") else moved.kind
+            if kind == "unrelated" and router.verdict != "unrelated":  # some of its rows
+                kind = "changed"
             self._add(replace(moved, kind=kind), is_router=True)
 
     def _tensor(self, name: str, bar: Progress) -> None:
         source = self.correspondence.name_in_a(name)
-        if source is None or source not in self.a.sizes:
-            if not (source and self._is_tied(self.a, source)):
-                self._add(TensorComparison(name, "missing", missing_in="A"))
+        held = None if source is None else self._held(self.a, source)
+        if held is None:
+            self._add(TensorComparison(name, "missing", missing_in="A"))
             bar.update(self.b.sizes[name])
             return
-        self.seen_in_a.add(source)
-        a, b = self.a.read([source])[source], self.b.read([name])[name]
+        if held == source:
+            self.seen_in_a.add(held)
+        a, b = self.a.read([held])[held], self.b.read([name])[name]
         self._add(compare_tensors(name, a, b))
         bar.update(a.nbytes + b.nbytes)
 
     def _add(self, tensor: TensorComparison, is_router: bool = False) -> None:
         self.tensors.append(replace(tensor, is_router=is_router))
 
-    def _is_tied(self, side: OpenedModel, name: str) -> bool:
-        """Whether a model holds a tensor under the name of one that it is tied to."""
-        if not isinstance(side.model, PreTrainedModel):
-            return False
-        return bool(tied_names(side.model).get(name, set()) & side.sizes.keys())
+    @staticmethod
+    def _held(side: OpenedModel, name: str) -> str | None:
+        """The name under which a model holds a tensor: its own, or that of one that it is tied to."""
+        if name in side.sizes:
+            return name
+        tied = tied_names(side.model).get(name, set()) if isinstance(side.model, PreTrainedModel) else set()
+        return min(tied & side.sizes.keys(), default=None)
 
     @staticmethod
     def _nbytes(side: OpenedModel, spec: MoeLayerSpec) -> int:
@@ -232,13 +244,13 @@ class _Work:
         return tensor.missing_in == "B" and tensor.name.startswith(tuple(lost))
 
     def _settings(self) -> tuple[str, ...]:
-        """Differences of the configurations that change the function, but for sizes, which the weights show."""
+        """Differences of the configurations that change the function, but for what the weights show."""
         if type(self.a.model) is not type(self.b.model):
             return (f"A is a {type(self.a.model).__name__}, B a {type(self.b.model).__name__}",)
         return tuple(
             difference.text.replace(" in the reference", " in A").replace(" in the other", " in B")
             for difference in config_differences(self.a.model, self.b.model)
-            if difference.harmful and not _is_size(difference.name)
+            if difference.harmful and not _is_shown(difference.name)
         )
 
     def _missing_layers(self) -> Iterator[str]:
@@ -246,9 +258,9 @@ class _Work:
             missing = self.correspondence.missing(stack)
             new = [number for number, source in numbers.items() if source is None]
             if missing:
-                yield f"B is A without {_layer_list(missing)} of {stack}, renumbered"
+                yield f"B is A without {numbered('layer', missing)} of {stack}, renumbered"
             if new:
-                yield f"{_layer_list(new)} of {stack} in B are nowhere in A"
+                yield f"{numbered('layer', new)} of {stack} in B {'is' if len(new) == 1 else 'are'} nowhere in A"
 
 
 def _compare_tables(name: str, a: Tensor, b: Tensor, router: RouterComparison) -> TensorComparison:
@@ -261,19 +273,18 @@ def _compare_tables(name: str, a: Tensor, b: Tensor, router: RouterComparison) -
     return plain
 
 
-def _is_size(field_name: str) -> bool:
-    return any(part in field_name for part in _SIZES) and "per_tok" not in field_name and "top" not in field_name
+def _is_shown(field_name: str) -> bool:
+    return (
+        any(part in field_name for part in _SHOWN_BY_WEIGHTS)
+        and "per_tok" not in field_name
+        and "top" not in field_name
+    )
 
 
 def _keeps_function(tensor: TensorComparison) -> bool:
     if tensor.is_router:  # the layer has judged it
         return True
     return tensor.kind in ("identical", "moved", "rounded") and (tensor.change or 0.0) < 1e-6
-
-
-def _layer_list(numbers: Sequence[int]) -> str:
-    listed = ", ".join(map(str, numbers))
-    return f"layer {listed}" if len(numbers) == 1 else f"layers {listed}"
 
 
 def _open(model: Model, options: HubOptions | None = None) -> OpenedModel:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -133,13 +134,15 @@ class _Banks:
         if not slots:
             return
         chosen = candidates(self.a, self.b, self.known, slots)
-        pairs = [(i, j) for j in slots for i in chosen[j]]
         tried: dict[tuple[int, int], tuple[float, float]] = {}
+        doubtful = slots
         for look in (_GLANCE, _LOOK):
+            pairs = [(i, j) for j in doubtful for i in chosen[j]]
             similarities = self._similarities(self.a, self.b, pairs, look)
             figures = zip(similarities.values.tolist(), similarities.z.tolist(), strict=True)
-            tried = dict(zip(pairs, figures, strict=True))
-            if all(max(tried[i, j][1] for i in chosen[j]) >= 2 * CERTAIN for j in slots):
+            tried |= zip(pairs, figures, strict=True)
+            doubtful = [j for j in doubtful if max(tried[i, j][1] for i in chosen[j]) < 2 * CERTAIN]
+            if not doubtful:
                 break
         for j in slots:
             best = max(tried[i, j][0] for i in chosen[j])
@@ -163,12 +166,16 @@ class _Banks:
 
     def _is_empty(self, j: int) -> bool:
         """Whether a projection of slot j is next to nothing beside those of A."""
-        for name in PROJECTIONS:
-            if (other := getattr(self.b, name)) is not None:
-                own = torch.stack([getattr(self.a, name)[i].float().norm() for i in self.known])
-                if other[j].float().norm() < _EMPTY * own.median():
-                    return True
-        return False
+        own = one_expert(self.b, j).tensors()
+        return any(own[name].float().norm() < _EMPTY * norm for name, norm in self._usual_norms.items())
+
+    @cached_property
+    def _usual_norms(self) -> dict[str, float]:
+        """The median norms of A's projections."""
+        named = {
+            name: [tensor[i] for i in self.known] for name, tensor in self.a.tensors().items() if name in PROJECTIONS
+        }
+        return {name: float(torch.stack([x.float().norm() for x in own]).median()) for name, own in named.items()}
 
     def _similarities(
         self, a: ExpertBank, b: ExpertBank, pairs: Sequence[tuple[int, int]], look: tuple[int, int] = _LOOK
@@ -210,8 +217,7 @@ class _Banks:
 
 def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:
     """Whether a value is no number, or a projection has none but zeros."""
-    extremes = [bound for tensor in expert.tensors().values() if tensor.numel() for bound in tensor.aminmax()]
-    if not all(bool(bound.isfinite()) for bound in extremes):
+    extremes = {name: tensor.aminmax() for name, tensor in expert.tensors().items() if tensor.numel()}
+    if not all(bool(bound.isfinite()) for bounds in extremes.values() for bound in bounds):
         return "not_finite"
-    projections = [getattr(expert, name) for name in PROJECTIONS if getattr(expert, name) is not None]
-    return None if all(bool(projection.any()) for projection in projections) else "zero"
+    return None if all(any(bounds) for name, bounds in extremes.items() if name in PROJECTIONS) else "zero"

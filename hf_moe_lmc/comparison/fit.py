@@ -148,7 +148,8 @@ def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, group: SymmetryGro
         return replace(_scaled(factors, group, change), worst=worst)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
     is_rounding = eps < ROUNDING and change < 4 * eps
-    kind = "rounded" if is_rounding or _is_rounded(a, b, change) else "changed"
+    pairs = [(tensor[0], b.tensors()[name][0]) for name, tensor in a.tensors().items()]
+    kind = "rounded" if is_rounding or all(is_rounded(x, y, change) for x, y in pairs) else "changed"
     return Fit(kind, change, worst=worst)
 
 
@@ -170,13 +171,6 @@ def _ratio(distance: Tensor, norm: Tensor) -> float:
 def _same_bits(a: ExpertBank, b: ExpertBank) -> bool:
     x, y = a.tensors(), b.tensors()
     return all(x[name].dtype == y[name].dtype and torch.equal(x[name], y[name]) for name in x)
-
-
-def _is_rounded(a: ExpertBank, b: ExpertBank, change: float) -> bool:
-    if change > 0.15:  # what float8 does
-        return False
-    x, y = a.tensors(), b.tensors()
-    return all(is_rounded(x[name][0], y[name][0]) for name in x)
 
 
 def _unit_rows(name: str, tensor: Tensor) -> Tensor:
@@ -234,16 +228,20 @@ def column_squares(
     return sums[0], sums[1], sums[2]
 
 
-def is_rounded(a: Tensor, b: Tensor) -> bool:
+def is_rounded(a: Tensor, b: Tensor, change: float) -> bool:
     """Whether one of two tensors of floating-point numbers is the other rounded to a narrower dtype.
 
     Every entry differs by no more than that rounding allows, whatever dtype holds it now.
+
+    Args:
+        a, b: of one shape.
+        change: `|b - a| / |a|`; rounding leaves half of the machine epsilon at most.
     """
     dtype = wide(a, b)
     for target in _ROUNDED_TO:
-        if target.itemsize >= dtype.itemsize:
-            continue
         limits = torch.finfo(target)
+        if target.itemsize >= dtype.itemsize or change > limits.eps:
+            continue
         if all(_is_near(x, y, limits, dtype) for x, y in _blocks(_rows(a), _rows(b))):
             for rounded in (a, b):
                 if all(torch.equal(x, x.to(target).to(x.dtype)) for x, _ in _blocks(_rows(rounded), _rows(rounded))):

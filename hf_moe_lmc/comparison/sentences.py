@@ -212,7 +212,8 @@ def _pruned(evidence: Evidence) -> Iterator[str]:
     """Experts of A that are nowhere in B, where B has fewer."""
 
     def is_pruned(layer: LayerComparison) -> bool:
-        return len(layer.experts) < layer.num_experts and None not in layer.sources
+        is_far = any(expert.is_far for expert in layer.experts)
+        return len(layer.experts) < layer.num_experts and None not in layer.sources and not is_far
 
     for missing, layers in evidence.layers_by(lambda layer: layer.missing if is_pruned(layer) else ()).items():
         held = [source for source in layers[0].sources if source is not None]
@@ -248,7 +249,8 @@ def _routers(evidence: Evidence) -> Iterator[str]:
             return "both moved" if is_moved else "rows moved"
         if layer.router in ("unmoved", "changed") and is_moved:
             return "experts moved"
-        if layer.router == "unrelated" and not evidence.is_upcycled and any(s is not None for s in layer.sources):
+        is_dense = min(len(layer.experts), layer.num_experts) == 1
+        if layer.router == "unrelated" and not is_dense and any(s is not None for s in layer.sources):
             return "new"
         return "changed" if layer.router == "changed" and layer.router_change is not None else None
 

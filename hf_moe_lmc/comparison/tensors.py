@@ -82,7 +82,7 @@ def _compare(name: str, a: Tensor, b: Tensor) -> TensorComparison:
         if a.ndim == 2 and a.shape[0] == a.shape[1] and is_near(a.T, b):
             return TensorComparison(name, "transposed", _change(a.T, b))
         return TensorComparison(name, "unrelated")
-    return TensorComparison(name, "rounded" if change < 0.15 and is_rounded(a, b) else "changed", change)
+    return TensorComparison(name, "rounded" if is_rounded(a, b, change) else "changed", change)
 
 
 def is_related(a: Tensor, b: Tensor) -> bool:

@@ -13,6 +13,8 @@ from hf_moe_lmc.names import Variant
 
 from .controls import endpoint_experts, picked_units
 
+MOST_POINTS = 10_000
+
 VARIANTS: Mapping[Variant, str] = {
     "naive": "as it is",
     "random": "under a random element of its symmetry group",
@@ -80,6 +82,8 @@ def points_of(points: int, t: Sequence[float] | None = None) -> tuple[float, ...
     Raises:
         BadInputError: there are fewer than three, for two show no barrier, or they do not ascend from 0 to 1.
     """
+    if points > MOST_POINTS:
+        raise BadInputError(f"a path needs no {points} points; give {MOST_POINTS} at most")
     places = tuple(np.linspace(0, 1, max(points, 0)).tolist() if t is None else map(float, t))
     if len(places) < 3 or (places[0], places[-1]) != (0, 1) or not all(a < b for a, b in pairwise(places)):
         given = f"{points} points" if t is None else f"t = {t}"

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import StackDataset
+from torch.utils.data import Dataset, StackDataset
 
 from hf_moe_lmc.errors import BadInputError
 
@@ -49,3 +49,24 @@ def load_digits(file: Path) -> tuple[StackDataset, StackDataset]:
 
 def _dataset(images: Tensor, labels: Tensor) -> StackDataset:
     return StackDataset(pixel_values=images, labels=labels)  # pyrefly: ignore[bad-argument-type]  # tensors do work
+
+
+class Shifted(Dataset):
+    """Images moved by up to `pixels` along both axes, drawn anew whenever one is asked for; digits have margins.
+
+    Args:
+        images: items are as those of `load_digits`.
+        pixels: 0 leaves the images as they are.
+        seed: of the draws, which follow the order of asking.
+    """
+
+    def __init__(self, images: Dataset, pixels: int, seed: int) -> None:
+        self.images, self.pixels, self.draws = images, pixels, torch.Generator().manual_seed(seed)
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        item = self.images[index]
+        shifts = torch.randint(-self.pixels, self.pixels + 1, (2,), generator=self.draws).tolist()
+        return item | {"pixel_values": item["pixel_values"].roll(shifts, dims=(-2, -1))}

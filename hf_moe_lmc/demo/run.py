@@ -92,7 +92,7 @@ def run_demo(out: Path, seeds: Sequence[int], recipe: Recipe) -> Report:
         methods, alignments = compare_methods(models[a], models[b], bench)
         alignments[MERGE_METHOD].save_pretrained(out / "alignments" / f"{a}-{b}")
         if not pairs:
-            merged = MoeAligner.from_pretrained(models[a], models[b]).merge(alignments[MERGE_METHOD])
+            merged = MoeAligner.from_pretrained(models[a], models[b]).merge(alignments[MERGE_METHOD], force=True)
             save_whole(cast(PreTrainedModel, merged), out / "merged")
         pairs.append(PairResult((a, b), methods))
     scramble = scramble_and_recover(models[seeds[0]], deepcopy(models[seeds[0]]), seeds[0], bench)

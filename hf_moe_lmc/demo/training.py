@@ -21,7 +21,7 @@ from transformers import (
 from hf_moe_lmc.modeling import MoeViTForImageClassification
 from hf_moe_lmc.progress import Progress
 
-from .digits import CLASSES, IMAGE_SIZE
+from .digits import CLASSES, IMAGE_SIZE, Shifted
 from .recipe import Recipe
 
 Model = TypeVar("Model", bound=PreTrainedModel)
@@ -46,7 +46,7 @@ def pretrain(folder: Path, recipe: Recipe, dataset: Dataset, accelerator: Accele
         model = ViTForImageClassification(config)
         return train(
             model,
-            dataset,
+            Shifted(dataset, recipe.shift, recipe.pretrain_seed),
             [{"params": list(model.parameters()), "lr": recipe.pretrain_lr, "weight_decay": recipe.pretrain_decay}],
             epochs=recipe.pretrain_epochs,
             batch_size=recipe.batch_size,
@@ -83,7 +83,7 @@ def finetune(
         backbone = [parameter for parameter in model.parameters() if id(parameter) not in members]
         return train(
             model,
-            dataset,
+            Shifted(dataset, recipe.shift, seed),
             [
                 {"params": moe, "lr": recipe.moe_lr, "weight_decay": recipe.weight_decay},
                 {"params": backbone, "lr": recipe.backbone_lr, "weight_decay": recipe.weight_decay},

@@ -11,7 +11,7 @@ from hf_moe_lmc import align, apply, cli, merge
 from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.checkpoints.dequantised import float8_weight
 from hf_moe_lmc.checkpoints.quantised import quantised
-from hf_moe_lmc.errors import UnsupportedArchitectureError
+from hf_moe_lmc.errors import BadInputError, UnsupportedArchitectureError
 from tests import families
 from tests.checkpoints.faulty import SINGLE
 
@@ -78,6 +78,17 @@ def test_a_merge_in_fp8(family, tmp_path):
     assert settings[0] == settings[1]
     assert settings[0]["weight_block_size"] == [128, 128]
     assert settings[2] is None
+
+
+def test_what_is_not_finite_is_refused(tmp_path):
+    """Codes would hide it."""
+    model = large("mixtral", 0)
+    model.save_pretrained(tmp_path / "a")
+    with torch.no_grad():
+        model.model.layers[1].mlp.experts.down_proj[2, 3, 4] = torch.nan
+    model.save_pretrained(tmp_path / "b")
+    with pytest.raises(BadInputError, match=r"b/model.safetensors: .*layers\.1\..*experts\.2\.w2\.weight holds NaN"):
+        merge(tmp_path / "a", tmp_path / "b", "none", output=tmp_path / "out", quantise="fp8")
 
 
 @pytest.mark.parametrize(

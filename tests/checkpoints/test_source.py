@@ -2,44 +2,61 @@
 
 import json
 import os
-import select
-import subprocess
-import sys
 import time
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from hf_moe_lmc import cli
+from hf_moe_lmc.checkpoints import find_source
+from hf_moe_lmc.errors import MoeLmcError
 from tests.hub_server import COMMIT, REPOSITORY, serve
 
 TOKEN = "hf_averysecrettokenofatestaverysecret"
+TIMEOUT = 0.5  # seconds without a byte
 DEADLINE = 60
-ENVIRONMENT = {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DOWNLOAD_TIMEOUT": "1", "HF_HUB_ETAG_TIMEOUT": "1"}
 
 
+@dataclass
 class Client:
-    """A process that opens sources."""
+    """This process, where the Hub is at `url`."""
 
-    def __init__(self, url: str, **environment: str) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "tests.checkpoints.hub_client"],
-            env=os.environ | ENVIRONMENT | {"HF_ENDPOINT": url} | environment,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+    url: str
+    offline: bool = False
+
+    @contextmanager
+    def asking(self) -> Iterator[pytest.MonkeyPatch]:
+        """Within, the Hub's library asks there, and does not wait long."""
+        constants = {
+            "ENDPOINT": self.url,
+            "HUGGINGFACE_CO_URL_TEMPLATE": self.url + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": self.offline,
+            "HF_HUB_DISABLE_XET": True,
+            "HF_HUB_DOWNLOAD_TIMEOUT": TIMEOUT,
+            "HF_HUB_ETAG_TIMEOUT": TIMEOUT,
+        }
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in constants.items():
+                patch.setattr(f"huggingface_hub.constants.{name}", value)
+            patch.setattr("time.sleep", lambda seconds: None)  # between attempts
+            yield patch
 
     def open(self, name: object = REPOSITORY, **options: object) -> dict:
-        self.process.stdin.write(json.dumps({"name": str(name), "options": options}) + "\n")
-        self.process.stdin.flush()
-        assert select.select([self.process.stdout], [], [], DEADLINE)[0], "no answer"
-        return json.loads(self.process.stdout.readline())
+        with self.asking():
+            try:
+                source = find_source(str(name), options)
+            except MoeLmcError as error:
+                return {"code": error.exit_code, "message": str(error)}
+        return {"folder": str(source.folder), "commit": source.commit, "listed": source.listed}
 
-    def close(self) -> None:
-        said = self.process.communicate(timeout=DEADLINE)[1]
-        assert TOKEN not in said
+
+@pytest.fixture(autouse=True)
+def _no_token_is_shown(capfd):
+    yield
+    assert all(TOKEN not in shown for shown in capfd.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +81,9 @@ def served(saved_files):
         yield hub
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def client(served):
-    with closing(Client(served.url)) as client:
-        yield client
+    return Client(served.url)
 
 
 @pytest.fixture
@@ -222,9 +238,9 @@ def test_a_mistyped_folder(hub, cache, name, reason):
     """In a folder that is there; a repository of another's is not taken for one."""
     hub.fault, hub.where = "no repository", "api"
     url = "http://127.0.0.1:9" if reason == "unreachable" else hub.url
-    with closing(Client(url, HF_HUB_OFFLINE=str(int(reason == "offline")))) as mistaken:
-        found = mistaken.open(name, cache_dir=cache)
-        other = mistaken.open("someone/SS", cache_dir=cache)
+    mistaken = Client(url, offline=reason == "offline")
+    found = mistaken.open(name, cache_dir=cache)
+    other = mistaken.open("someone/SS", cache_dir=cache)
     assert found["code"] == other["code"] == 6
     assert found["message"].startswith(f"no folder '{name}' here, and ")
     assert found["message"].partition(" here, and ")[2].replace(name, "") == other["message"].replace("someone/SS", "")
@@ -257,7 +273,8 @@ def repository(tmp_path):
 
 def test_what_is_fetched(repository, cache):
     """The weights that the index names, whatever they are called, and known small files, also offline afterwards."""
-    with serve(repository) as hub, closing(Client(hub.url)) as client:
+    with serve(repository) as hub:
+        client = Client(hub.url)
         found = client.open(cache_dir=cache)
         names = {path.name for path in Path(found["folder"]).iterdir()}
         weights = {"weights-a.safetensors", "weights-b.safetensors", "model.safetensors.index.json"}
@@ -269,8 +286,8 @@ def test_what_is_fetched(repository, cache):
 def test_a_repository_of_something_else(tmp_path, cache):
     (tmp_path / "repository").mkdir()
     (tmp_path / "repository" / "notebook.ipynb").write_text("{}")
-    with serve(tmp_path / "repository") as hub, closing(Client(hub.url)) as client:
-        found = client.open(cache_dir=cache)
+    with serve(tmp_path / "repository") as hub:
+        found = Client(hub.url).open(cache_dir=cache)
     assert found["code"] == 3
     assert found["message"] == f"{REPOSITORY} holds no file such as config.json; give another repository"
 
@@ -278,8 +295,8 @@ def test_a_repository_of_something_else(tmp_path, cache):
 def test_a_damaged_file_that_another_process_has_left(repository, cache):
     """Killed between the download and the look at it; and damaged later. Each is read once, if nothing happens."""
     with serve(repository) as hub:
-        with closing(Client(hub.url)) as client:
-            folder = Path(client.open(cache_dir=cache)["folder"])
+        client = Client(hub.url)
+        folder = Path(client.open(cache_dir=cache)["folder"])
         checked = folder.parents[1] / ".hf_moe_lmc_checked.json"
         assert len(json.loads(checked.read_text())) == 6
         for unlink in (False, True):
@@ -290,28 +307,24 @@ def test_a_damaged_file_that_another_process_has_left(repository, cache):
                 status = file.stat()
                 file.write_bytes(b"?" * status.st_size)
                 os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
-            with closing(Client(hub.url)) as client:
-                assert client.open(cache_dir=cache)["folder"] == str(folder)
+            assert client.open(cache_dir=cache)["folder"] == str(folder)
             assert all(file.read_bytes() == (repository / file.name).read_bytes() for file in broken)
         (folder / "tekken.json").write_bytes(b"??")
-        with closing(Client(hub.url)) as client:
-            assert (
-                "tekken.json of someone/mixtral@main was damaged in the cache"
-                in (client.open(cache_dir=cache, local_files_only=True)["message"])
-            )
+        found = client.open(cache_dir=cache, local_files_only=True)
+    assert "tekken.json of someone/mixtral@main was damaged in the cache" in found["message"]
 
 
 def test_offline(hub, client, cache):
-    with closing(Client(hub.url, HF_HUB_OFFLINE="1")) as offline:
-        found = offline.open(cache_dir=cache)
-        assert found["code"] == 6
-        assert found["message"] == f"{REPOSITORY}@main is not in the cache, and the network may not be used"
-        there = client.open(cache_dir=cache)
-        requests = hub.asked.total()
-        assert offline.open(cache_dir=cache) == there
-        assert client.open(cache_dir=cache, local_files_only=True) == there
-        assert client.open(f"{REPOSITORY}@{COMMIT}", cache_dir=cache, local_files_only=True) == there
-        assert hub.asked.total() == requests
+    offline = Client(hub.url, offline=True)
+    found = offline.open(cache_dir=cache)
+    assert found["code"] == 6
+    assert found["message"] == f"{REPOSITORY}@main is not in the cache, and the network may not be used"
+    there = client.open(cache_dir=cache)
+    requests = hub.asked.total()
+    assert offline.open(cache_dir=cache) == there
+    assert client.open(cache_dir=cache, local_files_only=True) == there
+    assert client.open(f"{REPOSITORY}@{COMMIT}", cache_dir=cache, local_files_only=True) == there
+    assert hub.asked.total() == requests
 
 
 def test_nothing_cached_and_no_network_wanted(hub, client, cache):
@@ -322,20 +335,18 @@ def test_nothing_cached_and_no_network_wanted(hub, client, cache):
 
 
 def test_no_hub_at_all(cache):
-    with closing(Client("http://127.0.0.1:9")) as nobody:
-        found = nobody.open(cache_dir=cache, token=TOKEN)
+    found = Client("http://127.0.0.1:9").open(cache_dir=cache, token=TOKEN)
     assert found["code"] == 6
     assert "the connection to the Hub failed" in found["message"]
 
 
-def test_the_command_line(hub, saved, tmp_path):
-    """A body of the right length that is no checkpoint, and a refusal, both told in one line."""
-    command = [sys.executable, "-m", "hf_moe_lmc", "align", REPOSITORY, str(saved / "single"), "-o"]
-    environment = (
-        os.environ | ENVIRONMENT | {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "home"), "HF_TOKEN": TOKEN}
-    )
+def test_the_command_line(hub, client, saved, tmp_path, capfd):
     hub.fault, hub.where = "gated", "api"
-    done = subprocess.run([*command, tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=100)
-    assert done.returncode == 6
-    assert done.stderr == f"error: {REPOSITORY} is gated; ask for access on its page and log in (hf auth login)\n"
+    with client.asking() as patch:
+        patch.setenv("HF_TOKEN", TOKEN)
+        patch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "cache"))
+        assert cli.main(["align", REPOSITORY, str(saved / "single"), "-o", str(tmp_path / "out")]) == 6
+    line = f"error: {REPOSITORY} is gated; ask for access on its page and log in (hf auth login)\n"
+    assert capfd.readouterr().err == line
+    assert f"Bearer {TOKEN}" in hub.tokens
     assert not (tmp_path / "out").exists()

@@ -113,6 +113,24 @@ def test_layouts_shards_and_live_models(qwen, tmp_path):
         assert comparison.same_function
 
 
+@torch.no_grad()
+def test_a_head_that_is_tied_in_one_model_only():
+    b = build("mixtral", experts=4)
+    config = copy.deepcopy(b.config)
+    config.tie_word_embeddings = True
+    a = type(b)(config).eval()
+    a.load_state_dict(b.state_dict())
+    a.tie_weights()
+    b.load_state_dict(a.state_dict())
+    assert compare(a, b).same_function
+    assert compare(b, a).same_function
+    b.lm_head.weight.normal_()
+    for comparison in (compare(a, b), compare(b, a)):
+        kinds = {tensor.name: tensor.kind for tensor in comparison.tensors if tensor.kind != "identical"}
+        assert kinds == {"lm_head.weight": "unrelated"}
+        assert not comparison.same_function
+
+
 def test_layers_that_only_one_model_has():
     a, b = build("mixtral", experts=4), build("mixtral", experts=4, seed=5)
     config = copy.deepcopy(a.config)

@@ -165,6 +165,9 @@ def test_upcycled():
         "every expert of B comes from the dense MLP of A (upcycled; changed by 0."
     )
     assert [expert.kind for expert in comparison.layers[0].experts] == ["changed", "copied", "copied", "copied"]
+    back = compare(sparse, dense).sentences
+    assert back[0].startswith("B is A without experts 1 to 3, the others in place, unchanged")
+    assert not any("router" in sentence for sentence in back)
 
 
 def test_unrelated(model):

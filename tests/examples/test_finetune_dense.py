@@ -82,7 +82,20 @@ def test_align_and_merge_writes_everything(run, request, manual, tmp_path, capsy
     data = ["--dataset", manual, "--block_size", "16"] if run == "gpt2" else []
     copies = [str(folder / "seed-1"), str(folder / "seed-2")]
     align_and_merge.main(
-        [*copies, *data, "--t", "0.5", "1", "--points", "3", "--max_eval_samples", "16", "--output", str(output)]
+        [
+            *copies,
+            *data,
+            "--t",
+            "0.5",
+            "1",
+            "--points",
+            "3",
+            "--max_eval_samples",
+            "16",
+            "--force",
+            "--output",
+            str(output),
+        ]
     )
     printed = capsys.readouterr().out
     assert "| layer | distance before | after | experts permuted |" in printed

@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 
 import finetune_moe_lm
 import pytest
@@ -14,27 +12,24 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, Trainer, TrainerCallback, set_seed
 
 from hf_moe_lmc import align, moe_layers
-from tests.examples.conftest import EXAMPLES
+from tests import forked
 
-# Ten steps are an epoch; a checkpoint every three; the end strikes in the second epoch, between two checkpoints.
-STEPS = ["--max_steps", "14", "--save_strategy", "steps", "--save_steps", "3", "--lr_scheduler_type", "cosine"]
-LAST_STEP = 11
+# Three steps are an epoch; a checkpoint every two; the end strikes in the second epoch, between two checkpoints.
+STEPS = ["--max_train_samples", "48", "--max_steps", "6", "--save_strategy", "steps", "--save_steps", "2"]
+LAST_STEP = 5
 SMALL = ["--config_overrides", "hidden_size=16,intermediate_size=16,head_dim=4"]
 LORA = ["--lora_rank", "2", "--lora_alpha", "2"]
 
-KILLED = f"""
-import os, signal, sys
-import transformers.trainer
-import finetune_moe_lm
 
-class Kill(transformers.TrainerCallback):
+class Kill(TrainerCallback):
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == {LAST_STEP}:
+        if state.global_step == LAST_STEP:
             os.kill(os.getpid(), signal.SIGKILL)
 
-transformers.trainer.DEFAULT_CALLBACKS.append(Kill)
-finetune_moe_lm.main(sys.argv[1:])
-"""
+
+def killed(arguments):
+    transformers.trainer.DEFAULT_CALLBACKS.append(Kill)
+    finetune_moe_lm.main(arguments)
 
 
 class Interrupt(TrainerCallback):
@@ -72,10 +67,10 @@ def assert_equal(found, expected):
 
 def test_a_killed_run_resumed_equals_one_undisturbed(full, undisturbed, tmp_path):
     arguments = [*full, "--output_dir", str(tmp_path)]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(EXAMPLES), *sys.path])}
-    killed = subprocess.run([sys.executable, "-c", KILLED, *arguments], env=environment, capture_output=True)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
-    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-9"]
+    process = forked.start(killed, arguments)
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint-4"]
     set_seed(99)  # what the new process happens to draw must not matter
     finetune_moe_lm.main(arguments)
     found = load_file(tmp_path / "model.safetensors")
@@ -96,7 +91,7 @@ def test_the_trainer_of_transformers_would_lose_routers_and_experts(full, undist
 def test_an_unfinished_checkpoint_is_passed_over(full, undisturbed, tmp_path, monkeypatch):
     arguments = [*full, "--save_total_limit", "2", "--output_dir", str(tmp_path)]
     interrupt(arguments, monkeypatch)
-    (tmp_path / "checkpoint-9/trainer_state.json").unlink()
+    (tmp_path / "checkpoint-4/trainer_state.json").unlink()
     finetune_moe_lm.main(arguments)
     assert_equal(load_file(tmp_path / "model.safetensors"), undisturbed)
 

@@ -31,7 +31,17 @@ def arguments(tmp_path) -> list[str]:
         )
         model = MoeViTForImageClassification(config)
         (model if name == "a" else scramble(model)[0]).save_pretrained(tmp_path / name)
-    sizes = ["--max_eval_samples", "16", "--points", "3", "--license", "mit", "--output", str(tmp_path / "merged")]
+    sizes = [
+        "--max_eval_samples",
+        "16",
+        "--points",
+        "3",
+        "--license",
+        "mit",
+        "--force",
+        "--output",
+        str(tmp_path / "merged"),
+    ]
     return [str(tmp_path / "a"), str(tmp_path / "b"), "me/merged", *sizes]
 
 
@@ -45,7 +55,7 @@ def test_a_merge_and_its_alignment_are_published(arguments, hub, tmp_path, capsy
     assert "report/curves.png" in hub.repositories["me/merged"].files
     found = AutoModelForImageClassification.from_pretrained("me/merged", cache_dir=tmp_path / "cache").state_dict()
     aligner = MoeAligner.from_pretrained(*arguments[:2])
-    expected = aligner.merge(Alignment.from_pretrained("me/merged-alignment")).state_dict()
+    expected = aligner.merge(Alignment.from_pretrained("me/merged-alignment"), force=True).state_dict()
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
