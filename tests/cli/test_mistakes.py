@@ -47,7 +47,7 @@ MISTAKES = [
     ("merge a stranger -o out", 4, ["2 of 2 layers of stranger hold no expert related", "--force"]),
     ("evaluate a b --dataset nofile.txt -o out", 3, ["'nofile.txt' is neither a file, a folder nor"]),
     ("evaluate a b --dataset text.txt -o out", 3, ["a has no tokenizer that loads", "copy the files of one there"]),
-    ("evaluate a b --dataset adapter -o out", 3, ["adapter holds .json; give files of one kind"]),
+    ("evaluate a b --dataset gguf -o out", 3, ["gguf holds .gguf; give files of one kind"]),
     ("evaluate a b --dataset text.txt --points -3 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --points 2 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --points 99999999999 -o out", 3, ["no 99999999999 points; give 10000 at most"]),
