@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import MixtralForCausalLM
 
-from .merge_vs_mergekit import OURS, machine, measure, mergekit_version, table
+from .merge_vs_mergekit import OURS, Ratio, machine, measure, mergekit_version, table
 from .pair import NOISE, configuration
 
 NUMBER = 10
@@ -103,7 +103,8 @@ def main() -> int:
         wrong = [key for name in names for key in differing(folders, name)]
         size = sum(file.stat().st_size for folder in folders for file in folder.glob("*.safetensors"))
     facts = machine() | {"peer": mergekit_version(options.mergekit), "GB in all": round(size / 1e9, 2)}
-    text = f"{__doc__.partition(chr(10))[0]}\n\n{table(costs)}\n\n{NOTE}\n\n{json.dumps(facts)}\n"
+    ratios = table([Ratio(cost, costs[0]) for cost in costs])
+    text = f"{__doc__.partition(chr(10))[0]}\n\n{ratios}\n\n{NOTE}\n\n{json.dumps(facts)}\n"
     text += f"\nTensors of ours that are not the mean in float32, rounded once: {', '.join(wrong) or 'none'}.\n"
     RESULT.write_text(text)
     sys.stdout.write(text)

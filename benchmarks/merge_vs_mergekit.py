@@ -2,9 +2,11 @@
 
 python -m benchmarks.merge_vs_mergekit --mergekit PATH_OF_mergekit-yaml [--pair FOLDER] [--json FILE]
 
-mergekit lives in an environment of its own (`python -m venv mk && mk/bin/pip install mergekit==0.1.5`). Every run is a
-process with one thread; they run one after the other. With `--pair`, FOLDER/a and FOLDER/b are merged, else new ones of
-`benchmarks.pair`. Exits with 1 if our output is not that of the naive lines in `reference_merge`.
+mergekit lives in an environment of its own (`python -m venv mk && mk/bin/pip install mergekit==0.1.5`). The runs come
+one after the other: with one thread each, with as many as there are cores, and by two processes of one thread. In
+brackets stands the ratio to mergekit with as many threads, or of two processes to one, and what it should be at most.
+With `--pair`, FOLDER/a and FOLDER/b are merged, else new ones of `benchmarks.pair`. Exits with 1 if our output is not
+that of the naive lines in `reference_merge`.
 """
 
 import argparse
@@ -31,6 +33,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry
 from .pair import write_pair
 
 OURS = [sys.executable, "-m", "hf_moe_lmc"]
+TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *OURS[1:]]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
@@ -42,6 +45,15 @@ class Cost:
     cpu: float
     wall: float
     peak_memory: int
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """One run beside another, and the most that its CPU s, wall s and peak memory should be of that one's."""
+
+    cost: Cost
+    base: Cost
+    most: tuple[float | None, float | None, float | None] = (None, None, None)
 
 
 def measure(name: str, command: list[str], **environment: str) -> Cost:
@@ -111,36 +123,49 @@ def mergekit_version(mergekit: Path) -> str:
     return "mergekit {}, torch {}".format(*done.stdout.split())
 
 
-def table(costs: list[Cost]) -> str:
-    """Markdown; ratios are to the first row."""
-    first = costs[0]
-    rows = [
-        f"| {cost.name} | {cost.cpu:.1f} ({cost.cpu / first.cpu:.2f}) | {cost.wall:.1f} "
-        f"| {cost.peak_memory / 1e9:.2f} ({cost.peak_memory / first.peak_memory:.2f}) |"
-        for cost in costs
-    ]
-    return "\n".join(["| | CPU s | wall s | peak memory, GB |", "|---|---|---|---|", *rows])
+def table(ratios: list[Ratio]) -> str:
+    """Markdown; in brackets the ratio to the other run, and its bound."""
+    lines = ["| | CPU s | wall s | peak memory, GB |", "|---|---|---|---|"]
+    for ratio in ratios:
+        cells = [ratio.cost.name]
+        for field, unit, most in zip(("cpu", "wall", "peak_memory"), (1, 1, 1e9), ratio.most, strict=True):
+            value, bound = getattr(ratio.cost, field), f", at most {most}" if most else ""
+            cells.append(f"{value / unit:.2f} ({value / getattr(ratio.base, field):.2f}{bound})")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
-def compare(mergekit: Path, pair: Path, work: Path) -> tuple[list[Cost], list[str]]:
+def compare(mergekit: Path, pair: Path, work: Path) -> tuple[list[Ratio], list[str]]:
     """Costs of all runs; names of our tensors that are wrong."""
-    sides, alignment, output = [str(pair / "a"), str(pair / "b")], work / "alignment", work / "merged"
+    sides = [str(pair / "a"), str(pair / "b")]
     (work / "linear.yml").write_text(mergekit_configuration(pair))
     options = ["--no-write-model-card", "--no-copy-tokenizer"]  # the pair has no tokenizer, and no network is needed
-    runs = [
-        measure(
-            "mergekit, linear, nothing aligned",
-            [str(mergekit), str(work / "linear.yml"), str(work / "mk"), *options],
-            PYTHONPATH="",
-        )
-    ]
-    runs.append(measure("hf-moe-lmc align", [*OURS, "align", *sides, "-o", str(alignment)]))
-    command = [*OURS, "merge", *sides, "-o", str(output)]
-    runs.append(measure("hf-moe-lmc merge --alignment", [*command, "--alignment", str(alignment)]))
-    command[-1] += "-aligned-first"
-    runs.append(measure("hf-moe-lmc merge, aligning first", command))
+    ratios, written, alone = [], [], dict[str, Cost]()
+    cores = len(os.sched_getaffinity(0))
+
+    def run(name: str, launcher: list[str], command: str, *arguments: str, threads: int) -> Cost:
+        written.append(work / str(len(written)))
+        given = [*launcher, command, *sides, *arguments, "-o", str(written[-1])]
+        return measure(f"{command} {name}", given, OMP_NUM_THREADS=str(threads), MKL_NUM_THREADS=str(threads))
+
+    aligned: tuple[str, ...] = ()
+    for threads in dict.fromkeys((1, cores)):
+        name, count = f"mergekit, linear, nothing aligned, threads: {threads}", str(threads)
+        command = [str(mergekit), str(work / "linear.yml"), str(work / f"mk-{threads}"), *options]
+        peer = measure(name, command, PYTHONPATH="", OMP_NUM_THREADS=count, MKL_NUM_THREADS=count)
+        align = run(f"threads: {threads}", OURS, "align", threads=threads)
+        aligned = aligned or ("--alignment", str(written[-1]))
+        given = run(f"--alignment, threads: {threads}", OURS, "merge", *aligned, threads=threads)
+        first = run(f"aligning first, threads: {threads}", OURS, "merge", threads=threads)
+        alone = alone or {"align": align, "merge": first}
+        bounds = (0.45, 0.35, 0.28), (0.75, 0.55, 0.28)
+        ratios += [Ratio(peer, peer), Ratio(align, peer), Ratio(given, peer, bounds[0]), Ratio(first, peer, bounds[1])]
+    for command, base in alone.items():
+        two = run("by two processes", TWO_PROCESSES, command, threads=1)
+        ratios.append(Ratio(two, base, (None, 0.6, None)))
     # Last, for the peak memory of a process counts that of the process which started it.
-    return runs, differing(pair, alignment, output) + differing(pair, alignment, Path(command[-1]))
+    merged = [folder for folder in written if (folder / "config.json").exists() and folder != Path(aligned[1])]
+    return ratios, [name for folder in merged for name in differing(pair, Path(aligned[1]), folder)]
 
 
 def main() -> int:
@@ -156,15 +181,15 @@ def main() -> int:
         work = Path(folder)
         if not options.pair:
             write_pair(work)
-        costs, wrong = compare(Path(options.mergekit), options.pair or work, work)
+        ratios, wrong = compare(Path(options.mergekit), options.pair or work, work)
     found = {
         "machine": machine() | {"peer": mergekit_version(Path(options.mergekit))},
-        "costs": list(map(asdict, costs)),
+        "ratios": list(map(asdict, ratios)),
     }
     found["wrong_tensors"] = wrong
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
-    sys.stdout.write(f"{table(costs)}\n\n{json.dumps(found['machine'])}\n")
+    sys.stdout.write(f"{table(ratios)}\n\n{json.dumps(found['machine'])}\n")
     sys.stdout.write(f"tensors that differ from a naive merge in memory: {wrong or 'none'}\n")
     return bool(wrong)
 

@@ -3,9 +3,10 @@
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,30 @@ def start(function: Callable[..., Any], *args: Any) -> multiprocessing.Process:
     process = SERVER.Process(target=_run, args=(function, args))
     process.start()
     return process
+
+
+def run_job(
+    function: Callable[..., Any], arguments: Sequence[tuple[Any, ...]], only: int | None = None
+) -> list[int | None]:
+    """Call `function(*own)` for each of the arguments in a process of one job, as `torchrun` does; the exit codes.
+
+    With `only`, the other processes never begin.
+    """
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port, size = free.getsockname()[1], len(arguments)
+    begun = [(index, own) for index, own in enumerate(arguments) if only in (None, index)]
+    started = [start(_as_rank, index, size, port, function, own) for index, own in begun]
+    for process in started:
+        process.join(600)
+    return [process.exitcode for process in started]
+
+
+def _as_rank(index: int, size: int, port: int, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    if size > 1:
+        ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+        os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()}
+    return function(*args)
 
 
 def _run(function: Callable[..., Any], args: tuple[Any, ...]) -> None:

@@ -1,20 +1,17 @@
 """Models that stand in one order already, as checkpoints of one run do, so that nothing need be matched."""
 
-import torch
-from torch import Tensor
-
 from hf_moe_lmc.moe import ExpertBank
 
 from .pair import CheckedModels
 
-COSINE = 0.9  # of two units at one place; near 0 of units that are not the same one, less where a free scale doubled
+COSINE = 0.9  # of two rows at one place; near 0 of units that are not the same one, -1 where the sign differs
 
 
 def in_order(models: CheckedModels) -> bool:
     """Whether every unit of every expert has the direction of the reference's at its place, in all models.
 
-    One pass over the weights of experts, without products of matrices; it ends at the first layer that is in another
-    order.
+    Told by its row of up_proj: a unit moves, and changes its sign, in all matrices of its expert at once. One pass,
+    which ends at the first layer that is in another order.
     """
     for number, spec in enumerate(models.reference.layers):
         layer = spec.read(models.reference.read(spec.tensor_names))
@@ -28,20 +25,11 @@ def in_order(models: CheckedModels) -> bool:
 
 
 def _same_directions(a: ExpertBank, b: ExpertBank) -> bool:
-    """Whether `<a_i, b_i> >= COSINE |a_i| |b_i|` for every unit i, of all its rows together."""
-    x, y = a.tensors(), b.tensors()
-    if any(x[name].shape != tensor.shape for name, tensor in y.items()):
+    """Whether `<a_i, b_i> >= COSINE |a_i| |b_i|` for the row i of every unit."""
+    if a.up_proj.shape != b.up_proj.shape:
         return False
-    for expert in range(a.num_experts):
-        products = [_products(name, x[name][expert], y[name][expert]) for name in x if name != "down_bias"]
-        dots, squares, other_squares = torch.stack(products).sum(dim=0)
-        if not (dots >= COSINE * (squares * other_squares).sqrt()).all():
+    for x, y in zip(a.up_proj, b.up_proj.to(a.up_proj.device), strict=True):
+        x, y = x.float(), y.float()
+        if not ((x * y).sum(dim=1) >= COSINE * x.norm(dim=1) * y.norm(dim=1)).all():
             return False
     return True
-
-
-def _products(name: str, a: Tensor, b: Tensor) -> Tensor:
-    """`<a_i, b_i>`, `|a_i|^2` and `|b_i|^2` of every unit."""
-    a, b = a.float(), b.to(a.device).float()
-    own = torch.stack([x * y for x, y in ((a, b), (a, a), (b, b))])
-    return own if a.ndim == 1 else own.sum(dim=1 if name == "down_proj" else 2)

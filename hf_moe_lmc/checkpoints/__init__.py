@@ -7,7 +7,7 @@ from .download import HubOptions, matches
 from .durable import sync
 from .fingerprint import Fingerprint
 from .layout import Placement, place
-from .output_place import MANIFEST_NAME, OF_A_CARD, check_output
+from .output_place import MANIFEST_NAME, OF_A_CARD, check_output, check_place
 from .skeleton import meta_model, quantisation, read_config
 from .small_files import read_json, read_small_file
 from .source import Source, find_source
@@ -30,6 +30,7 @@ __all__ = [
     "StoredTensor",
     "Written",
     "check_output",
+    "check_place",
     "find_companions",
     "find_source",
     "matches",

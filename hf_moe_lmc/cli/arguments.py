@@ -1,6 +1,7 @@
 """Arguments that several commands take, and the values that are made of them."""
 
 import argparse
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -174,9 +175,12 @@ def alignment_config(options: argparse.Namespace) -> "AlignmentConfig":
 
 
 def load_alignment(name: str, options: argparse.Namespace) -> "Alignment":
-    """The alignment in a folder or on the Hub."""
+    """The alignment in a folder, which the output stays out of, or on the Hub."""
     from hf_moe_lmc.alignment import Alignment
+    from hf_moe_lmc.checkpoints import check_place
 
+    if os.path.isdir(name) and hasattr(options, "output"):
+        check_place(Path(os.path.abspath(options.output)), [Path(name)])
     return Alignment.from_pretrained(name, hub_options(options))
 
 

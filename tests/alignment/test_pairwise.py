@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from hf_moe_lmc import Alignment, align, scramble
-from hf_moe_lmc.alignment import AlignmentConfig, Resources, align_into, align_pair, open_models
+from hf_moe_lmc.alignment import AlignmentConfig, Resources, align_into, align_pair, open_models, pairwise
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError, UnsupportedArchitectureError
 from hf_moe_lmc.matching import align_layers
 from tests import families
@@ -165,3 +165,12 @@ def test_other_weights_start_clean(folder):
     families.build("mixtral", seed=2).save_pretrained(folder / "b")
     assert run(folder) == 3
     assert Alignment.from_pretrained(folder / "out") == align(folder / "a", folder / "b")
+
+
+def test_a_costly_order_is_said(caplog, monkeypatch):
+    monkeypatch.setattr(pairwise, "MANY_EXPERTS", 2)
+    pair = open_models([build("mixtral"), build("mixtral", seed=1)])
+    align_pair(pair, AlignmentConfig("gram"))
+    assert not caplog.text
+    align_pair(pair, AlignmentConfig("joint"))
+    assert '"joint" matches the units of up to 25 pairs of experts in a layer, "auto" of at most 20' in caplog.text

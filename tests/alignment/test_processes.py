@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -19,18 +18,11 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def be_process(index: int, size: int, port: int) -> None:
-    ranks = {"RANK": index, "LOCAL_RANK": index, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1"} | {name: str(value) for name, value in ranks.items()}
-
-
-def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) -> int:
+def job(folder: Path, index: int, dies_after: int | None) -> int:
     """Align, apply and merge into `folder`, as one of the processes of `torchrun`.
 
     With `dies_after`, kill -9 instead of its second step of the merge, once the other process has done so many.
     """
-    if size > 1:
-        be_process(index, size, port)
     steps, write_step = [], write._write
 
     def counted(writer, output, step, inputs):
@@ -57,23 +49,12 @@ def job(folder: Path, index: int, size: int, port: int, dies_after: int | None) 
     return 0
 
 
-def free_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
-
-
 def run(folder: Path, size: int, dies: tuple[int, int] | None = None) -> list[int | None]:
     """Run the job by so many processes; of `dies`, the one that dies, and its `dies_after`."""
     folder.mkdir(exist_ok=True)
-    port = free_port()
-    started = [
-        forked.start(job, folder, index, size, port, dies[1] if dies and dies[0] == index else None)
-        for index in range(size)
-    ]
-    for process in started:
-        process.join(600)
-    return [process.exitcode for process in started]
+    return forked.run_job(
+        job, [(folder, index, dies[1] if dies and dies[0] == index else None) for index in range(size)]
+    )
 
 
 def steps(folder: Path, size: int) -> list[list[str]]:
@@ -115,8 +96,7 @@ def test_one_that_is_killed_ends_the_other_and_the_next_job_goes_on(one, dying):
     assert sorted(step for own in steps(killed, 2) for step in own) == sorted(alone[dying::2][1:])
 
 
-def alone(index: int, port: int, error: Path) -> int:
-    be_process(index, 2, port)
+def alone(error: Path) -> int:
     job_module.MEETING = timedelta(seconds=1)
     return forked.command(["inspect", "absent"], error)
 
@@ -124,7 +104,5 @@ def alone(index: int, port: int, error: Path) -> int:
 @pytest.mark.parametrize("index", [0, 1])
 def test_one_whose_partner_was_killed_before_they_met_ends(index, tmp_path):
     """Where no launcher ends it."""
-    process = forked.start(alone, index, free_port(), tmp_path / "error")
-    process.join(60)
-    assert process.exitcode == 130
+    assert forked.run_job(alone, [(tmp_path / "error",)] * 2, only=index) == [130]
     assert "error: another process of this job has ended, or never began; " in (tmp_path / "error").read_text()

@@ -2,6 +2,8 @@
 
 import gzip
 import threading
+import tracemalloc
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 
@@ -11,14 +13,7 @@ from huggingface_hub import HfApi, get_session, hf_hub_download
 from hf_moe_lmc.checkpoints import find_source, hub_limits
 from hf_moe_lmc.checkpoints.hub_errors import hub_access
 from hf_moe_lmc.errors import HubError
-from tests.hub.server import Failure, Repository
-
-
-def dripping():
-    """A byte now and then; none is waited for long."""
-    while True:
-        threading.Event().wait(0.05)
-        yield b" "
+from tests.hub.server import Failure, Repository, dripping
 
 
 @pytest.fixture
@@ -27,12 +22,17 @@ def repository(hub):
     return hub
 
 
+BOMB = gzip.compress(b"[" * 10**8)
 FAULTS = {
     "dripping": (Failure("models/org/a", parts=dripping), "did not answer in time for org/a@main"),
     "endless": (Failure("models/org/a", parts=lambda: repeat(b"[" * 2**16)), "answers hold more than 1000000 bytes"),
     "compressed": (
-        Failure("models/org/a", parts=lambda: [gzip.compress(b"[" * 10**8)], headers={"Content-Encoding": "gzip"}),
+        Failure("models/org/a", parts=lambda: [BOMB], headers={"Content-Encoding": "gzip"}),
         "an answer is compressed",
+    ),
+    "repeating": (
+        Failure("/tree/", body="[]", headers={"Link": '<{url}/api/models/org/a/tree/main>; rel="next"'}),
+        "did not answer in time",
     ),
     "asking to wait": (
         Failure("models/org/a", 429, headers={"Retry-After": "1000000"}),
@@ -43,14 +43,20 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_listing(fault, repository, tmp_path, monkeypatch):
+    """It ends in a second, and within ten times the bytes that are read."""
     failure, line = FAULTS[fault]
-    repository.failures.append(failure)
+    headers = {name: value.format(url=repository.url) for name, value in failure.headers.items()}
+    repository.failures.append(replace(failure, headers=headers))
+    tracemalloc.start()
     with monkeypatch.context() as patch:
         patch.setattr("hf_moe_lmc.checkpoints.download.PAUSES", ())
         patch.setattr(hub_limits, "LARGEST", 10**6)
         patch.setattr(hub_limits, "DEADLINE", 0.5)
         with pytest.raises(HubError, match=line):
             find_source("org/a", {"cache_dir": tmp_path})
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10**7
     repository.failures.clear()
     assert (find_source("org/a", {"cache_dir": tmp_path}).folder / "config.json").read_bytes() == b"{}"
 

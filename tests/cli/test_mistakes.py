@@ -47,6 +47,8 @@ MISTAKES = [
     ("align a b -o out --plot plot.xyz", 2, ["plot.xyz ends in none of .png"]),
     ("align a b -o text.txt", 5, ["text.txt"]),
     ("align a b -o a", 5, ["a"]),
+    ("apply alignment b -o alignment/x", 5, ["lies in the input alignment"]),
+    ("merge a b --alignment alignment -o alignment/x", 5, ["lies in the input alignment"]),
     ("apply alignment c -o out", 4, ["--allow-other-weights"]),
     ("apply newer b -o out", 3, ["install a newer hf_moe_lmc"]),
     ("merge a b --alignment b -o out", 3, ["b holds a model and no alignment"]),

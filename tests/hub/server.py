@@ -291,6 +291,13 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[: len(content) - self.cut])
 
 
+def dripping() -> Iterator[bytes]:
+    """A byte now and then; none is waited for long."""
+    while True:
+        threading.Event().wait(0.05)
+        yield b" "
+
+
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     """A Hub that listens, until the context ends."""

@@ -2,14 +2,14 @@ import hashlib
 import json
 import os
 import signal
-import subprocess
-import sys
+import threading
 import time
+from itertools import repeat
 from pathlib import Path
 
 import pytest
 import torch
-from huggingface_hub import ModelCard
+from huggingface_hub import ModelCard, constants
 from transformers import AutoModelForCausalLM
 
 from hf_moe_lmc import Alignment, cli
@@ -17,11 +17,9 @@ from hf_moe_lmc.checkpoints import hub_limits
 from hf_moe_lmc.errors import BadInputError, HubError, IncompatiblePairError, OutputError
 from hf_moe_lmc.hub import plan_push, push_folder, write_card
 from hf_moe_lmc.hub.push_plan import PushPlan
-from tests.hub.server import TOKEN, Failure, Repository, running_hub
+from tests import forked
+from tests.hub.server import TOKEN, Failure, Repository, dripping
 from tests.models import logits
-
-COMMAND = [sys.executable, "-m", "hf_moe_lmc"]
-
 
 # Of the client itself, where it sends large files.
 of_the_client = pytest.mark.filterwarnings("ignore:Use 'content:DeprecationWarning")
@@ -31,10 +29,6 @@ def contents(folder: Path) -> dict[str, str]:
     return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in folder.rglob("*") if file.is_file()}
 
 
-def environment(hub) -> dict[str, str]:
-    return os.environ | {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}
-
-
 def download(repository: Repository, folder: Path) -> Path:
     for name, content in repository.files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -42,20 +36,12 @@ def download(repository: Repository, folder: Path) -> Path:
     return folder
 
 
-def test_a_merge_goes_there_whole_and_in_one_commit(folder, tmp_path):
-    """In a process of its own."""
+def test_a_merge_goes_there_whole_and_in_one_commit(folder, hub, tmp_path, capsys):
     before = contents(folder)
-    with running_hub() as hub:
-        done = subprocess.run(
-            [*COMMAND, "push", str(folder / "merged"), "merged-ab", "--private"],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=environment(hub),
-        )
-        repository = hub.repositories["me/merged-ab"]
-        assert ("POST", "/api/validate-yaml") in hub.requests
-        assert (done.returncode, done.stdout) == (0, f"Pushed: {hub.url}/me/merged-ab/commit/{repository.sha}\n")
+    assert cli.main(["push", str(folder / "merged"), "merged-ab", "--private"]) == 0
+    repository = hub.repositories["me/merged-ab"]
+    assert ("POST", "/api/validate-yaml") in hub.requests
+    assert capsys.readouterr().out == f"Pushed: {hub.url}/me/merged-ab/commit/{repository.sha}\n"
     assert repository.private
     assert len(repository.commits) == 2  # that of the Hub itself, and ours
     assert contents(folder) == before
@@ -328,6 +314,20 @@ def test_too_many_requests_once(folder, hub):
     assert len(hub.repositories["org/ab"].commits) == 2
 
 
+@of_the_client
+@pytest.mark.parametrize("part", ["/lfs/", "objects/batch", "preupload", "/commit/"])
+def test_answers_without_end(part, folder, hub, monkeypatch):
+    """They drip, or are endless."""
+    hub.lfs = True
+    monkeypatch.setattr(hub_limits, "DEADLINE", 2)
+    monkeypatch.setattr(hub_limits, "LARGEST", 10**6)
+    hub.failures.append(Failure(part, parts=dripping if part == "/lfs/" else lambda: repeat(b" " * 2**16)))
+    line = "did not answer in time" if part == "/lfs/" else "answers hold more than 1000000 bytes"
+    with pytest.raises(HubError, match=f"{line}.*; nothing has been committed to {hub.url}/org/ab; then again: "):
+        push_folder(folder / "merged", "org/ab")
+    assert len(hub.repositories["org/ab"].commits) == 1
+
+
 def test_a_stalled_hub(folder, hub, monkeypatch):
     monkeypatch.setattr(hub_limits, "TIMEOUT", 0.2)
     hub.failures.append(Failure("whoami", 200, delay=1))
@@ -371,22 +371,23 @@ def test_metadata_that_the_hub_refuses(folder, hub):
         push_folder(folder / "merged", "org/ab")
 
 
-def test_a_killed_push_commits_nothing(folder):
+def pushing(url: str, folder: Path, error: Path) -> int:
+    """A push, in a process of its own."""
+    constants.ENDPOINT, os.environ["HF_TOKEN"] = url, TOKEN
+    return forked.command(["push", str(folder), "org/ab"], error)
+
+
+def test_a_killed_push_commits_nothing(folder, hub, tmp_path):
     before = contents(folder)
-    with running_hub() as hub:
-        hub.failures.append(Failure("preupload", 200, delay=60))
-        process = subprocess.Popen(
-            [*COMMAND, "push", str(folder / "merged"), "org/ab"],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env=environment(hub),
-        )
-        deadline = time.monotonic() + 100
-        while not any("preupload" in path for _, path in hub.requests) and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        assert len(hub.repositories["org/ab"].commits) == 1
+    hub.failures.append(Failure("preupload", 200, delay=60))
+    process = forked.start(pushing, hub.url, folder / "merged", tmp_path / "error")
+    deadline = time.monotonic() + 100
+    while not any("preupload" in path for _, path in hub.requests) and time.monotonic() < deadline:
+        threading.Event().wait(0.05)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert len(hub.repositories["org/ab"].commits) == 1
     assert contents(folder) == before
 
 
