@@ -6,8 +6,8 @@ Writes gpu.json and gpu.md; takes some minutes on one card. Of the largest model
 that of the similarities of the units of two experts, as a share of the rate at which the card multiplies matrices in
 bfloat16 (0.6 at least is wanted), "gram" and "null" the largest difference of the Gram cost (relative) and of the
 null's z from those of the CPU, "path" the cost of a path in plain evaluations of its points. Exits with 1 if an
-alignment is not the CPU's, nor as near. `--small` is what the tests run on a CPU. Cells in SmolLM2 have a
-command of their own: `python -m benchmarks.paper.run "smollm2/*" --grid benchmarks/paper/scale.yaml --device cuda`.
+alignment is not the CPU's, nor as near. `--small` is what the tests run on a CPU. Cells in SmolLM2 have a command of
+their own: `python -m benchmarks.paper.run "smollm2/*" --grid benchmarks/paper/scale.yaml --device cuda`.
 """
 
 import argparse

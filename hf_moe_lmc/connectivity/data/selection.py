@@ -51,7 +51,7 @@ def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
         return cast(Processor, (AutoImageProcessor if images else AutoTokenizer).from_pretrained(checkpoint))
     except Exception as error:  # settings come from a file, and may break anything
         what, reason = "image processor" if images else "tokenizer", " ".join(str(error).split())
-        raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}") from error
+        raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}; copy the files of one there") from error
 
 
 def examples_for(
