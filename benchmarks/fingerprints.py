@@ -1,4 +1,4 @@
-"""Two published statistics of whether one model descends from another, written from their descriptions.
+"""Two published statistics of whether one model descends from another, as we understand them, without their code.
 
 MATCH (arXiv:2502.12292): the units of an MLP are matched by gate_proj and again by up_proj; of unrelated models the two
 orders are independent, so Spearman's test of their agreement gives a p-value, and Fisher's method joins those of all
