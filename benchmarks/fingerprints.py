@@ -9,6 +9,7 @@ AWM (arXiv:2510.06738): hidden coordinates are matched, with signs, by the embed
 are compared by the unbiased CKA, which no rotation inside heads changes. The mean over all of them is the score.
 """
 
+import math
 import re
 
 import torch
@@ -20,6 +21,7 @@ from transformers import PreTrainedModel
 
 from hf_moe_lmc.adapters import alignable_layers
 
+_LEAST = 1e-300  # p-value
 _QUERY_OR_KEY = re.compile(r"\.(q|k|q_proj|k_proj|q_a_proj|kv_a_proj_with_mqa)\.weight$")
 
 
@@ -35,8 +37,7 @@ def match(a: PreTrainedModel, b: PreTrainedModel) -> float:
         gates = [(bank.down_proj.mT if bank.gate_proj is None else bank.gate_proj).flatten(0, 1) for bank in banks]
         orders = [linear_sum_assignment(_cosines(x, y), maximize=True)[1] for x, y in (ups, gates)]
         values.append(spearmanr(*orders, alternative="greater").pvalue)
-    p = combine_pvalues([max(value, 1e-300) for value in values]).pvalue
-    return float(-torch.tensor(max(p, 1e-300)).log10())
+    return -math.log10(max(combine_pvalues([max(value, _LEAST) for value in values]).pvalue, _LEAST))
 
 
 @torch.no_grad()
@@ -61,7 +62,7 @@ def _unbiased_cka(x: Float[Tensor, "n d"], y: Float[Tensor, "n d"]) -> float:
     """`HSIC(K, M) / (HSIC(K, K) HSIC(M, M))^(1/2)` of linear kernels, each term free of bias."""
     k, m = (rows.double() @ rows.double().T for rows in (x, y))
     cross, own, other = (_hsic(*pair) for pair in ((k, m), (k, k), (m, m)))
-    return cross / max(own * other, 1e-300) ** 0.5
+    return cross / max(own * other, _LEAST) ** 0.5
 
 
 def _hsic(k: Float[Tensor, "n n"], m: Float[Tensor, "n n"]) -> float:

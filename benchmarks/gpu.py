@@ -4,9 +4,10 @@ python -m benchmarks.gpu [--device cuda] [--small] [--output FOLDER]
 
 Writes gpu.json and gpu.md; takes some minutes on one card. Of the largest models a layer has fewer experts. "rate" is
 that of the similarities of the units of two experts, as a share of the rate at which the card multiplies matrices in
-bfloat16, "gram" and "null" the largest difference of the Gram cost (relative) and of the null's z from those of the
-CPU, "path" the cost of a path in plain evaluations of its points. Exits with 1 if an alignment is not the CPU's, nor as
-near. `--small` is what the tests run on a CPU.
+bfloat16 (0.6 at least is wanted), "gram" and "null" the largest difference of the Gram cost (relative) and of the
+null's z from those of the CPU, "path" the cost of a path in plain evaluations of its points. Exits with 1 if an
+alignment is not the CPU's, nor as near. `--small` is what the tests run on a CPU. Cells in SmolLM2 have a command of
+their own: `python -m benchmarks.paper.run "smollm2/*" --grid benchmarks/paper/scale.yaml --device cuda`.
 """
 
 import argparse
@@ -77,16 +78,16 @@ class Card:
         return cls(torch.device(device), 2 * size**3 / seconds(lambda: a @ b, a.device))
 
 
-def seconds(run: Callable[[], object], device: torch.device, runs: int = 5) -> float:
-    """The fastest of some runs, until the device has finished; one more before them warms up."""
+def seconds(run: Callable[[], object], device: torch.device, runs: int = 5, warm_ups: int = 1) -> float:
+    """The fastest of some runs, until the device has finished, after those that warm up."""
     times = []
-    for _ in range(runs + 1):
+    for _ in range(warm_ups + runs):
         _wait(device)
         start = time.perf_counter()
         run()
         _wait(device)
         times.append(time.perf_counter() - start)
-    return min(times[1:])
+    return min(times[warm_ups:])
 
 
 def compare_layer(row: Row, card: Card) -> dict[str, object]:
@@ -96,9 +97,11 @@ def compare_layer(row: Row, card: Card) -> dict[str, object]:
     planted = GROUP.random_derangement(*plain.symmetry_shape, generator=torch.Generator().manual_seed(3))
     pair = reference, act(planted, plain)
     on_card = tuple(_to(layer, card.device) for layer in pair)
-    found, cpu, times = align_layers(*on_card), align_layers(*pair), {}
-    for name, layers, device in (("GPU s", on_card, card.device), ("CPU s", pair, torch.device("cpu"))):
-        times[name] = seconds(lambda layers=layers: align_layers(*layers), device, runs=1)
+    found, times = align_layers(*on_card), {}
+    times["GPU s"] = seconds(lambda: align_layers(*on_card), card.device, runs=1, warm_ups=0)
+    start = time.perf_counter()
+    cpu = align_layers(*pair)
+    times["CPU s"] = time.perf_counter() - start
     same = found.symmetry == cpu.symmetry
     near_ties = math.isclose(found.distance_after, cpu.distance_after, rel_tol=NEAR)
     gauged, own = GaugedLayer.pair(*on_card), GaugedLayer.pair(*pair)

@@ -91,7 +91,7 @@ Endpoints = tuple[dict[int, PreTrainedModel], DataLoader, DataLoader]
 
 
 def vits(recipe: Recipe, backbone: int) -> Endpoints:
-    """The demo's ViTs, on another backbone and split of the digits; every process trains the same ones."""
+    """Small ViTs, on another backbone and split of the digits; every process trains the same ones."""
     recipe, accelerator = replace(recipe, pretrain_seed=backbone), Accelerator(cpu=True)
     digits: Dataset = ConcatDataset(load_digits(digits_file()))
     order = torch.randperm(len(digits), generator=torch.Generator().manual_seed(backbone)).tolist()

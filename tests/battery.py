@@ -199,6 +199,7 @@ def row(family: str) -> str:
     router += [field.replace("_", " ") for field, _ in spec.router.tensors if field != "weight"] if spec.router else []
     orders = {"all": ["experts"], "groups": ["experts in groups"], "keys": ["keys"], "none": []}
     symmetries = orders[group.expert_order]
+    symmetries += [group.further_rows] if group.further_rows in ("shared experts", "zero experts") else []
     symmetries += ["units"] if group.unit_order else []
     symmetries += ["signs"] if group.unit_signs else []
     symmetries += ["scales"] if group.unit_scale_degree else []

@@ -72,7 +72,9 @@ def _discover(model: nn.Module) -> tuple[tuple[MoeLayerSpec, ...], tuple[str, ..
     taken |= {experts.layout.name for experts in routed}
     specs += [_dense_spec(layout, modules) for layout in dense_mlps(modules, taken)]
     if not any(spec.router or isinstance(spec.experts, HeadedMlp) for spec in specs):
-        raise UnsupportedArchitectureError(f"{type(model).__name__} has no Mixture-of-Experts layer that is known here")
+        raise UnsupportedArchitectureError(
+            f"{type(model).__name__} has no Mixture-of-Experts layer; one of your own? See hf_moe_lmc.register_adapter"
+        )
     _refuse_tied((name for spec in specs for name in spec.tensor_names), model)
     place = {name: index for index, name in enumerate(modules)}
     specs.sort(key=lambda spec: place[spec.name])

@@ -14,11 +14,11 @@ from typing import TypedDict
 
 from huggingface_hub import HfApi, constants, get_cached_repo_tree, snapshot_download
 from huggingface_hub.errors import CachedRepoTreeNotFoundError
-from huggingface_hub.utils.sha import git_hash
 
 from hf_moe_lmc.errors import HubError
 
 from .hub_errors import BusyError, hub_access
+from .stored_tensor import CHUNK_BYTES
 
 # Seconds between attempts. huggingface_hub goes on with broken downloads itself; it gives up after six attempts that
 # each wait ten seconds.
@@ -149,10 +149,11 @@ def drop_damaged(folder: Path, digests: dict[str, str]) -> list[str]:
 
 
 def _is_intact(file: Path, digest: str) -> bool:
-    if len(digest) == 40:
-        return git_hash(file.read_bytes()) == digest
+    found = hashlib.sha256() if len(digest) == 64 else hashlib.sha1(b"blob %d\0" % file.stat().st_size)
     with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest() == digest
+        while chunk := content.read(CHUNK_BYTES):
+            found.update(chunk)
+    return found.hexdigest() == digest
 
 
 def _state(file: Path) -> list[int]:

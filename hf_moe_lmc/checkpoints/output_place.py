@@ -73,7 +73,7 @@ def check_free(out: Path, overwrite: bool, marker: str, files: Sequence[str]) ->
         raise OutputError(f"{out} is a file; give another output")
     if any(out.iterdir()):
         if not (out / marker).is_file():
-            raise OutputError(f"{out} holds files that are not of this package; give another output")
+            raise OutputError(f"{out} holds files, and no earlier output of this command; give another output")
         if not overwrite:
             raise OutputError(
                 f"{out} holds an earlier output; replace it with --overwrite (overwrite=True) or give another output"

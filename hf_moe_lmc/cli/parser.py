@@ -32,8 +32,8 @@ EPILOG = """a first run:
   hf-moe-lmc evaluate org/a org/b --alignment alignment --dataset book.txt -o report
   hf-moe-lmc push merged me/a-and-b --dry-run             the files that would be sent
 
-exit codes: 0 done, 1 unexpected error (verify: not equal), 2 usage, 3 bad input, 4 incompatible pair,
-5 output or disk, 6 network or Hub, 130 interrupted"""
+exit codes: 0 done, 1 unexpected error (verify: not equal; compare --exit-code: another function), 2 usage, 3 bad input,
+4 incompatible pair, 5 output or disk, 6 network or Hub, 130 interrupted"""
 
 
 class Parser(argparse.ArgumentParser):

@@ -107,6 +107,6 @@ def _text_batches(model: "PreTrainedModel", text: str | None) -> dict[str, Any]:
         return {}
     try:
         tokenizer: Any = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # settings come from a file, and may break anything
         raise BadInputError(f"the tokenizer in {folder} cannot be read: {' '.join(str(error).split())}") from error
     return {"text": [text_batch(model, tokenizer, SAMPLE_TEXT if text is None else text)]}

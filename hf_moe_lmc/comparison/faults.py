@@ -22,8 +22,7 @@ FaultKind = Literal["gate_up_swapped", "interleaving", "transposed"]
 _MATRICES, _BIASES = ("gate_proj", "up_proj"), ("gate_bias", "up_bias")
 PROJECTIONS = (*_MATRICES, "down_proj")
 
-_AGREE = 0.8  # cosine of sketches from which on a view is worth a match of its rows
-_FOUND = 0.95  # cosine above which no other view is looked at
+_AGREE = 0.8  # cosine of sketches from which on rows are matched
 _MOST = 0.9  # of the rows
 _ENTRIES = 2**22  # of a block of cosines
 
@@ -74,13 +73,13 @@ def find_faults(
             continue
         i, (of_a, of_b) = known[best % len(known)], turned[best // len(known)]
         expert, other = one_expert(a, i), one_expert(b, j)
-        view = _best_view(expert, other, views)
+        view = _agreeing_view(expert, other, views)
         if view is None:
             continue
         views.sort(key=lambda x: x is not view)  # the same went wrong in most experts
         expert, other = _turned_down(expert, _TURNS[of_a]), _turned_down(other, _TURNS[of_b])
         expert, other = view.apply(expert, of_b=False), view.apply(other, of_b=True)
-        restored = _match_rows(expert, other, signs, transposed=view.is_turned or of_a + of_b > 0)
+        restored = _match_rows(expert, other, signs, transposed=view.turn is not None or of_a + of_b > 0)
         if restored is not None:
             yield j, i, restored
 
@@ -98,11 +97,6 @@ class _View:
     of_b: bool
     arrange: Callable[[Rows], Rows]
     turn: Callable[[Rows], Rows] | None
-
-    @property
-    def is_turned(self) -> bool:
-        """Whether any matrix is transposed."""
-        return self.turn is not None
 
     def apply(self, expert: ExpertBank, of_b: bool) -> ExpertBank:
         """The expert of one side, its biases where their rows were."""
@@ -166,21 +160,17 @@ _TURNS: tuple[Turn, ...] = (lambda matrix: matrix, _turned_rows, _turned_columns
 _VIEWS = {gated: tuple(_views(gated)) for gated in (False, True)}
 
 
-def _best_view(own: ExpertBank, other: ExpertBank, views: Sequence[_View]) -> _View | None:
-    """The view under which two experts' gate_proj and up_proj agree most, taken together; None of none that do."""
+def _agreeing_view(own: ExpertBank, other: ExpertBank, views: Sequence[_View]) -> _View | None:
+    """The first view under which two experts' gate_proj and up_proj agree, taken together."""
     plain = [sketch(*_parts(expert, _MATRICES)) for expert in (own, other)]
-    best: tuple[float, _View] | None = None
     for view in views:
         sketches = list(plain)
-        if view.is_turned:
+        if view.turn is not None:
             seen = view.apply((own, other)[view.of_b], view.of_b)
             sketches[view.of_b] = sketch(*_parts(seen, _MATRICES))
-        cosine = float(sketches[0] @ sketches[1])
-        if cosine > (best[0] if best else _AGREE):
-            best = cosine, view
-        if cosine > _FOUND:
-            break
-    return best[1] if best else None
+        if float(sketches[0] @ sketches[1]) > _AGREE:
+            return view
+    return None
 
 
 def _down_sketches(expert: ExpertBank) -> Float[Tensor, "view n"]:

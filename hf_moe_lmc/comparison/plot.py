@@ -30,6 +30,7 @@ COLOURS: dict[Kind | str, str] = {
 }
 _DARK = {"moved", "interleaving", "transposed", "unrelated", "zero", "not_finite"}
 _MOST_NUMBERS = 32  # experts across, above which numbers cannot be read
+_MOST_COLUMNS = 6  # of the legend
 _ROUTERS = {
     "with experts": "router with its experts",
     "without experts": "router apart from its experts",
@@ -133,4 +134,10 @@ def _legend(panel: "Axes", rows: list[list[Cell]]) -> None:
         if kind in shown
     ]
     if patches:
-        panel.figure.legend(handles=patches, frameon=False, fontsize=8, ncols=len(patches), loc="outside lower center")
+        panel.figure.legend(
+            handles=patches,
+            frameon=False,
+            fontsize=8,
+            ncols=min(len(patches), _MOST_COLUMNS),
+            loc="outside lower center",
+        )

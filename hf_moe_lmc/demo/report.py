@@ -163,6 +163,7 @@ def demo_card(report: Report, recipe: Recipe) -> ModelCard:
         merged=merged,
         test_images=TEST_IMAGES,
         pairs=len(report.pairs),
+        summary=report.summary(),
         table=report.table(),
         num_orders=factorial(recipe.num_experts),
         endpoints=report.endpoints,

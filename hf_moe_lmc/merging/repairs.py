@@ -98,6 +98,7 @@ def repaired_layer(
     """The mean of aligned layers under `repairs`: its router, its experts and its shared experts."""
     first, group = endpoints[0], endpoints[0].group
     routers = [layer.router for layer in endpoints if layer.router]
+    further = [layer.further_rows for layer in endpoints if layer.further_rows]
     shared = [layer.shared_experts for layer in endpoints if layer.shared_experts]
     own, common = (statistics.experts, statistics.shared_experts) if statistics else (None, None)
     experts = [layer.experts for layer in endpoints]
@@ -108,6 +109,7 @@ def repaired_layer(
         shared_experts=repaired_bank(shared, shares, repairs, group.shared_unit_scale_degree, common)
         if shared
         else None,
+        further_rows=repaired_router(further, shares, (), False) if further else None,
     )
 
 

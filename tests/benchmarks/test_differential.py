@@ -6,7 +6,8 @@ import torch
 from benchmarks import differential
 from benchmarks.differential import Case, check
 
-SEEDS = [*range(6), 1032, 1065]  # the last two were counterexamples: tables of integers, experts stored one by one
+# The last ones were counterexamples: tables of integers, experts stored one by one, rows of zero experts.
+SEEDS = [*range(5), 1032, 1065, 5055]
 
 
 @pytest.mark.parametrize("seed", SEEDS)

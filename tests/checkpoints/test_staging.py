@@ -128,7 +128,7 @@ def test_a_refused_input_leaves_nothing(out):
 def test_foreign_files_are_refused(out, overwrite):
     out.mkdir()
     (out / "thesis.txt").write_text("mine")
-    with pytest.raises(OutputError, match="holds files that are not of this package"):
+    with pytest.raises(OutputError, match="holds files, and no earlier output of this command"):
         write(out, overwrite=overwrite)
     assert (out / "thesis.txt").read_text() == "mine"
     assert alone(out)

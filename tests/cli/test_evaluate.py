@@ -90,7 +90,7 @@ def test_outputs_that_are_taken(folder, tmp_path, capsys):
     out.mkdir()
     (out / "thesis.txt").write_text("precious")
     assert run(folder, out, "--overwrite") == 5
-    assert "holds files that are not of this package" in capsys.readouterr().err
+    assert "holds files, and no earlier output of this command" in capsys.readouterr().err
     (out / "report.json").write_text("{}")
     assert run(folder, out, "--overwrite") == 5
     assert f"{out / 'thesis.txt'} was not written by this package" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from hf_moe_lmc import cli, scramble
 from tests import models
@@ -29,6 +30,13 @@ MISTAKES = [
     ("align a b --device privateuseone -o out", 3, ["privateuseone is no device that computes here"]),
     ("align a b --threads 99999999999999999999 -o out", 2, ["--threads: 99999999999999999999 is more than"]),
     ("align a dense -o out", 3, ["Mixture"]),
+    ("inspect dense", 3, ["GPT2LMHeadModel has no Mixture-of-Experts layer; one of your own?"]),
+    ("merge a truncated -o out", 3, ["truncated/model.safetensors has", "its header describes", "download it again"]),
+    ("merge a pickles -o out", 3, ["holds no model.safetensors", "convert it first"]),
+    ("merge a pointer -o out", 3, ["is a git-lfs pointer; fetch the file itself"]),
+    ("merge a wrapped -o out", 3, ["_orig_mod. is of torch.compile; save the model that was compiled"]),
+    ("merge a b -o nowhere/out", 5, ["nowhere, which is to hold out, is not a folder; create it first"]),
+    ("merge a b -o gguf", 5, ["holds files, and no earlier output of this command; give another output"]),
     ("align a wider -o out", 4, ["down_proj has shape"]),
     ("align a family -o out", 4, ["give two models of one class"]),
     (
@@ -38,6 +46,8 @@ MISTAKES = [
     ),
     ("merge a stranger -o out", 4, ["2 of 2 layers of stranger hold no expert related", "--force"]),
     ("evaluate a b --dataset nofile.txt -o out", 3, ["'nofile.txt' is neither a file, a folder nor"]),
+    ("evaluate a b --dataset text.txt -o out", 3, ["a has no tokenizer that loads", "copy the files of one there"]),
+    ("evaluate a b --dataset gguf -o out", 3, ["gguf holds .gguf; give files of one kind"]),
     ("evaluate a b --dataset text.txt --points -3 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --points 2 -o out", 3, ["three points or more"]),
     ("evaluate a b --dataset text.txt --points 99999999999 -o out", 3, ["no 99999999999 points; give 10000 at most"]),
@@ -80,6 +90,14 @@ def folder(tmp_path_factory):
     (folder / "dense" / "config.json").write_text(
         json.dumps({"model_type": "gpt2", "architectures": ["GPT2LMHeadModel"]})
     )
+    for name in ("truncated", "pickles", "pointer", "wrapped"):
+        shutil.copytree(folder / "a", folder / name)
+    file = "model.safetensors"
+    (folder / "truncated" / file).write_bytes((folder / "a" / file).read_bytes()[:-100])
+    (folder / "pickles" / file).rename(folder / "pickles" / "pytorch_model.bin")
+    (folder / "pointer" / file).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    wrapped = {f"_orig_mod.{key}": tensor for key, tensor in load_file(folder / "a" / file).items()}
+    save_file(wrapped, folder / "wrapped" / file)
     (folder / "text.txt").write_text("a b c d " * 50)
     assert cli.main(["align", str(folder / "a"), str(folder / "b"), "-o", str(folder / "alignment"), "--quiet"]) == 0
     shutil.copytree(folder / "alignment", folder / "newer")

@@ -106,6 +106,7 @@ def test_card(folder):
     (result,) = card.data.eval_results
     assert result.metric_value == report(folder)["pairs"][0]["methods"]["gate"]["accuracy"][1]
     assert "hf-moe-lmc demo --variant sparse --seeds 5 6" in card.text
+    assert "Averaged as they are, the models meet a loss barrier of" in card.text
     assert f"{report(folder)['pairs'][0]['methods']['joint']['loss_barrier']:.3f}" in card.text
     assert (folder / "barrier.png").stat().st_size > 10_000
 

@@ -49,9 +49,9 @@ def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
     images = model.main_input_name == "pixel_values"
     try:
         return cast(Processor, (AutoImageProcessor if images else AutoTokenizer).from_pretrained(checkpoint))
-    except (OSError, ValueError, KeyError, ImportError) as error:
+    except Exception as error:  # settings come from a file, and may break anything
         what, reason = "image processor" if images else "tokenizer", " ".join(str(error).split())
-        raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}") from error
+        raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}; copy the files of one there") from error
 
 
 def examples_for(

@@ -12,6 +12,7 @@ from hf_moe_lmc.connectivity import evaluate
 from hf_moe_lmc.connectivity.data import examples_for, packed_blocks, processor_of
 from hf_moe_lmc.errors import BadInputError
 from tests import families
+from tests.checkpoints.faulty import edit_json
 from tests.models import build
 
 
@@ -141,3 +142,12 @@ def test_a_missing_column():
 def test_a_checkpoint_without_a_processor(tmp_path):
     with pytest.raises(BadInputError, match="has no image processor that loads"):
         processor_of(build("moe_vit sparse"), tmp_path)
+
+
+@pytest.mark.parametrize("settings", [{"eos_token": 5}, {"tokenizer_class": 5}, {"added_tokens_decoder": {"x": {}}}])
+def test_a_tokenizer_with_settings_that_are_none(settings, tmp_path):
+    build("mixtral").config.save_pretrained(tmp_path)
+    words().save_pretrained(tmp_path)
+    edit_json(tmp_path / "tokenizer_config.json", lambda values: values.update(settings))
+    with pytest.raises(BadInputError, match="has no tokenizer that loads: "):
+        processor_of(build("mixtral"), tmp_path)
