@@ -30,7 +30,8 @@ def solve_router(
     matrix of the endpoint's routing: `diag(r) - r r^T` of the softmax r of its scores, `diag(r (1 - r))` of their
     sigmoid; so this is the distance of the routing distributions to second order. The ridge draws towards `merged`,
     with 0.1 of the mean diagonal. Solved matrix-free, by conjugate gradients in float64.
-    Source: HARC, arXiv:2606.03391, which shrinks likewise; the sigmoid is ours.
+    Source: HARC, arXiv:2606.03391, which takes for each endpoint tokens of its own task, and shrinks what is off the
+    diagonal instead; without ridge and shrinkage both give the same router (`benchmarks.routers`). The sigmoid is ours.
 
     Args:
         merged: the mean of `endpoints`; given back as it is where it does not see the experts' tokens.
