@@ -40,7 +40,3 @@ def report(
     (folder / f"{name}.json").write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
     (folder / f"{name}.md").write_text(table)
     sys.stdout.write(table)
-
-
-def _cell(value: object, form: str) -> str:
-    return "" if value is None else format(value, form)
