@@ -51,7 +51,9 @@ def test_a_folder_of_images_with_splits(tmp_path):
 def test_what_is_not_there(tmp_path):
     with pytest.raises(HubError, match=r"^dataset no/such-dataset@main is not in the cache, "):
         load_rows("no/such-dataset")
-    with pytest.raises(HubError, match=r"^no 'mistyped.txt' here, and dataset mistyped.txt@main is not in the cache, "):
+    with pytest.raises(HubError, match=r"^no 'mistyped' here, and dataset mistyped@main is not in the cache, "):
+        load_rows("mistyped")
+    with pytest.raises(BadInputError, match=r"^'mistyped.txt' is neither a file, a folder nor the id of a dataset"):
         load_rows("mistyped.txt")
 
 
