@@ -90,7 +90,7 @@ def test_an_alignment_made_for_another_model_is_refused():
         alignment.apply(moe_gpt2())
     smaller = moe_vit(num_experts=4)
     before = {key: tensor.clone() for key, tensor in smaller.state_dict().items()}
-    with pytest.raises(IncompatiblePairError, match=r"layer vit\.layers\.0\.mlp: a symmetry of sizes \(5, 7, None, 0\)"):
+    with pytest.raises(IncompatiblePairError, match=r"layer vit\.layers\.0\.mlp: a symmetry of sizes \(5, 7, None"):
         alignment.apply(smaller)
     assert same(smaller.state_dict(), before)
 
