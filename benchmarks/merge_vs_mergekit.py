@@ -31,8 +31,6 @@ from hf_moe_lmc import Alignment
 from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .pair import write_pair
-
 OURS = [sys.executable, "-m", "hf_moe_lmc"]
 TWO_PROCESSES = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *OURS[1:]]
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
@@ -164,7 +162,7 @@ def compare(mergekit: Path, pair: Path, work: Path) -> tuple[list[Ratio], list[s
     for command, base in alone.items():
         two = run("by two processes", TWO_PROCESSES, command, threads=1)
         ratios.append(Ratio(two, base, (None, 0.6, None)))
-    # Last, for the peak memory of a process counts that of the process which started it.
+    # Last, for the same reason that the pair is not written here.
     first, *others = [folder for folder in written if (folder / "config.json").exists()]
     wrong = differing(pair, Path(aligned[1]), first)
     for file in sorted(first.glob("*.safetensors")):
@@ -184,8 +182,8 @@ def main() -> int:
         parser.error("give --mergekit")
     with tempfile.TemporaryDirectory(dir=options.pair) as folder:
         work = Path(folder)
-        if not options.pair:
-            write_pair(work)
+        if not options.pair:  # not here: the peak memory of a process counts that of the process which started it
+            subprocess.run([sys.executable, "-m", "benchmarks.pair", work], check=True)
         ratios, wrong = compare(Path(options.mergekit), options.pair or work, work)
     found = {
         "machine": machine() | {"peer": mergekit_version(Path(options.mergekit))},
