@@ -1,13 +1,17 @@
 """Averages of checkpoints of one run, and of models that are in one order: nothing is matched, every bit is told."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from hf_moe_lmc import Alignment, cli, merge
-from hf_moe_lmc.alignment import check_models, in_order, open_model, pairwise
+from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.alignment import aligned, check_models, in_order, open_model, pairwise
 from hf_moe_lmc.alignment.random_rewrite import scramble
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 from tests.families import build
 from tests.models import mixtral
 
@@ -67,6 +71,17 @@ def test_models_in_one_order(family):
     moved = last.apply(build(family, experts=4))
     assert not in_order(check_models([open_model(one) for one in (model, moved)]))
     assert not in_order(check_models([open_model(one) for one in (model, other, unrelated)]))
+
+
+def test_zero_experts_in_another_order_are_seen():
+    """They have a router row and nothing else."""
+    model, other = (build("longcat_flash") for _ in range(2))
+    assert in_order(check_models([open_model(one) for one in (model, other)]))
+    spec = next(spec for spec in alignable_layers(model) if spec.group.further_rows == "zero experts")
+    *sizes, zero = spec.read(model.state_dict()).symmetry_shape
+    swapped = replace(MoeSymmetry.identity(*sizes, zero), zero_experts=Permutation(torch.arange(zero).roll(1)))
+    other.load_state_dict(dict(aligned(model.state_dict(), [spec], {spec.name: swapped})))
+    assert not in_order(check_models([open_model(one) for one in (model, other)]))
 
 
 def test_extrapolation():
