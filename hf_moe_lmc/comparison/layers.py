@@ -146,7 +146,7 @@ def _told_apart(
     for i, entries in enumerate(a.experts.up_proj[:, :1, :_ENTRIES].flatten(1).tolist()):
         classes[tuple(entries)].append(i)
     for alike in classes.values():
-        equal = [i for i in alike if _is_same(a.experts, alike[0], i)]
+        equal = [alike[0], *(i for i in alike[1:] if _is_same(a.experts, alike[0], i))]
         slots = [j for j, source in enumerate(sources) if source in equal]
         if len(equal) > 1 and slots:
             nearest = nearest_rows(a.router, b.router, group, equal, slots)
