@@ -155,6 +155,9 @@ class _Banks:
         left = [j for j in slots if self.results[j].kind == "unrelated" or j in self.uneven]
         if left:
             for j, i, both in find_faults(self.a, self.b, self.known, left, self.group.unit_signs):
+                if both is None:
+                    self.results[j] = ExpertComparison(j, "transposed", i)
+                    continue
                 result = fit(both.own, both.other, SymmetryGroup(unit_scale_degree=self.group.unit_scale_degree))
                 if result.worst <= _IN_PLACE:
                     z = self._similarities(both.own, both.other, [(0, 0)]).z.item()
