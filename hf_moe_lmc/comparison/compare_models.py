@@ -136,7 +136,7 @@ class _Work:
         if spec_a.router is None or spec_b.router is None:
             return
         names, sides = dict(spec_b.router.tensors), ((spec_a.router, tensors_a), (spec_b.router, tensors_b))
-        a, b = (all_rows(spec.read(tensors), spec.read_further(tensors)) for spec, tensors in sides)
+        a, b = (all_rows(router.read(tensors), router.read_further(tensors)) for router, tensors in sides)
         self._router_tensors(names, router, a.tensors(), b.tensors())
         if a.expert_table is not None and b.expert_table is not None:
             self._add(_compare_tables(names["expert_table"], a.expert_table, b.expert_table, router), is_router=True)

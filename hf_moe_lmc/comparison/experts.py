@@ -137,8 +137,8 @@ class _Banks:
                 sources[j] = i
                 self._record(j, i, result, "in place")
         if sources:
-            few = [_first_units(bank) for bank in (self.a, self.b)]
-            scores = self._similarities(*few, [(i, j) for j, i in sources.items()], _GLANCE).z.tolist()
+            own, other = _first_units(self.a), _first_units(self.b)
+            scores = self._similarities(own, other, [(i, j) for j, i in sources.items()], _GLANCE).z.tolist()
             for j, z in zip(sources, scores, strict=True):
                 self.results[j] = replace(self.results[j], z=z)
 

@@ -89,7 +89,8 @@ def compare_layers(
     further = _further_sources(a, b, shared)
     sources = [*(expert.source for expert in experts), *further]
     own = [*range(len(experts)), *range(a.experts.num_experts, a.experts.num_experts + len(further))]
-    router = compare_routers(*(all_rows(x.router, x.further_rows) for x in (a, b)), sources, own, group)
+    of_a, of_b = (layer.router and all_rows(layer.router, layer.further_rows) for layer in (a, b))
+    router = compare_routers(of_a, of_b, sources, own, group)
     missing = tuple(i for i in range(a.experts.num_experts) if i not in held) if note is None else ()
     layer = LayerComparison(
         name=spec_b.name,

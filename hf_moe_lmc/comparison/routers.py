@@ -74,9 +74,9 @@ def compare_routers(
     return RouterComparison("unrelated", None, tuple(own))
 
 
-def all_rows(router: Router | None, further: Router | None) -> Router | None:
+def all_rows(router: Router, further: Router | None) -> Router:
     """The router with the rows of shared and zero experts after its own; zeros where these have none."""
-    if router is None or further is None:
+    if further is None:
         return router
     count, rows = len(further.weight), further.tensors()
     joined = {
