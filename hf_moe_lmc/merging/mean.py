@@ -44,11 +44,14 @@ def mean_tensor(
     wanted = torch.promote_types(first.dtype, dtype) if dtype else first.dtype
     wide = reduce(torch.promote_types, (tensor.dtype for tensor in others), wanted)
     if len(others) == 1:
-        if overwrite and wide == first.dtype == others[0].dtype:
-            each(lambda pair: pair[0].lerp_(pair[1], shares[1]), zip(*_pieces(first, others[0]), strict=True))
-            return first
+        mean = first if overwrite and first.dtype == wide else torch.empty_like(first, dtype=wide)
+
         # For 16-bit tensors too, lerp computes in float32 and rounds once.
-        return torch.lerp(first.to(wide), others[0].to(wide), shares[1]).to(wanted)
+        def interpolate(a: Tensor, b: Tensor, out: Tensor) -> None:
+            torch.lerp(a.to(wide), b.to(wide), shares[1], out=out)
+
+        each(lambda pieces: interpolate(*pieces), zip(*_pieces(first, others[0], mean), strict=True))
+        return mean.to(wanted)
     start = first.to(torch.promote_types(wide, torch.float32))
     mean = start.clone()
     for other, share in zip(others, shares[1:], strict=True):
