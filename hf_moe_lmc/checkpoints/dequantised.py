@@ -151,5 +151,7 @@ def _block(settings: Mapping[str, Any], config: Path) -> tuple[int, int] | None:
     except (AttributeError, TypeError, ValueError):
         rows = columns = 0
     if min(rows, columns) < 1:
-        raise BadInputError(f"{config}: quantization_config does not say how large blocks are; give its own config.json")
+        raise BadInputError(
+            f"{config}: quantization_config does not say how large blocks are; give its own config.json"
+        )
     return rows, columns
