@@ -8,9 +8,9 @@ Two small Mixtrals are merged at t = 1/2, and the merge is used, offline:
 - mergekit averages it with its first parent; the result must be the average, tensor by tensor, and must generate.
 - lm-evaluation-harness scores it on paragraphs of the manual that ships with Python; the bits per byte must be those
   of a plain forward pass.
-- mergekit merges two fine-tunes of one base by a plain average, TIES, DARE and SLERP, one of them in another order: as it
-  is, and after `align` to the base and `apply`, which must give what the fine-tune that was never reordered gives, bit
-  for bit.
+- mergekit merges two fine-tunes of one base by a plain average, TIES, DARE and SLERP, one of them in another order: as
+  it is, and after `align` to the base and `apply`, which must give what the fine-tune that was never reordered gives,
+  bit for bit.
 
 Writes what was found, with versions, as Markdown to standard output; fails where anything differs. How a merge does
 in `transformers.pipeline` and under PEFT is tested in tests/test_interoperability.py.
