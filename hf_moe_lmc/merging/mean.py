@@ -10,7 +10,7 @@ from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.workers import each
 
-_PIECES = 8
+_PIECE = 2**18  # entries
 
 
 def mean_tensor(
@@ -43,20 +43,24 @@ def mean_tensor(
         return first
     wanted = torch.promote_types(first.dtype, dtype) if dtype else first.dtype
     wide = reduce(torch.promote_types, (tensor.dtype for tensor in others), wanted)
-    if len(others) == 1:
-        mean = first if overwrite and first.dtype == wide else torch.empty_like(first, dtype=wide)
+    if len(others) > 1:  # lerp computes in float32 of itself, and rounds once
+        wide = torch.promote_types(wide, torch.float32)
+    reused = overwrite and wanted == first.dtype and first.is_contiguous()
+    mean = first if reused else torch.empty(first.shape, dtype=wanted, device=first.device)
 
-        # For 16-bit tensors too, lerp computes in float32 and rounds once.
-        def interpolate(a: Tensor, b: Tensor, out: Tensor) -> None:
-            torch.lerp(a.to(wide), b.to(wide), shares[1], out=out)
+    def fill(pieces: tuple[Tensor, ...]) -> None:
+        target, start, *rest = pieces
+        start = start.to(wide)
+        if len(rest) == 1:
+            target.copy_(torch.lerp(start, rest[0].to(wide), shares[1]))
+            return
+        own = start.clone()
+        for other, share in zip(rest, shares[1:], strict=True):
+            own.add_(other - start, alpha=share)
+        target.copy_(own)
 
-        each(lambda pieces: interpolate(*pieces), zip(*_pieces(first, others[0], mean), strict=True))
-        return mean.to(wanted)
-    start = first.to(torch.promote_types(wide, torch.float32))
-    mean = start.clone()
-    for other, share in zip(others, shares[1:], strict=True):
-        mean.add_(other.to(start) - start, alpha=share)
-    return mean.to(wanted)
+    each(fill, zip(*map(_pieces, (mean, first, *others)), strict=True))
+    return mean
 
 
 def mean_bank(banks: Sequence[ExpertBank], shares: Sequence[float]) -> ExpertBank:
@@ -93,9 +97,9 @@ def weighted_sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
     return first + sum(share * (value - first) for value, share in zip(values[1:], shares[1:], strict=True))
 
 
-def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors of one shape cut alike: work for several workers."""
-    return [tensor.split(max(1, len(tensor) // _PIECES)) if tensor.ndim else (tensor,) for tensor in tensors]
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Its entries in pieces: work for several workers, whose intermediate results stay in the cache."""
+    return tensor.flatten().split(_PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1))
 
 
 def _check_alike(name: str, a: Tensor, b: Tensor) -> None:

@@ -78,7 +78,9 @@ def test_memory_of_the_first_is_taken_only_if_allowed(dtypes):
     assert torch.equal(a, before)
     found = mean_tensor("a", [a, b], (0.5, 0.5), overwrite=True)
     assert torch.equal(found, expected)
-    assert (found.data_ptr() == a.data_ptr()) == (dtypes[0] == dtypes[1])
+    assert found.data_ptr() == a.data_ptr()
+    wide, rows = mean_tensor("a", [a, b], (0.5, 0.5), torch.float64, overwrite=True), a.mT
+    assert wide.data_ptr() != a.data_ptr() != mean_tensor("a", [rows, b.mT], (0.5, 0.5), overwrite=True).data_ptr()
 
 
 @pytest.mark.parametrize("shares", SHARES, ids=str)
