@@ -168,9 +168,17 @@ def _ratio(distance: Tensor, norm: Tensor) -> float:
     return math.sqrt(distance / norm) if norm > 0 else 0.0 if distance == 0 else math.inf
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are equal; where they can be, eight bytes at a time."""
+    whole = all(x.is_contiguous() and x.data_ptr() % 8 == x.nbytes % 8 == 0 for x in (a, b)) and a.ndim > 0
+    if a.dtype == b.dtype and whole and torch.equal(*(x.view(-1).view(torch.int64) for x in (a, b))):
+        return True
+    return torch.equal(a, b)
+
+
 def _same_bits(a: ExpertBank, b: ExpertBank) -> bool:
     x, y = a.tensors(), b.tensors()
-    return all(x[name].dtype == y[name].dtype and torch.equal(x[name], y[name]) for name in x)
+    return all(x[name].dtype == y[name].dtype and same_values(x[name], y[name]) for name in x)
 
 
 def _unit_rows(name: str, tensor: Tensor) -> Tensor:
@@ -237,15 +245,15 @@ def is_rounded(a: Tensor, b: Tensor, change: float) -> bool:
         a, b: of one shape.
         change: `|b - a| / |a|`; rounding leaves half of the machine epsilon at most.
     """
-    dtype = wide(a, b)
+    dtype, x, y = wide(a, b), _rows(a), _rows(b)
+    pairs = [(x[:1], y[:1]), *_blocks(x, y)]  # a row is mostly enough to tell that they are not
     for target in _ROUNDED_TO:
         limits = torch.finfo(target)
         if target.itemsize >= dtype.itemsize or change > limits.eps:
             continue
-        if all(_is_near(x, y, limits, dtype) for x, y in _blocks(_rows(a), _rows(b))):
-            for rounded in (a, b):
-                if all(torch.equal(x, x.to(target).to(x.dtype)) for x, _ in _blocks(_rows(rounded), _rows(rounded))):
-                    return True
+        is_narrow = any(all(torch.equal(pair[k], pair[k].to(target).to(pair[k])) for pair in pairs) for k in (0, 1))
+        if is_narrow and all(_is_near(*pair, limits, dtype) for pair in pairs):
+            return True
     return False
 
 

@@ -76,10 +76,14 @@ class Evidence:
         """`experts in another order in 12 of 12 layers, units reordered in 11 of 12 layers`; empty of none."""
         parts = []
         for what, holds in (
-            ("experts in another order", lambda e: e.source not in (None, e.slot)),
-            ("units reordered", lambda e: e.units == "reordered"),
+            ("experts in another order", lambda layer: any(e.source not in (None, e.slot) for e in layer.experts)),
+            ("shared experts in another order", lambda layer: any(e.kind == "moved" for e in layer.shared_experts)),
+            (
+                "units reordered",
+                lambda layer: any(e.units == "reordered" for e in (*layer.experts, *layer.shared_experts)),
+            ),
         ):
-            if count := sum(any(map(holds, layer.experts)) for layer in self.layers):
+            if count := sum(map(holds, self.layers)):
                 parts.append(f"{what} in {count} of {counted(len(self.layers), 'layer')}")
         if not parts and any(tensor.kind == "moved" for tensor in self.tensors):
             parts.append("dense units reordered")
@@ -259,6 +263,8 @@ def _routers(evidence: Evidence) -> Iterator[str]:
         if layers := faults.get(kind):
             figures = [layer.router_change for layer in layers if layer.router_change is not None]
             yield f"{evidence.in_layers(layers)} {text.format(by=percent_range(figures or [0.0]))}"
+    if stayed := [tensor.name for tensor in evidence.tensors if tensor.stayed]:
+        yield f"experts and router rows moved and {listed(stayed)} did not: tokens reach the wrong experts"
 
 
 _FAULTS = {
@@ -320,7 +326,8 @@ def _moved(evidence: Evidence) -> Iterator[str]:
 def _shared(evidence: Evidence) -> Iterator[str]:
     """Shared experts, by kind."""
     shared = [(layer, expert) for layer in evidence.layers for expert in layer.shared_experts]
-    for kind in dict.fromkeys(expert.kind for _, expert in shared if expert.kind not in _SIMPLE):
+    known = (*_SIMPLE, "moved") if evidence.same_function else _SIMPLE
+    for kind in dict.fromkeys(expert.kind for _, expert in shared if expert.kind not in known):
         places = [place for place in shared if place[1].kind == kind]
         figures = f", {factors}" if (factors := _factors(places)) else ""
         where = evidence.in_layers(layer for layer, _ in places)
