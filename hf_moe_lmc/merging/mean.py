@@ -49,15 +49,8 @@ def mean_tensor(
     mean = first if reused else torch.empty(first.shape, dtype=wanted, device=first.device)
 
     def fill(pieces: tuple[Tensor, ...]) -> None:
-        target, start, *rest = pieces
-        start = start.to(wide)
-        if len(rest) == 1:
-            target.copy_(torch.lerp(start, rest[0].to(wide), shares[1]))
-            return
-        own = start.clone()
-        for other, share in zip(rest, shares[1:], strict=True):
-            own.add_(other - start, alpha=share)
-        target.copy_(own)
+        target, *values = pieces
+        target.copy_(weighted_sum([value.to(wide) for value in values], shares))
 
     each(fill, zip(*map(_pieces, (mean, first, *others)), strict=True))
     return mean
@@ -90,11 +83,14 @@ def widest_dtype(*parts: MoeLayer | ExpertBank | Router) -> torch.dtype:
 
 
 def weighted_sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """`sum_i s_i x_i` of tensors in float32 or better; of two by `torch.lerp`, exact where both are equal."""
-    if len(values) == 2:
-        return torch.lerp(values[0], values[1], shares[1])
-    first = values[0]
-    return first + sum(share * (value - first) for value, share in zip(values[1:], shares[1:], strict=True))
+    """`x_0 + sum_i s_i (x_i - x_0)` of tensors of one dtype, float32 or better; of two by `torch.lerp`."""
+    first, *others = values
+    if len(others) == 1:
+        return torch.lerp(first, others[0], shares[1])
+    mean = first.clone()
+    for other, share in zip(others, shares[1:], strict=True):
+        mean.add_(other - first, alpha=share)
+    return mean
 
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
