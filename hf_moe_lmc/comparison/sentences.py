@@ -290,8 +290,8 @@ def _foreign(evidence: Evidence) -> Iterator[str]:
     """Projections that are not A's, of experts that are."""
     for names in dict.fromkeys(expert.foreign for _, expert in evidence.experts if expert.foreign):
         where = evidence.where(place for place in evidence.experts if place[1].foreign == names)
-        verb = "is" if len(names) == 1 else "are"
-        yield f"{joined(names)} {verb} not A's in {where}, and the rest is: left at the random start, or another expert's?"
+        verb, ask = "is" if len(names) == 1 else "are", "left at the random start, or another expert's?"
+        yield f"{joined(names)} {verb} not A's in {where}, and the rest is: {ask}"
 
 
 def _faults(evidence: Evidence) -> Iterator[str]:
