@@ -14,9 +14,8 @@ from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import candidates, glimpsed_distances
 from .faults import PROJECTIONS, FaultKind, find_faults
-from .fit import Fit, Kind, fit, one_expert
+from .fit import NEAR, Fit, Kind, fit, one_expert
 
-_IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
 _FAR = 0.5  # relative distance from which on a fault may explain more
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of a projection, relative to those of A, below which it is as good as zero
@@ -37,6 +36,7 @@ class ExpertComparison:
         units: whether its units stand at their places; None without source, or where they were not compared.
         signs, scales: whether units changed sign, or scales that the function does not see.
         factors: by which gate, up and down are off (kind "scaled").
+        foreign, is_rounding: see `Fit`; whether it changed by rounding to another dtype.
         z: how far it is above chance; None where there is nothing to compare.
     """
 
@@ -48,6 +48,8 @@ class ExpertComparison:
     signs: bool = False
     scales: bool = False
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    foreign: tuple[str, ...] = ()
+    is_rounding: bool = False
     z: float | None = None
 
     @property
@@ -130,10 +132,10 @@ class _Banks:
             # Of equals, such as experts that A itself repeats, the one at its own place, or one that is not held yet.
             nearest = torch.nonzero(distances[j] <= distances[j].min() + 1e-6)[:, 0].tolist()
             i = j if j in nearest else min(nearest, key=lambda i: (i in sources.values(), i))
-            if distances[j, i] > 2 * _IN_PLACE:
+            if distances[j, i] > 2 * NEAR:
                 continue
             result = fit(one_expert(self.a, i), one_expert(self.b, j), self.group)
-            if result.worst <= _IN_PLACE:
+            if result.worst <= NEAR:
                 sources[j] = i
                 self._record(j, i, result, "in place")
         if sources:
@@ -172,7 +174,7 @@ class _Banks:
                     self.results[j] = ExpertComparison(j, "transposed", i)
                     continue
                 result = fit(both.own, both.other, SymmetryGroup(unit_scale_degree=self.group.unit_scale_degree))
-                if result.worst <= _IN_PLACE:
+                if result.worst <= NEAR:
                     z = self._similarities(both.own, both.other, [(0, 0)]).z.item()
                     result = replace(result, signs=result.signs or both.signs)
                     self._record(j, i, result, "in place" if both.in_place else "reordered", z, both.kind)
@@ -226,7 +228,17 @@ class _Banks:
         fault: FaultKind | None = None,
     ) -> None:
         self.results[j] = ExpertComparison(
-            j, fault or result.kind, i, result.change, units, result.signs, result.scales, result.factors, z
+            j,
+            fault or result.kind,
+            i,
+            result.change,
+            units,
+            result.signs,
+            result.scales,
+            result.factors,
+            result.foreign,
+            result.kind == "rounded",
+            z,
         )
         (self.uneven.add if result.worst > _FAR else self.uneven.discard)(j)
 

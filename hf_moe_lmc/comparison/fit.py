@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Literal, get_args
 
@@ -30,6 +30,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FACTOR = 0.01  # factors nearer to 1 are changes of the weights
 ROUNDING = 1e-5  # relative distances below it are rounding of float32
+NEAR = 0.3  # relative distance below which weights that stand at one place are the same ones, trained
+_FOREIGN = 0.9  # relative distance above which they are others
 GAIN = 0.5  # what a sign, a scale or a factor must leave of the distance at most to be believed
 _BLOCK = 2**16  # entries that stay in the cache
 _ROUNDED_TO = (torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)  # coarsest first
@@ -46,7 +48,7 @@ class Fit:
         signs, scales: whether some units have another sign, or another scale that their function does not see.
         factors: by which gate, up and down are off, of a kind "scaled"; up and down as one in up where units may be
             rescaled.
-        worst: `change` of the projection where it is largest.
+        changes: `change` of every projection where they are not nothing.
     """
 
     kind: Literal["identical", "rounded", "changed", "scaled"]
@@ -54,7 +56,19 @@ class Fit:
     signs: bool = False
     scales: bool = False
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    worst: float = 0.0
+    changes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        """`change` of the projection where it is largest."""
+        return max(self.changes.values(), default=0.0)
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """Projections that are not A's at all, where another one is."""
+        if min(self.changes.values(), default=1.0) > NEAR:
+            return ()
+        return tuple(name for name, change in self.changes.items() if change > _FOREIGN)
 
 
 def one_expert(experts: ExpertBank, e: int) -> ExpertBank:
@@ -143,14 +157,14 @@ def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, group: SymmetryGro
     off = {name: factor for name, factor in factors.items() if factor is not one}
     if off:
         sums = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in off.items()}))
-    change, worst = sums.change, max(sums.changes[name] for name in sums.changes if name.endswith("proj"))
+    change, changes = sums.change, {name: x for name, x in sums.changes.items() if name.endswith("proj")}
     if off:
-        return replace(_scaled(factors, group, change), worst=worst)
+        return replace(_scaled(factors, group, change), changes=changes)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
     is_rounding = eps < ROUNDING and change < 4 * eps
     pairs = [(tensor[0], b.tensors()[name][0]) for name, tensor in a.tensors().items()]
     kind = "rounded" if is_rounding or all(is_rounded(x, y, change) for x, y in pairs) else "changed"
-    return Fit(kind, change, worst=worst)
+    return Fit(kind, change, changes=changes)
 
 
 def _scaled(factors: Mapping[str, Tensor], group: SymmetryGroup, change: float) -> Fit:

@@ -51,8 +51,12 @@ def compare_routers(
     x, y = _rows(a, b)
     if not y.isfinite().all() or not x.isfinite().all():
         return RouterComparison("changed", None, tuple(own))
-    # Slots without a source of their own are not asked, but where no slot has one, all stand for themselves.
-    experts = [-1 if i is None or i in sources[:j] else i for j, i in enumerate(sources)]
+    # Slots without a source of their own are not asked, but where no slot has one, all stand for themselves. Of several
+    # that hold one expert, that with the nearest row has it.
+    distances, experts = torch.cdist(*(side - side.mean(dim=0) for side in (y, x))), [-1] * len(sources)
+    for i in {i for i in sources if i is not None and i < len(x)}:
+        slots = [j for j, source in enumerate(sources) if source == i]
+        experts[min(slots, key=lambda j: float(distances[j, i]))] = i
     if max(experts) < 0:
         experts = own
     stayed = _distance(x, y, own, group)

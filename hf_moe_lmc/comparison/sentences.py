@@ -57,6 +57,13 @@ class Evidence:
         return bool(self.experts) and len(self.of("unrelated")) == len(self.experts)
 
     @cached_property
+    def is_rounded(self) -> bool:
+        """Whether something was rounded to another dtype, and no expert changed otherwise."""
+        experts = [expert for layer in self.layers for expert in (*layer.experts, *layer.shared_experts)]
+        some = any(e.is_rounding for e in experts) or any(tensor.kind == "rounded" for tensor in self.tensors)
+        return some and all(e.is_rounding or not e.change for e in experts)
+
+    @cached_property
     def is_upcycled(self) -> bool:
         """Whether every layer with several experts repeats the single one that A has there."""
         layers = [layer for layer in self.layers if len(layer.experts) > 1]
@@ -67,8 +74,8 @@ class Evidence:
         """The experts that changed where they stand or moved to, where most or only such did, and none was removed."""
         if any(len(layer.experts) != layer.num_experts for layer in self.layers):
             return []
-        trained = [e for _, e in self.of("changed", "moved") if (e.change or 0.0) > _NOISE]
-        others = [e for _, e in self.experts if e.kind not in ("changed", "moved", "identical")]
+        trained = [e for _, e in self.of("changed", "moved") if (e.change or 0.0) > _NOISE and not e.foreign]
+        others = [e for _, e in self.experts if e.kind not in ("changed", "moved", "identical") or e.foreign]
         return trained if 2 * len(trained) > len(self.experts) or not others else []
 
     @cached_property
@@ -153,8 +160,8 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         yield f"A and B are identical, bit for bit: {figures}"
     elif evidence.same_function:
         yield f"B is A in another dtype, or with other unit signs or scales, the same function: {figures}"
-    elif kinds <= {"identical", "rounded"} and "rounded" in kinds:
-        yield f"B is A rounded to another dtype: {total} experts, {changes}"
+    elif kinds <= {"identical", "rounded", "moved"} and evidence.is_rounded:
+        yield f"B is A rounded to another dtype{f', {moves}' if moves else ''}: {total} experts, {changes}"
     elif evidence.is_upcycled:
         layers = counted(len(evidence.layers), "layer")
         yield f"every expert of B comes from the dense MLP of A (upcycled; {changes}): {total} experts in {layers}"
@@ -177,7 +184,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         yield f"{text}: {total} experts in place, {changes}, norms and routers bit-identical"
     elif trained := evidence.trained:
         some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
-        if all(expert.is_far for expert in trained):
+        if len(trained) == total and all(expert.is_far for expert in trained):
             yield (
                 f"B's experts resemble A's more than chance and are far from them ({some} {_changes(trained)}): "
                 "trained from other starts? align before you merge, and compare losses"
@@ -277,6 +284,14 @@ _FAULTS = {
     "zero": "zero, or next to it, in one projection at least: {where}; was it ever written?",
     "unrelated": "unrelated to every expert of A: {where}{scores}; left at the random start, or from another model?",
 }
+
+
+def _foreign(evidence: Evidence) -> Iterator[str]:
+    """Projections that are not A's, of experts that are."""
+    for names in dict.fromkeys(expert.foreign for _, expert in evidence.experts if expert.foreign):
+        where = evidence.where(place for place in evidence.experts if place[1].foreign == names)
+        verb, ask = "is" if len(names) == 1 else "are", "left at the random start, or another expert's?"
+        yield f"{joined(names)} {verb} not A's in {where}, and the rest is: {ask}"
 
 
 def _faults(evidence: Evidence) -> Iterator[str]:
@@ -388,6 +403,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     _pruned,
     _missing_layers,
     _routers,
+    _foreign,
     _faults,
     _moved,
     _shared,
