@@ -138,8 +138,8 @@ def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[in
 def _misfit(codes: StoredTensor, scales: StoredTensor) -> BadInputError:
     return BadInputError(
         f"{scales.file}: {scales.key} has shape {scales.shape} ({scales.dtype}), which does not fit {codes.key} of "
-        f"shape {codes.shape} ({codes.dtype}) and the blocks of quantization_config; download it again, or give its own "
-        "config.json"
+        f"shape {codes.shape} ({codes.dtype}) and the blocks of quantization_config; download it again, or give its "
+        "own config.json"
     )
 
 
