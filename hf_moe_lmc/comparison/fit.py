@@ -70,7 +70,6 @@ class Fit:
             return ()
         return tuple(name for name, change in self.changes.items() if change > _FOREIGN)
 
-
     @property
     def _of_projections(self) -> list[float]:
         return [change for name, change in self.changes.items() if name.endswith("proj")]

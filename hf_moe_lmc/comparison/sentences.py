@@ -159,7 +159,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
     elif evidence.same_function and all(e.kind == "identical" for e in experts) and not changed:
         yield f"A and B are identical, bit for bit: {figures}"
     elif evidence.same_function:
-        yield f"B is A in another dtype, or with other unit signs, scales or router shifts, the same function: {figures}"
+        yield f"B is A in another dtype, with other unit signs, scales or router shifts, the same function: {figures}"
     elif kinds <= {"identical", "rounded", "moved"} and evidence.is_rounded:
         yield f"B is A rounded to another dtype{f', {moves}' if moves else ''}: {total} experts, {changes}"
     elif evidence.is_upcycled:
