@@ -80,8 +80,8 @@ def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any],
         if tensor.dtype.itemsize < 2 or tensor.dtype == torch.int32:
             method = settings["quant_method"]
             fault = f"weights quantised in a way that is not read here ({method})"
-            if tensor.dtype in FLOAT8 and method in METHODS:
-                fault = f"and neither {key}_scale_inv nor {key}_scale is there (download it again)"
+            if method in METHODS and (tensor.dtype in FLOAT8 or key.endswith("_blocks")):
+                fault = "and its scales are not there (download it again)"
             raise BadInputError(f"{tensor.file}: {key} holds {tensor.dtype}, {fault}; {REMEDY}")
     return plain | tensors
 
@@ -112,7 +112,8 @@ def mxfp4_weight(
 
 
 def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTensor:
-    if len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
+    are_bytes = blocks.dtype == scales.dtype == torch.uint8
+    if not are_bytes or len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
         raise _misfit(blocks, scales)
     experts, outputs, groups, _ = blocks.shape
     shape = (experts, groups * 32, outputs)
@@ -120,6 +121,8 @@ def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTe
 
 
 def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[int, int] | None) -> QuantisedTensor:
+    if len(codes.shape) < 2 or not (scales.dtype.is_floating_point or scales.dtype == torch.uint8):
+        raise _misfit(codes, scales)
     *experts, rows, columns = codes.shape
     grid = scales.shape[len(experts) :] if math.prod(scales.shape) > math.prod(experts) else (1, 1)
     if len(experts) > 1 or scales.shape[: len(experts)] != tuple(experts) or len(grid) != 2:
@@ -134,8 +137,9 @@ def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[in
 
 def _misfit(codes: StoredTensor, scales: StoredTensor) -> BadInputError:
     return BadInputError(
-        f"{scales.file}: {scales.key} has shape {scales.shape}, which does not fit {codes.key} of shape {codes.shape} "
-        "and the blocks of quantization_config; download it again, or give its own config.json"
+        f"{scales.file}: {scales.key} has shape {scales.shape} ({scales.dtype}), which does not fit {codes.key} of "
+        f"shape {codes.shape} ({codes.dtype}) and the blocks of quantization_config; download it again, or give its "
+        "own config.json"
     )
 
 

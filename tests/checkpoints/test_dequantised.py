@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 from hf_moe_lmc import align, apply
 from hf_moe_lmc.checkpoints import Checkpoint, meta_model, quantisation, read_config
 from hf_moe_lmc.checkpoints.dequantised import dequantised, float8_weight
+from hf_moe_lmc.checkpoints.stored_tensor import DTYPES, StoredTensor
 from hf_moe_lmc.errors import BadInputError
 from tests.checkpoints.faulty import SINGLE, edit_config, edit_tensors
 from tests.checkpoints.quantising import FORMATS, built, dequantised_by_transformers, quantised
@@ -103,6 +105,22 @@ def test_scales_that_do_not_fit(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"w": ("F8_E4M3", (8,)), "w_scale": ("F32", (1,))}, "w_scale has shape"),
+        ({"w": ("F8_E4M3", (8, 8)), "w_scale": ("I64", (1,))}, "w_scale has shape"),
+        ({"w_blocks": ("F32", (2, 4, 1, 16)), "w_scales": ("U8", (2, 4, 1))}, "w_scales has shape"),
+        ({"w_blocks": ("U8", (2, 4, 1, 16))}, "w_blocks holds torch.uint8, and its scales are not there"),
+    ],
+)
+def test_parts_that_make_no_weight(parts, message):
+    file = Path("model.safetensors")
+    stored = {key: StoredTensor(key, file, DTYPES[dtype], shape, 0) for key, (dtype, shape) in parts.items()}
+    with pytest.raises(BadInputError, match=f"model.safetensors: {message}"):
+        dequantised(stored, {"quant_method": "mxfp4"}, Path("config.json"))
+
+
+@pytest.mark.parametrize(
     "settings",
     [
         *({"weight_block_size": size} for size in ("x", [128], [0, 0], [None, 128], 128)),
@@ -131,7 +149,7 @@ def test_a_code_that_is_nan(folder, tmp_path):
     [
         ("lm_head.weight", "lm_head.weight is missing"),
         ("self_attn.q_proj", "self_attn.q_proj.* is missing"),
-        (f"{EXPERT}.weight_scale_inv", f"{EXPERT}.weight holds .*neither {EXPERT}.weight_scale_inv nor .* is there"),
+        (f"{EXPERT}.weight_scale_inv", f"{EXPERT}.weight holds .*, and its scales are not there"),
     ],
 )
 def test_a_tensor_that_is_missing(folder, key, message, tmp_path):
