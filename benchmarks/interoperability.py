@@ -8,8 +8,9 @@ Two small Mixtrals are merged at t = 1/2, and the merge is used, offline:
 - mergekit averages it with its first parent; the result must be the average, tensor by tensor, and must generate.
 - lm-evaluation-harness scores it on paragraphs of the manual that ships with Python; the bits per byte must be those
   of a plain forward pass.
-- mergekit merges two fine-tunes of one base by TIES, DARE and SLERP, one of them in another order: as it is, and after
-  `align` to the base and `apply`, which must give what the fine-tune that was never reordered gives, bit for bit.
+- mergekit merges two fine-tunes of one base by a plain average, TIES, DARE and SLERP, one of them in another order: as
+  it is, and after `align` to the base and `apply`, which must give what the fine-tune that was never reordered gives,
+  bit for bit.
 
 Writes what was found, with versions, as Markdown to standard output; fails where anything differs. How a merge does
 in `transformers.pipeline` and under PEFT is tested in tests/test_interoperability.py.
@@ -43,6 +44,7 @@ for output, recipe in json.load(open(sys.argv[1])).items():
     run_merge(MergeConfiguration(**recipe), output, MergeOptions(random_seed=0, write_model_card=False))
 """
 METHODS = {  # of mergekit -> the parameters of each model
+    "linear": {"each": {"weight": 0.5}},
     "ties": {"each": {"weight": 0.5, "density": 0.5}},
     "dare_ties": {"each": {"weight": 0.5, "density": 0.5}},
     "slerp": {"each": {}},
@@ -143,9 +145,11 @@ def merged_on_a_base(mergekit: Path, work: Path) -> str:
     for method, settings in METHODS.items():
         for other in OTHERS:
             models = [{"model": str(work / name), "parameters": settings["each"]} for name in ("a", other)]
-            recipe = {"merge_method": method, "models": models, "base_model": str(work / "base"), "dtype": "float32"}
+            recipe = {"merge_method": method, "models": models, "dtype": "float32"}
             if method == "slerp":
                 recipe |= {"base_model": str(work / "a"), "parameters": {"t": 0.5}}
+            elif method != "linear":
+                recipe |= {"base_model": str(work / "base")}
             recipes[str(work / f"{method}-{other}")] = recipe
     (work / "recipes.json").write_text(json.dumps(recipes))
     run(mergekit.with_name("python"), "-c", RUN_ALL, work / "recipes.json")

@@ -21,6 +21,7 @@ from transformers import DeepseekV3Config, MixtralConfig, OlmoeConfig, PreTraine
 
 from hf_moe_lmc import MoeAligner
 from hf_moe_lmc.adapters import alignable_layers
+from hf_moe_lmc.aligner import plan_align, plan_merge
 from hf_moe_lmc.alignment import AlignmentConfig, CheckedModels, Machine, OpenedModel, Plan, Resources, WriteOptions
 from hf_moe_lmc.alignment.plan import both, plan_alignment, plan_writing
 from hf_moe_lmc.checkpoints import meta_model
@@ -91,9 +92,9 @@ def check_all(folder: Path, layers: int, sparse: int) -> None:
         aligner = MoeAligner.from_pretrained(*write_pair(pair, configuration(layers)))
         alignment, out = str(pair / "alignment"), str(pair / "out")
         plans = {
-            "align": aligner.plan_align(),
-            "merge, by an alignment": aligner.plan_merge("none", output=out),
-            "merge, aligning first": aligner.plan_merge("auto", output=out),
+            "align": plan_align(aligner),
+            "merge, by an alignment": plan_merge(aligner, "none", output=out),
+            "merge, aligning first": plan_merge(aligner, "auto", output=out),
         }
         commands = {
             "align": ["-o", alignment],
@@ -107,7 +108,7 @@ def check_all(folder: Path, layers: int, sparse: int) -> None:
             pair = Path(temporary)
             write_sparse(pair, sparse)
             out = str(pair / "out")
-            plan = MoeAligner.from_pretrained(pair / "a", pair / "b").plan_merge("none", output=out)
+            plan = plan_merge(MoeAligner.from_pretrained(pair / "a", pair / "b"), "none", output=out)
             name = "merge, by an alignment"
             check(pair, {name: ["--alignment", str(pair / "alignment"), "-o", out]}, {name: plan}, 1)
 

@@ -5,21 +5,28 @@
 The pairs are those of `tests/matching/known_pairs.py`, on the last layer of tiny models of every family here and on
 larger layers of two shapes, each under seeds that nothing was chosen on. A row counts how many verdicts are right: the
 label, and how many experts are called unrelated. z-scores are the least of related experts and the greatest of
-unrelated ones. Verdicts on trained copies, beside what their merges cost, are in `benchmarks.repair`.
+unrelated ones. Verdicts on trained copies, beside what their merges cost, are in `benchmarks.repair`. A second table
+holds what the evidence costs, beside the rest of the alignment: of siblings, which are matched at once, and of copies
+with 50 % noise, scrambled.
 
-The table goes to `results/verdict.md`.
+The tables go to `results/verdict.md` and `results/verdict_cost.md`.
 """
 
 import argparse
+import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from huggingface_hub.utils import tqdm
 from torch import Tensor
 
 from hf_moe_lmc.adapters import moe_layers
-from hf_moe_lmc.matching import LayerEvidence
+from hf_moe_lmc.matching import LayerEvidence, align_layers
+from hf_moe_lmc.matching.distance import GaugedLayer, fixed_squared_distance
+from hf_moe_lmc.matching.layer_alignment import match_layers
+from hf_moe_lmc.matching.verdict import gather_evidence
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router, SymmetryGroup
 from tests import families
 from tests.matching.known_pairs import KnownPair, changed, known_pairs, noisy, scrambled
@@ -31,8 +38,10 @@ FAMILIES = (
     "granitemoe", "switch_transformers", "nemotron_h",
 )  # fmt: skip
 SHAPES = {"8 x 512 x 256": (8, 512, 256), "32 x 128 x 512": (32, 128, 512)}  # experts, units, hidden size
+COST_SHAPES = (8, 48, 32), (8, 128, 64), (8, 512, 256), (32, 128, 512), (64, 256, 512), (8, 2048, 1024)
 FIRST_SEED = 90_000
 FORMATS = {"pair": "", "right": "", "of": "", "z of related": ".0f", "z of unrelated": ".1f", "labels": ""}
+COST_FORMATS = {"experts x units x hidden": "", "pair": "", "alignment": ".3f", "evidence": ".3f", "ratio": ".2f"}
 
 
 def layers(seed: int) -> Iterator[tuple[str, MoeLayer, MoeLayer]]:
@@ -94,14 +103,43 @@ def total(found: Sequence[dict]) -> dict[str, object]:
     return {"pair": "all", **counts, "z of related": None, "z of unrelated": None, "labels": ""}
 
 
+def cost_rows() -> Iterator[dict[str, object]]:
+    """CPU seconds of an alignment without its evidence, and of the evidence."""
+    for shape in COST_SHAPES:
+        layer = large_layer(*shape, FIRST_SEED)
+        copies = {
+            "siblings": changed(layer, noisy(0.05), 0),
+            "noise of 50 %, scrambled": scrambled(changed(layer, noisy(0.5), 0)),
+        }
+        for name, other in copies.items():
+            a, b = GaugedLayer.pair(layer, other)
+            _, experts, units, _ = match_layers(a, b, "auto")
+            fixed = fixed_squared_distance(a, b, experts.order)
+            evidence = least_seconds(partial(gather_evidence, a, b, experts, units, [], None, fixed))
+            rest = least_seconds(partial(align_layers, layer, other)) - evidence
+            size = " x ".join(map(str, shape))
+            yield dict(zip(COST_FORMATS, (size, name, rest, evidence, evidence / rest), strict=True))
+
+
+def least_seconds(function: Callable[[], object], runs: int = 3) -> float:
+    """CPU time of the quickest run."""
+    seconds = []
+    for _ in range(runs):
+        start = time.process_time()
+        function()
+        seconds.append(time.process_time() - start)
+    return min(seconds)
+
+
 def main() -> None:
-    """Judge, write the table."""
+    """Judge, write the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=5)
     options = parser.parse_args()
     torch.set_num_threads(1)
     found = known_rows(options.seeds)
     report("verdict", [*found, total(found)], FORMATS)
+    report("verdict_cost", list(cost_rows()), COST_FORMATS)
 
 
 if __name__ == "__main__":

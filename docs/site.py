@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 OUTSIDE = (
     "CHANGELOG.md",
     "CONTRIBUTING.md",
-    "benchmarks/*.py",
+    "benchmarks/**/*.py",
     "benchmarks/results/*",
     "examples/*.*",
     "examples/space/*.*",
@@ -29,6 +29,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Links as they are in the site, where docs/ is the root."""
-    if page.file.src_uri in ("index.md", "CONTRIBUTING.md"):
-        return markdown.replace("](docs/", "](")
-    return markdown.replace("](../", "](") if "/" not in page.file.src_uri else markdown
+    if "/" in page.file.src_uri:
+        return markdown.replace("../docs/", "../")
+    return markdown.replace("](docs/", "](").replace("](../", "](")

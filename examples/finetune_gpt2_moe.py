@@ -19,7 +19,7 @@ from example_parser import ExampleParser
 from moe_training import MoeArguments, MoeTrainingArguments, finetune_copies, train_once
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-from hf_moe_lmc import MoeGPT2LMHeadModel
+from hf_moe_lmc.modeling import MoeGPT2LMHeadModel
 
 
 @dataclass

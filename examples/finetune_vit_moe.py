@@ -23,10 +23,10 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-from hf_moe_lmc import MoeViTForImageClassification
 from hf_moe_lmc.connectivity.data import LabelledImages, load_rows
 from hf_moe_lmc.connectivity.data.examples import LABELS, column
 from hf_moe_lmc.demo.digits import CLASSES, IMAGE_SIZE, MEAN, STD, digits_file, load_digits
+from hf_moe_lmc.modeling import MoeViTForImageClassification
 
 
 @dataclass

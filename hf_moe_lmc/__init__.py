@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from .aligner import MoeAligner, align, apply, from_aligned_pretrained, merge, push_to_hub
     from .alignment import Alignment, AlignmentConfig, MutualAlignment, Pretrained, scramble
     from .comparison import Comparison, compare
-    from .modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
     from .verification import Verification, verify
 
 __all__ = [
@@ -16,10 +15,6 @@ __all__ = [
     "AlignmentConfig",
     "Comparison",
     "MoeAligner",
-    "MoeGPT2Config",
-    "MoeGPT2LMHeadModel",
-    "MoeViTConfig",
-    "MoeViTForImageClassification",
     "MutualAlignment",
     "Pretrained",
     "Verification",
@@ -41,7 +36,6 @@ _HOMES = {
     "aligner": ("MoeAligner", "align", "apply", "from_aligned_pretrained", "merge", "push_to_hub"),
     "alignment": ("Alignment", "AlignmentConfig", "MutualAlignment", "Pretrained", "scramble"),
     "comparison": ("Comparison", "compare"),
-    "modeling": ("MoeGPT2Config", "MoeGPT2LMHeadModel", "MoeViTConfig", "MoeViTForImageClassification"),
     "verification": ("Verification", "verify"),
 }
 

@@ -4,7 +4,7 @@ from __future__ import annotations  # `help` shows names of types instead of all
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
 
@@ -60,16 +60,17 @@ from .connectivity import (
     points_of,
 )
 from .errors import BadInputError, IncompatiblePairError
-from .hub import check_push, push_alignment, push_folder, write_card
+from .hub import push_alignment, push_folder, write_card
 from .merging import needs_data
 from .names import ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
+from .short_help import ShortHelp
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
     from evaluate import EvaluationModule
 
 Batches = CalibrationData | Iterable[Mapping[str, Tensor]]
-GivenAlignment = Alignment | Sequence[Alignment | None] | AlignmentConfig | ExpertOrder | None
+GivenAlignment = Alignment | MutualAlignment | Sequence[Alignment | None] | AlignmentConfig | ExpertOrder | None
 """An alignment, one per other model; or the settings (or only the expert order) to align with first; None is "auto"."""
 
 Merged = Path | PreTrainedModel | list[PreTrainedModel]
@@ -124,11 +125,8 @@ class Keywords(MergeOptions, HubOptions, total=False):
 
 
 @dataclass(frozen=True, eq=False)
-class MoeAligner:
-    """Two Mixture-of-Experts models or more of one class, checked to fit; made by `from_pretrained`.
-
-    `align` matches experts and units, `merge` averages, `evaluate` measures the path between two models, `push_to_hub`
-    publishes a merge; `plan_align` and `plan_merge` say what the first two would need.
+class MoeAligner(metaclass=ShortHelp):
+    """Two Mixture-of-Experts models or more of one class, checked to fit.
 
         aligner = MoeAligner.from_pretrained("A", "B")
         alignment = aligner.align()
@@ -144,8 +142,6 @@ class MoeAligner:
     def from_pretrained(cls, reference: Model, *others: Model, **hub: Unpack[HubOptions]) -> "MoeAligner":
         """Open and compare models: folders, repositories on the Hub (`org/model@revision`), or live models.
 
-        Of checkpoints only headers are read.
-
         Args:
             reference, others: of any class of Transformers that holds known Mixture-of-Experts layers; a
                 `Pretrained("org/model", revision=...)` has keywords of its own.
@@ -157,20 +153,6 @@ class MoeAligner:
         """
         return cls(open_models([reference, *others], hub))
 
-    @property
-    def differences(self) -> tuple[str, ...]:
-        """Differences of the models' configurations and files, in words; `merge` and `evaluate` refuse the harmful."""
-        return self.models.texts
-
-    @cached_property
-    def in_order(self) -> bool:
-        """Whether experts and units of all models stand in one order, as in checkpoints of one run; reads them once."""
-        return in_order(self.models)
-
-    def merges_as_is(self, config: AlignmentConfig) -> bool:
-        """Whether a merge that is given no alignment matches nothing: as asked, or as all is in one order already."""
-        return config.expert_order == "none" or (config.expert_order == "auto" and self.in_order)
-
     def align(
         self,
         config: AlignmentConfig | ExpertOrder | None = None,
@@ -180,25 +162,7 @@ class MoeAligner:
         device: str | torch.device | None = None,
         memory: int | None = None,
     ) -> Alignment | MutualAlignment:
-        """Match experts and units by weight: the rewrite of every other model that brings it close to the reference.
-
-        Needs no data. Checkpoints are read layer by layer, so they may be larger than memory; under `accelerate launch`
-        or `torchrun` the processes divide the layers.
-
-        Args:
-            config: the settings, or only the expert order.
-            output: a new folder for the alignment of two models; killed and called again, it goes on where it was.
-            overwrite: whether an earlier output may be replaced.
-            device: where layers are matched; by default a GPU with room for the largest layer, else the CPU.
-            memory: bytes that one layer of both models, and all that is computed from it, may take.
-
-        Returns:
-            the `Alignment` of two models, the `MutualAlignment` of several.
-
-        Raises:
-            BadInputError: a weight is NaN or infinite, or memory does not suffice.
-            OutputError: the folder may not be written.
-        """
+        """Match experts and units of every other model to those of the reference; see `hf_moe_lmc.align`."""
         settings, resources = AlignmentConfig.of(config), Resources(device, memory)
         for difference in self.models.harmful:
             logger.warning_once(f"{difference.text}; a merge needs that to be allowed")
@@ -208,16 +172,6 @@ class MoeAligner:
             raise BadInputError("one folder holds the alignment of two models; align each pair into its own")
         return align_into(Path(output), self.models, settings, resources, overwrite)
 
-    def plan_align(
-        self,
-        config: AlignmentConfig | ExpertOrder | None = None,
-        *,
-        device: str | torch.device | None = None,
-        memory: int | None = None,
-    ) -> Plan:
-        """Return the needs of `align` with the same arguments."""
-        return plan_alignment(self.models, AlignmentConfig.of(config), Resources(device, memory))
-
     def merge(
         self,
         alignment: GivenAlignment = None,
@@ -226,82 +180,17 @@ class MoeAligner:
         output: str | Path | None = None,
         **options: Unpack[MergeOptions],
     ) -> Merged:
-        """Average the aligned models: `sum_i s_i (alignment_i . model_i)`; of two `(1 - t) reference + t other`.
-
-        The first model with a share gives the result its configuration, generation settings, dtype and tokenizer: at
-        t = 1 the result is the other model, rewritten.
-
-        Args:
-            alignment: of every other model; or how to align first: by default models that are in one order are left
-                in it.
-            t: of two models, in [0, 1]; several make several merges in one pass. By default 0.5.
-            output: a new folder, which gets a card too; checkpoints are then merged as a stream, whatever their size.
-                None merges in memory.
-            options: see `MergeOptions`.
-
-        Returns:
-            the folder `output` (of several t, with one folder `t-...` each); without it a model, or one for each t.
-
-        Raises:
-            BadInputError: t or shares are none of these models', or repairs need data that is not given.
-            IncompatiblePairError: the models do not compute the same function of their weights, every difference is
-                named; the alignment was made for other models; or layers are unrelated, and not to be forced.
-            OutputError: the folder may not be written.
-        """
-        self.check_merge(t, output=output, **options)
-        points, write = self._points(t, options), _write_options(options)
-        merge = self._merge(alignment, options)
+        """Average the aligned models, in memory or into the folder `output`; see `hf_moe_lmc.merge`."""
+        check_merge(self, t, output=output, **options)
+        points, write = _points(len(self.models.models), t, options), _write_options(options)
+        merge = _aligned_merge(self.models, alignment, options)
         _refuse_unrelated(merge, points, options)
-        repairs = self._repairs(merge, list(points.values()), options)
+        repairs = _repairs(merge, list(points.values()), options)
         if output is None:
             models = [merge.load(shares, repairs, _load_options(options)) for shares in points.values()]
             return models[0] if "" in points else models
         merge.write(Path(output), points, repairs, write, _card(merge.alignments, self.models.models))
         return Path(output)
-
-    def plan_merge(
-        self,
-        alignment: GivenAlignment = None,
-        t: float | Sequence[float] | None = None,
-        *,
-        output: str | Path,
-        **options: Unpack[MergeOptions],
-    ) -> Plan:
-        """Return the needs of `merge` with the same arguments, alignment included where it is not given.
-
-        Raises:
-            As `merge`, as far as no weights and no data need to be read for it.
-        """
-        self.check_merge(t, output=output, **options)
-        points, repairs = self._points(t, options), options.get("repairs", ())
-        config = None if _is_given(alignment) else AlignmentConfig.of(cast(AlignmentConfig | ExpertOrder, alignment))
-        merge = self._merge(alignment if config is None else "none", options)
-        _refuse_unrelated(merge, points, options)
-        used = [model for n, model in enumerate(self.models.models) if any(shares[n] for shares in points.values())]
-        likes = [merge.like(shares) for shares in points.values()]
-        plan = plan_writing(replace(self.models, models=tuple(used)), likes, output, _write_options(options))
-        if repairs == "auto" or needs_data(repairs):  # the reference is loaded, and a copy of its weights kept
-            plan = replace(plan, memory=plan.memory + 2 * sum(self.models.reference.sizes.values()))
-        if config and config.expert_order != "none":
-            plan = both(plan_alignment(self.models, config, _resources(options)), plan)
-        return replace(plan, work=_work(config, list(points.values()), repairs))
-
-    def check_merge(
-        self,
-        t: float | Sequence[float] | None = None,
-        *,
-        output: str | Path | None = None,
-        **options: Unpack[MergeOptions],
-    ) -> None:
-        """Raise what `merge` with the same arguments would raise before it aligns."""
-        self._points(t, options)
-        self.models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
-        repairs = options.get("repairs", ())
-        if self.models.vocabulary and (repairs == "auto" or needs_data(repairs)):
-            raise BadInputError("repairs that need data need models of as many tokens; norms and gram need none")
-        if output is not None:
-            paths = [path for model in self.models.models for path in model.paths]
-            check_output(Path(output), paths, options.get("overwrite", False))
 
     def evaluate(
         self,
@@ -320,18 +209,14 @@ class MoeAligner:
         accelerator: "Accelerator | None" = None,
         **load: Unpack[LoadOptions],
     ) -> PathReport:
-        """Measure loss, accuracy and routing along the path of two models, naive, aligned and in controls.
-
-        Of two checkpoints one is loaded, the other read tensor by tensor; live models are not changed. See
-        `hf_moe_lmc.connectivity.evaluate_path`.
+        """Measure loss (nats), accuracy and routing along the path of two models, naive, aligned and in controls.
 
         Args:
             alignment: of the pair; or how to align first.
             data: batches of the model's arguments and `labels`, in a fixed order.
-            points: so many, equally spaced from 0 to 1.
-            t: the positions themselves, instead.
+            points: so many values of t, equally spaced from 0 to 1; or `t` itself.
             calibration: batches that are not among `data`, for repairs and temperatures.
-            variants, repairs, metrics, memory, seed: see `PathSettings`.
+            variants, repairs, metrics, memory, seed: see `hf_moe_lmc.connectivity.PathSettings`.
             allow_difference: as for `merge`.
             accelerator: the processes and their device; None makes one.
             load: dtype, device_map and the like of the model that is evaluated.
@@ -350,91 +235,6 @@ class MoeAligner:
         model = load_model(pair.reference, load)
         return evaluate_path(pair, model, alignment, data, places, data_for_repairs, settings, accelerator)
 
-    def push_to_hub(
-        self,
-        repo_id: str,
-        output: str | Path,
-        alignment: GivenAlignment = None,
-        t: float | None = None,
-        *,
-        private: bool = False,
-        create_pr: bool = False,
-        license: str | None = None,
-        token: str | None = None,
-        **options: Unpack[MergeOptions],
-    ) -> str:
-        """Merge checkpoints into a folder with its card, and send it to the Hub in one commit.
-
-        The token is checked before the work. Whatever fails afterwards, nothing is committed, the folder stays, and the
-        error says how to send it.
-
-        Args:
-            repo_id: `name` or `organisation/name`.
-            output, alignment, t, options: as for `merge`.
-            private, create_pr, license, token: see `hf_moe_lmc.hub.push_folder`.
-
-        Returns:
-            address of the commit or of the pull request.
-
-        Raises:
-            As `merge` and `hf_moe_lmc.hub.push_folder`.
-        """
-        check_push(repo_id, license, token)
-        self.merge(alignment, t, output=output, **options)
-        return push_folder(output, repo_id, private, create_pr, license, token)
-
-    def _points(self, t: float | Sequence[float] | None, options: MergeOptions) -> dict[str, Shares]:
-        """Folder in the output -> shares."""
-        number, shares, extrapolate = len(self.models.models), options.get("shares"), options.get("extrapolate", False)
-        if extrapolate and options.get("repairs"):
-            raise BadInputError("repairs restore what averaging shrinks; to extrapolate, give none")
-        if shares is not None or number > 2:
-            if t is not None:
-                raise BadInputError("t is a point between two models; several models, and shares, take no t")
-            return {"": normalised_shares(shares, number, extrapolate)}
-        if t is None or isinstance(t, (int, float)):
-            return {"": shares_at(0.5 if t is None else t, extrapolate)}
-        points = {f"t-{point:.12g}": shares_at(point, extrapolate) for point in dict.fromkeys(t)}
-        if len(points) < len(dict.fromkeys(t)) or not points:
-            raise BadInputError(f"t is {list(t)}; give one value or several that differ by more than 1e-12")
-        return points
-
-    def _merge(self, alignment: GivenAlignment, options: MergeOptions) -> Merge:
-        merge = partial(
-            Merge,
-            self.models,
-            allowed=options.get("allow_difference", ()),
-            vocabulary=options.get("vocabulary"),
-        )
-        if _is_given(alignment):
-            given = [alignment] if isinstance(alignment, Alignment) else list(cast(Alignments, alignment))
-            return merge(given, not options.get("allow_other_weights", False))
-        config = AlignmentConfig.of(cast(AlignmentConfig | ExpertOrder | None, alignment))
-        if self.merges_as_is(config):
-            return merge([None] * len(self.models.others))
-        aligned_now = align_models(self.models, config, _resources(options))
-        alignments = [aligned_now] if isinstance(aligned_now, Alignment) else list(aligned_now)
-        return merge(alignments, check_weights=False)  # these weights were aligned a moment ago
-
-    def _repairs(self, merge: Merge, points: Sequence[Shares], options: MergeOptions) -> MergeRepairs:
-        repairs = options.get("repairs", ())
-        if repairs != "auto" and not needs_data(repairs):
-            return MergeRepairs.without_data(repairs)
-        data = CalibrationData.of(options.get("calibration", ()))
-        if not data.batches:
-            raise BadInputError("repairs need calibration data; give two batches or more")
-        model, accelerator = load_model(self.models.reference, _load_options(options)), accelerator_of_all()
-        if not hasattr(model, "hf_device_map"):
-            model.to(accelerator.device)
-        with temporarily_loaded(model) as saved:
-            others = [
-                OnDevice(aligned(other.tensors, other.layers, symmetries), saved)
-                for other, symmetries in zip(self.models.others, merge.symmetries, strict=True)
-            ]
-            specs, data = self.models.reference.layers, data.to(accelerator.device)
-            calibrated = Calibrated(saved, [saved, *others], specs, data, accelerator, merge.in_gauge)
-            return calibrate_repairs(calibrated, points, repairs)
-
 
 def align(
     reference: Model,
@@ -447,24 +247,27 @@ def align(
     memory: int | None = None,
     **hub: Unpack[HubOptions],
 ) -> Alignment | MutualAlignment:
-    """Match the experts and units of one model, or of several, to those of `reference`; see `MoeAligner.align`.
+    """Match experts and units by weight: the rewrite of every other model that brings it close to the reference.
 
-    `align("A", "B")` needs no data and changes neither model; checkpoints are read layer by layer.
+    `align("A", "B")` needs no data and changes neither model. Checkpoints are read layer by layer, and may be larger
+    than memory; under `accelerate launch` or `torchrun` the processes divide the layers.
 
     Args:
         reference, other: folders, repositories on the Hub (`org/model@revision`), or live models.
         config: the expert order ("auto", "gate", "gram", "joint", "units"), or an `AlignmentConfig`.
-        output: a new folder for the alignment.
+        output: a new folder for the alignment of two models; killed and called again, it goes on where it was.
         overwrite: whether an earlier output may be replaced.
-        device: where layers are matched, such as "cuda:1".
+        device: where layers are matched; by default a GPU with room for the largest layer, else the CPU.
         memory: bytes that one layer of both models, and all that is computed from it, may take.
         hub: revision, subfolder, token, cache_dir, local_files_only.
 
     Returns:
-        an `Alignment`; of several models a `MutualAlignment`.
+        the `Alignment` of two models, the `MutualAlignment` of several.
 
     Raises:
-        As `MoeAligner.from_pretrained` and `MoeAligner.align`.
+        IncompatiblePairError, UnsupportedArchitectureError, HubError: as `MoeAligner.from_pretrained`.
+        BadInputError: the same; or a weight is NaN or infinite, or memory does not suffice.
+        OutputError: the folder may not be written.
     """
     aligner = MoeAligner.from_pretrained(reference, *_listed(other), **hub)
     return aligner.align(config, output=output, overwrite=overwrite, device=device, memory=memory)
@@ -479,23 +282,29 @@ def merge(
     output: str | Path | None = None,
     **options: Unpack[Keywords],
 ) -> Merged:
-    """Average `reference` and one model, or several, aligned: `(1 - t) reference + t other`; see `MoeAligner.merge`.
+    """Average aligned models: `sum_i s_i (alignment_i . model_i)`; of two `(1 - t) reference + t other`.
 
-    `merge("A", "B", output="merged")` aligns first and writes a checkpoint; without `output` it returns a model.
+    The first model with a share gives the result its configuration, generation settings, dtype and tokenizer: at t = 1
+    the result is the other model, rewritten.
 
     Args:
         reference, other: folders, repositories on the Hub (`org/model@revision`), or live models; none is changed.
-        alignment: from `align`; or the expert order to align by first; "none" averages the models as they are.
-        t: 0 is the reference, 1 the other, by default 0.5; several make several merges.
-        output: a new folder.
+        alignment: from `align`, of every other model; or the expert order to align by first, by default "auto", which
+            leaves models alone that are in one order; "none" averages them as they are.
+        t: of two models, in [0, 1], by default 0.5; several make several merges in one pass.
+        output: a new folder, which gets a card too; checkpoints are then merged as a stream, whatever their size.
         options: `shares`, `repairs`, `calibration`, `dtype`, `layout`, `overwrite`, `device`, `memory` and others of
-            `MergeOptions`; and revision, subfolder, token, cache_dir, local_files_only.
+            `hf_moe_lmc.aligner.MergeOptions`; and revision, subfolder, token, cache_dir, local_files_only.
 
     Returns:
-        the folder `output`; without it a model, or one for each t.
+        the folder `output` (of several t, with one folder `t-...` each); without it a model, or one for each t.
 
     Raises:
-        As `MoeAligner.from_pretrained` and `MoeAligner.merge`.
+        BadInputError, UnsupportedArchitectureError, HubError: a model cannot be used; t or shares are none of these
+            models'; or repairs need data that is not given.
+        IncompatiblePairError: the models do not compute the same function of their weights, every difference is
+            named; the alignment was made for other models; or layers are unrelated, and not to be forced.
+        OutputError: the folder may not be written.
     """
     hub = {name: options.pop(name) for name in HubOptions.__annotations__ if name in options}  # type: ignore[misc]
     aligner = MoeAligner.from_pretrained(reference, *_listed(other), **cast(HubOptions, hub))
@@ -542,6 +351,73 @@ def apply(
         _card([alignment], [opened]),
     )
     return Path(output)
+
+
+def check_merge(
+    aligner: MoeAligner,
+    t: float | Sequence[float] | None = None,
+    *,
+    output: str | Path | None = None,
+    **options: Unpack[MergeOptions],
+) -> None:
+    """Raise what `aligner.merge` with the same arguments would raise before it aligns."""
+    models, repairs = aligner.models, options.get("repairs", ())
+    _points(len(models.models), t, options)
+    models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
+    if models.vocabulary and (repairs == "auto" or needs_data(repairs)):
+        raise BadInputError("repairs that need data need models of as many tokens; norms and gram need none")
+    if output is not None:
+        paths = [path for model in models.models for path in model.paths]
+        check_output(Path(output), paths, options.get("overwrite", False))
+
+
+def align_unless_in_order(
+    models: CheckedModels, config: AlignmentConfig, resources: Resources
+) -> Alignment | MutualAlignment | None:
+    """The alignment that a merge without a given one uses; None: nothing is to be matched, as asked or as it stands."""
+    if config.expert_order == "none" or (config.expert_order == "auto" and in_order(models)):
+        return None
+    return align_models(models, config, resources)
+
+
+def plan_align(
+    aligner: MoeAligner,
+    config: AlignmentConfig | ExpertOrder | None = None,
+    *,
+    device: str | torch.device | None = None,
+    memory: int | None = None,
+) -> Plan:
+    """Return the needs of `aligner.align` with the same arguments."""
+    return plan_alignment(aligner.models, AlignmentConfig.of(config), Resources(device, memory))
+
+
+def plan_merge(
+    aligner: MoeAligner,
+    alignment: GivenAlignment = None,
+    t: float | Sequence[float] | None = None,
+    *,
+    output: str | Path,
+    **options: Unpack[MergeOptions],
+) -> Plan:
+    """Return the needs of `aligner.merge` with the same arguments, alignment included where it is not given.
+
+    Raises:
+        As `merge`, as far as no weights and no data need to be read for it.
+    """
+    check_merge(aligner, t, output=output, **options)
+    models = aligner.models
+    points, repairs = _points(len(models.models), t, options), options.get("repairs", ())
+    config = None if _is_given(alignment) else AlignmentConfig.of(cast(AlignmentConfig | ExpertOrder, alignment))
+    merge = _aligned_merge(models, alignment if config is None else "none", options)
+    _refuse_unrelated(merge, points, options)
+    used = [model for n, model in enumerate(models.models) if any(shares[n] for shares in points.values())]
+    likes = [merge.like(shares) for shares in points.values()]
+    plan = plan_writing(replace(models, models=tuple(used)), likes, output, _write_options(options))
+    if repairs == "auto" or needs_data(repairs):  # the reference is loaded, and a copy of its weights kept
+        plan = replace(plan, memory=plan.memory + 2 * sum(models.reference.sizes.values()))
+    if config and config.expert_order != "none":
+        plan = both(plan_alignment(models, config, _resources(options)), plan)
+    return replace(plan, work=_work(config, list(points.values()), repairs))
 
 
 def plan_apply(
@@ -609,9 +485,61 @@ def push_to_hub(
     return push_folder(result, repo_id, private, create_pr, license, token)
 
 
+def _points(number: int, t: float | Sequence[float] | None, options: MergeOptions) -> dict[str, Shares]:
+    """Folder in the output -> shares."""
+    shares, extrapolate = options.get("shares"), options.get("extrapolate", False)
+    if extrapolate and options.get("repairs"):
+        raise BadInputError("repairs restore what averaging shrinks; to extrapolate, give none")
+    if shares is not None or number > 2:
+        if t is not None:
+            raise BadInputError("t is a point between two models; several models, and shares, take no t")
+        return {"": normalised_shares(shares, number, extrapolate)}
+    if t is None or isinstance(t, (int, float)):
+        return {"": shares_at(0.5 if t is None else t, extrapolate)}
+    points = {f"t-{point:.12g}": shares_at(point, extrapolate) for point in dict.fromkeys(t)}
+    if len(points) < len(dict.fromkeys(t)) or not points:
+        raise BadInputError(f"t is {list(t)}; give one value or several that differ by more than 1e-12")
+    return points
+
+
+def _aligned_merge(models: CheckedModels, alignment: GivenAlignment, options: MergeOptions) -> Merge:
+    """The merge of models by a given alignment, or by one that is made now."""
+    merge = partial(Merge, models, allowed=options.get("allow_difference", ()), vocabulary=options.get("vocabulary"))
+    if _is_given(alignment):
+        given = [alignment] if isinstance(alignment, Alignment) else list(cast(Alignments, alignment))
+        return merge(given, not options.get("allow_other_weights", False))
+    config = AlignmentConfig.of(cast(AlignmentConfig | ExpertOrder | None, alignment))
+    aligned_now = align_unless_in_order(models, config, _resources(options))
+    if aligned_now is None:
+        return merge([None] * len(models.others))
+    alignments = [aligned_now] if isinstance(aligned_now, Alignment) else list(aligned_now)
+    return merge(alignments, check_weights=False)  # these weights were aligned a moment ago
+
+
+def _repairs(merge: Merge, points: Sequence[Shares], options: MergeOptions) -> MergeRepairs:
+    repairs = options.get("repairs", ())
+    if repairs != "auto" and not needs_data(repairs):
+        return MergeRepairs.without_data(repairs)
+    data = CalibrationData.of(options.get("calibration", ()))
+    if not data.batches:
+        raise BadInputError("repairs need calibration data; give two batches or more")
+    model, accelerator = load_model(merge.models.reference, _load_options(options)), accelerator_of_all()
+    if not hasattr(model, "hf_device_map"):
+        model.to(accelerator.device)
+    with temporarily_loaded(model) as saved:
+        others = [
+            OnDevice(aligned(other.tensors, other.layers, symmetries), saved)
+            for other, symmetries in zip(merge.models.others, merge.symmetries, strict=True)
+        ]
+        specs, data = merge.models.reference.layers, data.to(accelerator.device)
+        calibrated = Calibrated(saved, [saved, *others], specs, data, accelerator, merge.in_gauge)
+        return calibrate_repairs(calibrated, points, repairs)
+
+
 def _is_given(alignment: GivenAlignment) -> bool:
     """Whether it is an alignment, or several, and not a way to find one."""
-    return isinstance(alignment, Alignment) or (isinstance(alignment, Sequence) and not isinstance(alignment, str))
+    several = isinstance(alignment, Sequence) and not isinstance(alignment, str)
+    return several or isinstance(alignment, Alignment | MutualAlignment)
 
 
 def _work(config: AlignmentConfig | None, points: Sequence[Shares], repairs: Sequence[str] | str) -> str:

@@ -2,6 +2,7 @@
 
 import inspect
 import pkgutil
+import pydoc
 import re
 import shlex
 from importlib import import_module
@@ -30,6 +31,8 @@ PACKAGES = [
     ),
 ]
 
+SCREEN = 50  # lines
+
 
 @pytest.mark.parametrize("package", PACKAGES, ids=lambda package: package.__name__)
 def test_public_names_are_documented(package):
@@ -42,6 +45,13 @@ def test_public_names_are_documented(package):
         for method, member in own:
             if not method.startswith("_") and callable(getattr(value, method)):
                 assert inspect.getdoc(getattr(value, method)), f"{name}.{method}: {member}"
+
+
+@pytest.mark.parametrize("name", hf_moe_lmc.__all__)
+def test_help_fits_one_screen(name):
+    text = pydoc.render_doc(getattr(hf_moe_lmc, name), renderer=pydoc.plaintext)
+    assert len(text.splitlines()) <= SCREEN
+    assert "__" not in text  # of dataclasses and of mixins
 
 
 def test_it_says_that_it_is_typed():

@@ -8,10 +8,11 @@ from typing import get_args
 import pytest
 import torch
 
-from hf_moe_lmc import MoeGPT2Config, align
+from hf_moe_lmc import align
 from hf_moe_lmc.cli.parser import command_line
 from hf_moe_lmc.connectivity import VARIANTS
 from hf_moe_lmc.merging import AUTOMATIC, REPAIRS
+from hf_moe_lmc.modeling import MoeGPT2Config
 from hf_moe_lmc.names import Dtype, ExpertOrder, Layout, MoeVariant, Repair, Variant
 from tests.models import build
 

@@ -1,12 +1,14 @@
 """The alignment of two models, or of several: a small value that can be saved, loaded and applied."""
 
+from __future__ import annotations  # `help` shows names of types instead of all that they stand for
+
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from hf_moe_lmc.adapters import alignable_layers
 from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment, Verdict
+from hf_moe_lmc.short_help import ShortHelp
 from hf_moe_lmc.symmetry import MoeSymmetry
 
 from .config import AlignmentConfig
@@ -27,16 +30,12 @@ LiveModel = TypeVar("LiveModel", bound=nn.Module)
 
 
 @dataclass(frozen=True, repr=False)
-class Alignment:
+class Alignment(metaclass=ShortHelp):
     """The rewrite that brings one model close to another, layer by layer.
-
-    `verdict` says what to make of it, `layer_table` and `expert_table` list it, `apply` rewrites a live model,
-    `save_pretrained` and `from_pretrained` keep it.
 
     Args:
         layers: module name of each Mixture-of-Experts layer -> its symmetry and distances.
-        config: the settings of the matching; None if it was not found by matching.
-        reference, other: the models that it was made for; None if there is no such pair.
+        config, reference, other: the settings of the matching, and the models; None where it was not found by matching.
     """
 
     layers: dict[str, LayerAlignment]
@@ -86,11 +85,7 @@ class Alignment:
         return Verdict(evidence) if evidence else None
 
     def layer_table(self) -> list[dict[str, Any]]:
-        """One row per layer, for `pandas.DataFrame`.
-
-        `experts_permuted` and `units_permuted` are shares (units within their expert, shared experts included) that
-        are at another place than they were; `verdict` is None where the alignment was not found by matching.
-        """
+        """One row per layer, for `pandas.DataFrame`; of its experts, and of all units, the shares that are permuted."""
         rows = []
         for name, layer in self.layers.items():
             symmetry = layer.symmetry
@@ -107,19 +102,6 @@ class Alignment:
             )
         return rows
 
-    def expert_table(self) -> list[dict[str, Any]]:
-        """One row per expert, for `pandas.DataFrame`: its layer, its slot, the slot that it comes from, its units."""
-        return [
-            {
-                "layer": name,
-                "slot": slot,
-                "source": source,
-                "units_permuted": _permuted([layer.symmetry.units.permutation.index[slot]]),
-            }
-            for name, layer in self.layers.items()
-            for slot, source in enumerate(layer.symmetry.experts.index.tolist())
-        ]
-
     def inverse(self) -> "Alignment":
         """The alignment that undoes this one."""
         return Alignment(
@@ -130,11 +112,7 @@ class Alignment:
         )
 
     def compose(self, first: "Alignment") -> "Alignment":
-        """`first`, then this one, in one; distances are those before the first and after the last.
-
-        Raises:
-            IncompatiblePairError: the two are of different layers, or of different sizes.
-        """
+        """`first`, then this one, in one; IncompatiblePairError where their layers, or sizes, differ."""
         if self.layers.keys() != first.layers.keys():
             name = min(self.layers.keys() ^ first.layers.keys())
             raise IncompatiblePairError(f"layer {name} exists in one of the alignments only")
@@ -150,11 +128,7 @@ class Alignment:
         return Alignment(layers, None, None, first.other)
 
     def apply(self, model: LiveModel) -> LiveModel:
-        """Rewrite `model` in place, and return it; its function does not change, and no weight is rounded.
-
-        Raises:
-            IncompatiblePairError: `model` has other layers than the alignment was made for.
-        """
+        """Rewrite `model` in place, rounding nothing, and return it; IncompatiblePairError where its layers differ."""
         load_into(model, aligned(LiveWeights(model), alignable_layers(model), self.symmetries))
         return model
 
@@ -163,27 +137,21 @@ class Alignment:
         write_alignment(Path(folder), self.layers, self.config, self.reference, self.other)
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, options: HubOptions | None = None) -> "Alignment":
+    def from_pretrained(cls, name: str | Path, **hub: Unpack[HubOptions]) -> "Alignment":
         """Read an alignment that `save_pretrained` wrote, from a folder or the Hub (`org/alignment@revision`).
 
-        Args:
-            name: folder or repository.
-            options: revision, subfolder, token, cache_dir, local_files_only.
-
-        Raises:
-            BadInputError: a file is missing or does not hold an alignment.
-            HubError: the Hub does not give it.
+        `hub`: revision, subfolder, token, cache_dir, local_files_only. BadInputError or HubError: there is none.
         """
-        return cls(*read_alignment(find_source(name, options, SAVED_FILES).folder))
+        return cls(*read_alignment(find_source(name, hub, SAVED_FILES).folder))
 
 
 @dataclass(frozen=True)
-class MutualAlignment(Sequence[Alignment]):
+class MutualAlignment(metaclass=ShortHelp):
     """Alignments of several models to one another; the first model stays as it is. A sequence of the alignments.
 
     Args:
-        alignments: one per model but the first. Evidence is kept of layers that stayed as they were matched to the
-            first model; where a layer was matched on, it no longer answers that question.
+        alignments: one per model but the first. A layer that was matched on, to the others, has no evidence: what was
+            found of it and the first model is no longer so.
         reference_distance: root of the total squared distance of all pairs of models, over all layers, with every model
             aligned to the first.
         distance: the same with these alignments; never more.
@@ -193,7 +161,7 @@ class MutualAlignment(Sequence[Alignment]):
     reference_distance: float
     distance: float
 
-    def __getitem__(self, index: Any) -> Any:
+    def __getitem__(self, index: int) -> Alignment:
         return self.alignments[index]
 
     def __len__(self) -> int:

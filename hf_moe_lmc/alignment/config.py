@@ -5,11 +5,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Unpack, get_args
 
 from hf_moe_lmc.checkpoints import HubOptions, find_source, read_json
 from hf_moe_lmc.errors import BadInputError, OutputError
 from hf_moe_lmc.names import ExpertOrder
+from hf_moe_lmc.short_help import ShortHelp
 
 CONFIG_NAME = "alignment_config.json"
 
@@ -20,7 +21,7 @@ def versions() -> dict[str, str]:
 
 
 @dataclass(frozen=True)
-class AlignmentConfig:
+class AlignmentConfig(metaclass=ShortHelp):
     """Settings by which one model is aligned to another.
 
     Args:
@@ -49,18 +50,18 @@ class AlignmentConfig:
         file.write_text(json.dumps(self.record(), indent=2) + "\n", encoding="utf-8")
 
     @classmethod
-    def from_pretrained(cls, name: str | Path, options: HubOptions | None = None) -> "AlignmentConfig":
+    def from_pretrained(cls, name: str | Path, **hub: Unpack[HubOptions]) -> "AlignmentConfig":
         """Read the file that `save_pretrained` wrote, or the settings of a saved alignment.
 
         Args:
             name: folder, or repository on the Hub (`org/alignment@revision`).
-            options: revision, subfolder, token, cache_dir, local_files_only.
+            hub: revision, subfolder, token, cache_dir, local_files_only.
 
         Raises:
             BadInputError: the file is missing, or holds other settings than these.
             HubError: the Hub does not give it.
         """
-        file = find_source(name, options, (CONFIG_NAME,)).folder / CONFIG_NAME
+        file = find_source(name, hub, (CONFIG_NAME,)).folder / CONFIG_NAME
         try:
             return cls.of_record(read_json(file)["config"])
         except (KeyError, TypeError, ValueError) as error:

@@ -25,6 +25,7 @@ from hf_moe_lmc.checkpoints import (
     saved_tensors,
 )
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.short_help import ShortHelp
 
 from .live_weights import LiveWeights
 
@@ -38,7 +39,7 @@ class LoadOptions(TypedDict, total=False):
     experts_implementation: str
 
 
-class Pretrained:
+class Pretrained(metaclass=ShortHelp):
     """A checkpoint with keywords of its own; stands wherever a model is asked for.
 
     Args:

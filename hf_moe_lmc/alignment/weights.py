@@ -294,6 +294,9 @@ def _merged_layer(
     first, *others = layers
     changes = [Rescaling(None, None, first.router)]
     changes += [rescaling(first, layer) if gauge else Rescaling(None, None, layer.router) for layer in others]
+    average = mean(endpoints, shares, dtype)
+    if not repairs and all(change.keeps(layer) for change, layer in zip(changes, layers, strict=True)):
+        return {name: average[name] for name in spec.tensor_names}
 
     def fill_bank(
         banks: Sequence[ExpertBank],
@@ -322,7 +325,7 @@ def _merged_layer(
     router = repaired_router(routers, shares, repairs, group.router_translation, statistics) if routers else None
     rows = [layer.further_rows for layer in layers if layer.further_rows]
     further = repaired_router(rows, shares, (), False) if rows else None
-    return _write(spec, endpoints[0], mean(endpoints, shares, dtype), dtype, router, further, fill)
+    return _write(spec, endpoints[0], average, dtype, router, further, fill)
 
 
 def _write(

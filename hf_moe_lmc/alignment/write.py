@@ -32,7 +32,7 @@ from .job import Team, processes
 from .opened_model import OpenedModel
 from .weights import Weights
 
-FORMAT = 1  # of the manifest
+FORMAT = 2  # of the manifest
 TOKEN_NAME = "token"  # of a file that the processes of a job look for
 STEP_BYTES = 64 * 2**20  # small tensors are taken together up to here
 
@@ -128,10 +128,10 @@ def write_checkpoints(
     team, main = Team.of(inputs), processes().is_main_process
     if main or team.size > 1:
         with output_folder(folder, recipe, paths, size, options.overwrite) if main else nullcontext() as made:
-            lasting = _write_weights(outputs, inputs, made, options, team)
+            digests = _write_weights(outputs, inputs, made, options, team)
             if made:
                 for name, output in outputs.items():
-                    manifest = {"format": FORMAT, **output.record, **about, "sha256": lasting[name]}
+                    manifest = {"format": FORMAT, **output.record, **about, "xxh3": digests[name]}
                     (made.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
                     finish(made.path / name, (folder / name).absolute().name)
                 if "" not in outputs:
@@ -150,7 +150,7 @@ def _write_weights(
     """Write all but manifests and cards into the folder that the first process has made, and read it again.
 
     Returns:
-        folder in the folder -> the sha-256 digests of its tensors; in the first process.
+        folder in the folder -> the XXH3 digests of its tensors.
     """
     writers = _writers(outputs, made.path, options) if made else {}
     if made:
@@ -170,15 +170,16 @@ def _write_weights(
     for model in inputs:
         model.check_unchanged()
     done = {step: note for own in [staged.journal.done, *team.gather(journal.done)] for step, note in own.items()}
-    lasting = {}
+    digests = {}
     for number, name in enumerate(outputs):
         written = {key: result for note in done.values() for key, result in note[number].items()}
-        own = writers[name].read_again(written, writers[name].keys[mine]) if seen else {}
-        parts = {key: digest for part in team.gather(own) for key, digest in part.items()}
+        if seen:
+            writers[name].read_again(written, writers[name].keys[mine])
+        team.gather(None)  # all have read again what they should
         if made:
             writers[name].finish(written)
-            lasting[name] = {key: parts[key] for key in writers[name].keys}
-    return lasting
+            digests[name] = {key: written[key][0] for key in writers[name].keys}
+    return digests
 
 
 def _shown(made: StagedFolder | None, team: Team) -> tuple[StagedFolder, bool]:

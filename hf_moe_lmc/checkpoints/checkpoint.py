@@ -63,7 +63,7 @@ class Checkpoint(Mapping[str, Tensor]):
         files = stored_tensors(folder)
         stored: dict[str, Stored] = dict(files)
         if settings := quantisation(model.config):
-            stored = dequantised(files, settings)
+            stored = dequantised(files, settings, folder / CONFIG_NAME)
             drop_quantisation(model.config)
         on_meta = {key: torch.empty(entry.shape, dtype=entry.dtype, device="meta") for key, entry in stored.items()}
         try:

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -53,17 +54,18 @@ class QuantisedTensor(Stored):
             target.copy_(self.dequantise(own_codes, own_scales))
 
 
-def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> dict[str, Stored]:
+def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any], config: Path) -> dict[str, Stored]:
     """The tensors of a checkpoint with each pair of codes and scales as one bfloat16 weight; others as they are.
 
     Args:
         stored: checkpoint key -> where the tensor lies.
         settings: what its configuration says of their quantisation.
+        config: the file that says it.
 
     Raises:
         BadInputError: scales do not fit their codes, or a tensor is packed in a way that is not read here.
     """
-    block, tensors, parts = _block(settings), dict[str, Stored](), set[str]()
+    block, tensors, parts = _block(settings, config), dict[str, Stored](), set[str]()
     for key, codes in stored.items() if settings["quant_method"] in METHODS else ():
         name = key.removesuffix("_blocks")
         if name != key and (scales := stored.get(f"{name}_scales")):
@@ -76,10 +78,11 @@ def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any])
     plain = {key: tensor for key, tensor in stored.items() if key not in parts and not OTHER_SCALES.fullmatch(key)}
     for key, tensor in plain.items():
         if tensor.dtype.itemsize < 2 or tensor.dtype == torch.int32:
-            raise BadInputError(
-                f"{tensor.file}: {key} holds {tensor.dtype}, weights quantised in a way that is not read here "
-                f"({settings['quant_method']}); {REMEDY}"
-            )
+            method = settings["quant_method"]
+            fault = f"weights quantised in a way that is not read here ({method})"
+            if method in METHODS and (tensor.dtype in FLOAT8 or key.endswith("_blocks")):
+                fault = "and its scales are not there (download it again)"
+            raise BadInputError(f"{tensor.file}: {key} holds {tensor.dtype}, {fault}; {REMEDY}")
     return plain | tensors
 
 
@@ -90,10 +93,11 @@ def float8_weight(
 
     Args:
         codes: of float8.
-        scales: one for each block, or one.
+        scales: one for each block, or one; bytes are exponents, of 2 ** (byte - 127).
         block: `(m, n)`.
     """
-    (rows, columns), factors = codes.shape, scales.float()
+    exponents = scales.dtype == torch.uint8
+    (rows, columns), factors = codes.shape, (scales.view(torch.float8_e8m0fnu) if exponents else scales).float()
     if factors.numel() > 1:
         of_rows = factors.repeat_interleave(block[0], dim=0)[:rows]
         factors = of_rows.repeat_interleave(block[1], dim=1)[:, :columns]
@@ -108,7 +112,8 @@ def mxfp4_weight(
 
 
 def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTensor:
-    if len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
+    are_bytes = blocks.dtype == scales.dtype == torch.uint8
+    if not are_bytes or len(blocks.shape) != 4 or blocks.shape[3] != 16 or scales.shape != blocks.shape[:3]:
         raise _misfit(blocks, scales)
     experts, outputs, groups, _ = blocks.shape
     shape = (experts, groups * 32, outputs)
@@ -116,6 +121,8 @@ def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTe
 
 
 def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[int, int] | None) -> QuantisedTensor:
+    if len(codes.shape) < 2 or not (scales.dtype.is_floating_point or scales.dtype == torch.uint8):
+        raise _misfit(codes, scales)
     *experts, rows, columns = codes.shape
     grid = scales.shape[len(experts) :] if math.prod(scales.shape) > math.prod(experts) else (1, 1)
     if len(experts) > 1 or scales.shape[: len(experts)] != tuple(experts) or len(grid) != 2:
@@ -130,13 +137,25 @@ def _float8(key: str, codes: StoredTensor, scales: StoredTensor, block: tuple[in
 
 def _misfit(codes: StoredTensor, scales: StoredTensor) -> BadInputError:
     return BadInputError(
-        f"{scales.file}: {scales.key} has shape {scales.shape}, which does not fit {codes.key} of shape {codes.shape} "
-        "and the blocks of quantization_config; download it again, or give its own config.json"
+        f"{scales.file}: {scales.key} has shape {scales.shape} ({scales.dtype}), which does not fit {codes.key} of "
+        f"shape {codes.shape} ({codes.dtype}) and the blocks of quantization_config; download it again, or give its "
+        "own config.json"
     )
 
 
-def _block(settings: Mapping[str, Any]) -> tuple[int, int] | None:
-    """Rows and columns of a block, as Transformers and compressed-tensors write them."""
-    groups = (settings.get("config_groups") or {}).values()
-    sizes = [(group.get("weights") or {}).get("block_structure") for group in groups]
-    return next(((own[0], own[1]) for own in (settings.get("weight_block_size"), *sizes) if own), None)
+def _block(settings: Mapping[str, Any], config: Path) -> tuple[int, int] | None:
+    """Rows and columns of a block, as Transformers and compressed-tensors write them: `[128, 128]` or `"128x128"`."""
+    try:
+        groups = (settings.get("config_groups") or {}).values()
+        sizes = [(group.get("weights") or {}).get("block_structure") for group in groups]
+        size = next((own for own in (settings.get("weight_block_size"), *sizes) if own), None)
+        if size is None:
+            return None
+        rows, columns = map(int, size.split("x") if isinstance(size, str) else size)
+    except (AttributeError, TypeError, ValueError):
+        rows = columns = 0
+    if min(rows, columns) < 1:
+        raise BadInputError(
+            f"{config}: quantization_config does not say how large blocks are; give its own config.json"
+        )
+    return rows, columns

@@ -45,7 +45,7 @@ def quantisable(model: PreTrainedModel, stored: Mapping[str, Tensor], kept: Iter
         kept: module names of weights that stay as they are, such as those of routers.
 
     Raises:
-        UnsupportedArchitectureError: Transformers has no fp8 for the experts of this model.
+        UnsupportedArchitectureError: Transformers has no fp8 for the experts of this model, or not as they are stored.
     """
     groups, weights = tensor_groups(model, stored)[0], model.state_dict()
     cut = {name for group in groups if any(_is_cut(key, stored[key]) for key in group.keys) for name in group.names}
@@ -63,6 +63,9 @@ def quantisable(model: PreTrainedModel, stored: Mapping[str, Tensor], kept: Iter
     keys = {key for group in groups if all(f"{name}{SCALE}" in read for name in group.names) for key in group.keys}
     if not keys:
         raise _unsupported(model, f"no weight has sides that {BLOCK} divides")
+    if stacked := [key for key in stored if key in keys and stored[key].ndim > 2]:
+        reason = f"of {stacked[0]}, which holds several experts, it loses the scales where it dequantises"
+        raise _unsupported(model, f"{reason}; where it saves experts one by one, --layout original does")
     return keys
 
 

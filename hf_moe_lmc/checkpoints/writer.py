@@ -82,8 +82,8 @@ class CheckpointWriter:
         """The keys of all tensors."""
         return list(self._placement)
 
-    def read_again(self, written: Written, keys: Iterable[str]) -> dict[str, str]:
-        """The sha-256 digests, on which others rely, of the tensors `keys`, as the disk returns them.
+    def read_again(self, written: Written, keys: Iterable[str]) -> None:
+        """Compare the tensors `keys`, as the disk returns them, with what was written.
 
         Args:
             written: of all tensors, as `write` returned it, perhaps that of another writer.
@@ -92,12 +92,10 @@ class CheckpointWriter:
         Raises:
             OutputError: the disk does not return what was written.
         """
-        tensors, lasting = [self._placement[key] for key in keys], {}
-        for tensor, (xxh3, sha256) in zip(tensors, each(StoredTensor.digests, tensors), strict=True):
-            if tensor.key not in written or xxh3 != written[tensor.key][0]:
+        tensors = [self._placement[key] for key in keys]
+        for tensor, digest in zip(tensors, each(StoredTensor.digest, tensors), strict=True):
+            if tensor.key not in written or digest != written[tensor.key][0]:
                 raise OutputError(f"{tensor.file}: {tensor.key} is not what was written; check the disk")
-            lasting[tensor.key] = sha256
-        return lasting
 
     def finish(self, written: Written) -> None:
         """Write the index, and warn of values that became 0; `written` as for `read_again`.

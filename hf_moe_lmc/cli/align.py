@@ -43,17 +43,17 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> CommandResult | None:
     """Align, save, and report the distances."""
-    from hf_moe_lmc.aligner import MoeAligner
+    from hf_moe_lmc.aligner import MoeAligner, plan_align
     from hf_moe_lmc.alignment import keep_freed_memory, plot_alignment, processes
 
     keep_freed_memory()
     aligner = MoeAligner.from_pretrained(options.reference, options.other, **hub_options(options))
     config, where = alignment_config(options), {"device": options.device, "memory": options.memory}
     if options.dry_run:
-        return describe_plan(aligner.plan_align(config, **where), options.output)
+        return describe_plan(plan_align(aligner, config, **where), options.output)
     alignment = aligner.align(config, output=options.output, overwrite=options.overwrite, **where)
     if not processes().is_main_process:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    return describe_alignment(alignment, [options.other], options.output, aligner.differences)
+    return describe_alignment(alignment, [options.other], options.output, aligner.models.texts)

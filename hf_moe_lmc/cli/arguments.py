@@ -181,7 +181,7 @@ def load_alignment(name: str, options: argparse.Namespace) -> "Alignment":
 
     if os.path.isdir(name) and hasattr(options, "output"):
         check_place(Path(os.path.abspath(options.output)), [Path(name)])
-    return Alignment.from_pretrained(name, hub_options(options))
+    return Alignment.from_pretrained(name, **hub_options(options))
 
 
 def torch_dtype(name: str | None) -> Any:

@@ -35,7 +35,7 @@ def run(options: argparse.Namespace) -> CommandResult:
     from hf_moe_lmc.hub import write_card
 
     hub: HubOptions = {"token": options.token}
-    alignments = [Alignment.from_pretrained(name, hub) for name in options.alignment or ()] or None
+    alignments = [Alignment.from_pretrained(name, **hub) for name in options.alignment or ()] or None
     about = {"dataset": options.dataset, "license": options.license, "token": options.token}
     write_card(options.folder, alignments, options.report, **about)
     return CommandResult(f"Written to {options.folder}/README.md\n", {"output": f"{options.folder}/README.md"})

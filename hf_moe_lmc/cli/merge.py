@@ -100,8 +100,8 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
 
 def run(options: argparse.Namespace) -> CommandResult | None:
     """Align if need be, merge, write, and report the distances."""
-    from hf_moe_lmc.aligner import MoeAligner
-    from hf_moe_lmc.alignment import keep_freed_memory, processes
+    from hf_moe_lmc.aligner import MoeAligner, align_unless_in_order, check_merge, plan_merge
+    from hf_moe_lmc.alignment import Resources, keep_freed_memory, processes
 
     if options.t and options.shares:
         raise UsageError("--t and --shares say the same of two models; give one of them")
@@ -110,25 +110,23 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     keywords = _keywords(aligner, options)
     alignments = [load_alignment(name, options) for name in options.alignment or ()]
     if options.dry_run:
-        plan = aligner.plan_merge(alignments or alignment_config(options), **keywords)
+        plan = plan_merge(aligner, alignments or alignment_config(options), **keywords)
         return describe_plan(plan, options.output)
-    aligner.check_merge(**keywords)
+    check_merge(aligner, **keywords)
     if alignments:
         alignment = alignments[0] if len(alignments) == 1 else None
         aligner.merge(alignments, **keywords)
-    elif aligner.merges_as_is(alignment_config(options)):
-        alignment = None
-        aligner.merge("none", **keywords)
     else:
-        alignment = aligner.align(alignment_config(options), device=options.device, memory=options.memory)
+        resources = Resources(options.device, options.memory)
+        alignment = align_unless_in_order(aligner.models, alignment_config(options), resources)
         # These weights were aligned a moment ago.
-        aligner.merge(alignment, **keywords | {"allow_other_weights": True})
+        aligner.merge(alignment or "none", **keywords | {"allow_other_weights": True})
     if not processes().is_main_process:
         return None
     if alignment is None:
         noted = "" if options.alignment or options.expert_order == "none" else "In one order already: nothing matched. "
-        return describe_output(options.output, aligner.differences, noted)
-    return describe_alignment(alignment, options.other, options.output, aligner.differences)
+        return describe_output(options.output, aligner.models.texts, noted)
+    return describe_alignment(alignment, options.other, options.output, aligner.models.texts)
 
 
 def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from .comparison import Comparison
 from .correspondence import Correspondence
 from .experts import ExpertComparison, compare_experts
 from .layers import LayerComparison, compare_layers, new_layer
-from .routers import RouterComparison
+from .routers import RouterComparison, all_rows
 from .sentences import Evidence, describe
 from .tensors import TensorComparison, compare_tensors
 from .wording import numbered
@@ -135,7 +135,8 @@ class _Work:
         self.layers.append(layer)
         if spec_a.router is None or spec_b.router is None:
             return
-        names, a, b = dict(spec_b.router.tensors), spec_a.router.read(tensors_a), spec_b.router.read(tensors_b)
+        names, sides = dict(spec_b.router.tensors), ((spec_a.router, tensors_a), (spec_b.router, tensors_b))
+        a, b = (all_rows(router.read(tensors), router.read_further(tensors)) for router, tensors in sides)
         self._router_tensors(names, router, a.tensors(), b.tensors())
         if a.expert_table is not None and b.expert_table is not None:
             self._add(_compare_tables(names["expert_table"], a.expert_table, b.expert_table, router), is_router=True)
@@ -164,14 +165,16 @@ class _Work:
                 self._add(TensorComparison(names[own], "missing", missing_in="A"), is_router=True)
                 continue
             plain = compare_tensors(names[own], a[own], tensor)
-            if plain.kind == "identical" or order == list(range(len(a[own]))) or max(order) >= len(a[own]):
+            if order == list(range(len(a[own]))) or max(order) >= len(a[own]):
                 self._add(plain, is_router=True)
                 continue
             moved = compare_tensors(names[own], a[own][order], tensor)
-            kind = "moved" if moved.kind in ("identical", "rounded", "changed") else moved.kind
+            kind, as_it_was = moved.kind, plain.kind == "identical"
+            if kind in ("identical", "rounded", "changed") and not as_it_was:
+                kind = "moved"
             if kind == "unrelated" and router.verdict != "unrelated":  # some of its rows
                 kind = "changed"
-            self._add(replace(moved, kind=kind), is_router=True)
+            self._add(replace(moved, kind=kind, stayed=as_it_was and kind != "identical"), is_router=True)
 
     def _tensor(self, name: str, bar: Progress) -> None:
         source = self.correspondence.name_in_a(name)

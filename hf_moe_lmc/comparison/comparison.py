@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from hf_moe_lmc.short_help import ShortHelp
+
 from .layers import LayerComparison
 from .tensors import TensorComparison
 
@@ -10,7 +12,7 @@ SUMMARY_LINES = 15
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(metaclass=ShortHelp):
     """B in terms of A.
 
     `kind` of an expert: "identical" (bit for bit), "rounded" (to another dtype), "changed", all three in its slot;

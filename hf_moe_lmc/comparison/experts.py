@@ -14,13 +14,13 @@ from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .candidates import candidates, glimpsed_distances
 from .faults import PROJECTIONS, FaultKind, find_faults
-from .fit import Fit, Kind, fit, one_expert
+from .fit import NEAR, Fit, Kind, fit, one_expert
 
-_IN_PLACE = 0.3  # relative distance below which units that stand at one place are partners
 _FAR = 0.5  # relative distance from which on a fault may explain more
 _ALIKE = 0.03  # experts whose cosines differ by less are both matched
 _EMPTY = 0.03  # norm of a projection, relative to those of A, below which it is as good as zero
 _GLANCE, _LOOK = (2, 64), (8, 128)  # units and hidden coordinates of a z; closer where that leaves a doubt
+_FIRST = 64  # units that are looked at of experts in place
 _ENTRIES = 2**20  # of the similarities of small experts, of which more units are looked at
 
 
@@ -36,6 +36,7 @@ class ExpertComparison:
         units: whether its units stand at their places; None without source, or where they were not compared.
         signs, scales: whether units changed sign, or scales that the function does not see.
         factors: by which gate, up and down are off (kind "scaled").
+        foreign, is_rounding: see `Fit`; whether it changed by rounding to another dtype.
         z: how far it is above chance; None where there is nothing to compare.
     """
 
@@ -47,7 +48,14 @@ class ExpertComparison:
     signs: bool = False
     scales: bool = False
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    foreign: tuple[str, ...] = ()
+    is_rounding: bool = False
     z: float | None = None
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether a projection is not its source's."""
+        return any(name.endswith("proj") for name in self.foreign)
 
     @property
     def is_far(self) -> bool:
@@ -92,46 +100,58 @@ class _Banks:
 
     def compare(self) -> list[ExpertComparison]:
         slots = range(self.b.num_experts)
-        states = [_state(one_expert(self.a, i)) for i in range(self.a.num_experts)]
-        self.known = [i for i, state in enumerate(states) if state is None]
-        zeros = [i for i, state in enumerate(states) if state == "zero"]
         for j in slots:
             if kind := _state(one_expert(self.b, j)):
                 self.results[j] = ExpertComparison(j, kind)
-                equal = [i for i in zeros if kind == "zero" and torch.equal(self.a.down_proj[i], self.b.down_proj[j])]
-                if equal:
-                    i = j if j in equal else equal[0]
-                    zeros.remove(i)
-                    self._record(j, i, Fit("identical"), "in place")
-        if self.known and self.a.num_units:
+        self._recognise_zero([j for j in slots if j in self.results and self.results[j].kind == "zero"])
+        if self.a.num_units:
             self._recognise_in_place([j for j in slots if j not in self.results])
             self._match([j for j in slots if j not in self.results])
         return [self.results.get(j) or ExpertComparison(j, "unrelated") for j in slots]
+
+    @cached_property
+    def states(self) -> list[Literal["zero", "not_finite"] | None]:
+        """Those of A's experts."""
+        return [_state(one_expert(self.a, i)) for i in range(self.a.num_experts)]
+
+    @property
+    def known(self) -> list[int]:
+        """The experts of A that can be recognised."""
+        return [i for i, state in enumerate(self.states) if state is None]
+
+    def _recognise_zero(self, slots: list[int]) -> None:
+        """Experts that are zero in A too."""
+        zeros = [i for i, state in enumerate(self.states) if state == "zero"] if slots else []
+        for j in slots:
+            if equal := [i for i in zeros if torch.equal(self.a.down_proj[i], self.b.down_proj[j])]:
+                i = j if j in equal else equal[0]
+                zeros.remove(i)
+                self._record(j, i, Fit("identical"), "in place")
 
     def _recognise_in_place(self, slots: list[int]) -> None:
         """Experts whose units stand at their places, in whatever slot."""
         if not slots:
             return
         distances, sources = glimpsed_distances(self.a, self.b), {}
-        distances[:, [i for i in range(self.a.num_experts) if i not in self.known]] = torch.inf
         for j in slots:
             # Of equals, such as experts that A itself repeats, the one at its own place, or one that is not held yet.
             nearest = torch.nonzero(distances[j] <= distances[j].min() + 1e-6)[:, 0].tolist()
             i = j if j in nearest else min(nearest, key=lambda i: (i in sources.values(), i))
-            if distances[j, i] > 2 * _IN_PLACE:
+            if distances[j, i] > 2 * NEAR:
                 continue
             result = fit(one_expert(self.a, i), one_expert(self.b, j), self.group)
-            if result.worst <= _IN_PLACE:
+            if result.worst <= NEAR:
                 sources[j] = i
                 self._record(j, i, result, "in place")
         if sources:
-            scores = self._similarities(self.a, self.b, [(i, j) for j, i in sources.items()], _GLANCE).z.tolist()
+            own, other = _first_units(self.a), _first_units(self.b)
+            scores = self._similarities(own, other, [(i, j) for j, i in sources.items()], _GLANCE).z.tolist()
             for j, z in zip(sources, scores, strict=True):
                 self.results[j] = replace(self.results[j], z=z)
 
     def _match(self, slots: list[int]) -> None:
         """Experts whose units do not stand at their places, or which are stored wrongly."""
-        if not slots:
+        if not slots or not self.known:
             return
         chosen = candidates(self.a, self.b, self.known, slots)
         tried: dict[tuple[int, int], tuple[float, float]] = {}
@@ -155,8 +175,11 @@ class _Banks:
         left = [j for j in slots if self.results[j].kind == "unrelated" or j in self.uneven]
         if left:
             for j, i, both in find_faults(self.a, self.b, self.known, left, self.group.unit_signs):
+                if both is None:
+                    self.results[j] = ExpertComparison(j, "transposed", i)
+                    continue
                 result = fit(both.own, both.other, SymmetryGroup(unit_scale_degree=self.group.unit_scale_degree))
-                if result.worst <= _IN_PLACE:
+                if result.worst <= NEAR:
                     z = self._similarities(both.own, both.other, [(0, 0)]).z.item()
                     result = replace(result, signs=result.signs or both.signs)
                     self._record(j, i, result, "in place" if both.in_place else "reordered", z, both.kind)
@@ -183,7 +206,7 @@ class _Banks:
         """Beside chance, by the measure of alignments."""
         own, other = (MoeLayer(None, bank, None, self.group) for bank in (a, b))
         units, hidden = look
-        units = max(units, _ENTRIES // (3 * a.num_units * min(hidden, a.up_proj.shape[2])))
+        units = max(units, _ENTRIES // (3 * self.a.num_units * min(hidden, a.up_proj.shape[2])))
         return expert_similarities(own, other, pairs, units, hidden)
 
     def _match_units(self, j: int, i: int, z: float) -> None:
@@ -210,9 +233,26 @@ class _Banks:
         fault: FaultKind | None = None,
     ) -> None:
         self.results[j] = ExpertComparison(
-            j, fault or result.kind, i, result.change, units, result.signs, result.scales, result.factors, z
+            j,
+            fault or result.kind,
+            i,
+            result.change,
+            units,
+            result.signs,
+            result.scales,
+            result.factors,
+            result.foreign,
+            result.kind == "rounded",
+            z,
         )
         (self.uneven.add if result.worst > _FAR else self.uneven.discard)(j)
+
+
+def _first_units(experts: ExpertBank) -> ExpertBank:
+    """The banks of a few units."""
+    tensors = experts.tensors()
+    few = {name: tensors[name][:, :_FIRST] for name in tensors if name not in ("down_proj", "down_bias")}
+    return replace(experts, **few, down_proj=experts.down_proj[:, :, :_FIRST])
 
 
 def _state(expert: ExpertBank) -> Literal["zero", "not_finite"] | None:

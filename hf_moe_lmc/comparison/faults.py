@@ -2,7 +2,8 @@
 
 Three things go wrong in conversions, alone or together: matrices are stored as their transposes, rows of gate_proj
 stand where those of up_proj belong, and a scale is left out. Transposes are found by sketches, which see no order of
-rows; rows are then matched one by one, wherever they stand; `fit` finds the scales.
+rows; rows are then matched one by one, wherever they stand; `fit` finds the scales. Where a matrix was transposed
+between two orders of its units, no row is left: its values alone, in whatever order, tell whose they are.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,9 @@ PROJECTIONS = (*_MATRICES, "down_proj")
 
 _AGREE = 0.8  # cosine of sketches from which on rows are matched
 _MOST = 0.9  # of the rows
+_SAME_VALUES = 0.015  # Cramér-von Mises statistic below which values are the same; chance gives 0.1, so little 1e-3
+_ALIKE = 1 / 16  # probability that two values lie in one bin, above which they tell nothing
+_BINS, _RANGE = 1024, 5.0  # of absolute values, in root mean squares
 _ENTRIES = 2**22  # of a block of cosines
 
 Turn = Callable[[Tensor], Tensor]
@@ -51,59 +55,101 @@ class Restored:
 
 def find_faults(
     a: ExpertBank, b: ExpertBank, known: Sequence[int], slots: Sequence[int], signs: bool
-) -> Iterator[tuple[int, int, Restored]]:
+) -> Iterator[tuple[int, int, Restored | None]]:
     """Slots of B that hold an expert of A stored wrongly: `(slot, expert, both)`.
 
     down_proj tells the expert, as it is or transposed, on either side: a fault on the side of B came after units were
-    put in another order, one on the side of A before.
+    put in another order, one on the side of A before. None in place of both: a matrix was transposed in between.
 
     Args:
         a, b: experts of the same shapes.
         known, slots: those of A and of B that are looked at.
         signs: whether units have free signs.
     """
-    own, others = ([_down_sketches(one_expert(bank, e)) for e in numbers] for bank, numbers in ((a, known), (b, slots)))
-    own, others = torch.stack(own, dim=1), torch.stack(others, dim=1)
+    own, others = (_Sketches.of([one_expert(bank, e) for e in numbers]) for bank, numbers in ((a, known), (b, slots)))
+    distances = own.distances_of_values(others)
     views = list(_VIEWS[a.gate_proj is not None])
     for row, j in enumerate(slots):
         turned = [(0, 0), (0, 1), (0, 2), (1, 0), (2, 0)]  # of A, of B
-        cosines = torch.stack([own[x] @ others[y, row] for x, y in turned])
-        best = int(cosines.argmax())
-        if float(cosines.flatten()[best]) < _AGREE:
-            continue
-        i, (of_a, of_b) = known[best % len(known)], turned[best // len(known)]
-        expert, other = one_expert(a, i), one_expert(b, j)
-        view = _agreeing_view(expert, other, views)
-        if view is None:
-            continue
-        views.sort(key=lambda x: x is not view)  # the same went wrong in most experts
-        expert, other = _turned_down(expert, _TURNS[of_a]), _turned_down(other, _TURNS[of_b])
-        expert, other = view.apply(expert, of_b=False), view.apply(other, of_b=True)
-        restored = _match_rows(expert, other, signs, transposed=view.turn is not None or of_a + of_b > 0)
-        if restored is not None:
-            yield j, i, restored
+        cosines = torch.stack([own.down[x] @ others.down[y, row] for x, y in turned])
+        best, restored = int(cosines.argmax()), None
+        if float(cosines.flatten()[best]) > _AGREE:
+            i, (of_a, of_b) = known[best % len(known)], turned[best // len(known)]
+            expert, other = one_expert(a, i), one_expert(b, j)
+            if view := _agreeing_view(expert, other, views):
+                views.sort(key=lambda x: x is not view)  # the same went wrong in most experts
+                expert, other = _turned_down(expert, _TURNS[of_a]), _turned_down(other, _TURNS[of_b])
+                expert, other = view.apply(expert, of_b=False), view.apply(other, of_b=True)
+                restored = _match_rows(expert, other, signs, transposed=view.turn is not None or of_a + of_b > 0)
+                if restored is not None:
+                    yield j, i, restored
+        nearest = distances[:, row].nan_to_num(torch.inf)
+        if restored is None and float(nearest.min()) < _SAME_VALUES:
+            yield j, known[int(nearest.argmin())], None
+
+
+@dataclass(frozen=True)
+class _Sketches:
+    """Of n experts: sketches of their rows, and the distributions of their values.
+
+    Args:
+        inward: of gate_proj and up_proj together.
+        down: of the units' columns of down_proj, as it is stored and turned either way.
+        values: how many absolute values of gate_proj and up_proj, and of down_proj, lie in each bin.
+    """
+
+    inward: Float[Tensor, "n k"]
+    down: Float[Tensor, "view n k"]
+    values: Float[Tensor, "2 n bins"]
+
+    @classmethod
+    def of(cls, experts: Sequence[ExpertBank]) -> "_Sketches":
+        """Those of banks of one."""
+        inward = [_parts(expert, _MATRICES) for expert in experts]
+        down = [expert.down_proj[0] for expert in experts]
+        return cls(
+            torch.stack([sketch(*rows) for rows in inward]),
+            torch.stack([torch.stack([sketch(turn(x).T) for x in down]) for turn in _TURNS]),
+            torch.stack([torch.stack([_values(*rows) for rows in side]) for side in (inward, [(x,) for x in down])]),
+        )
+
+    def distances_of_values(self, other: "_Sketches") -> Float[Tensor, "n m"]:
+        """The two-sample Cramér-von Mises statistic of the values of matrices whose rows do not agree; free of scale.
+
+        The mean of both where neither's do, NaN where both do. Two draws of one distribution come to 0.1, a matrix and
+        the same with noise of 1 % to 0.002.
+        """
+        distances = []
+        for a, b in zip(self.values, other.values, strict=True):
+            count, density = a[0].sum(), a.mean(dim=0) / a[0].sum()
+            x, y = (side.cumsum(dim=1) / count * density.sqrt() for side in (a, b))
+            squares = torch.cdist(x, y, compute_mode="donot_use_mm_for_euclid_dist").square()
+            distances.append(count / 2 * squares if density.square().sum() < _ALIKE else squares + torch.inf)
+        differ = torch.stack([self.inward @ other.inward.T, self.down[0] @ other.down[0].T]) < _AGREE
+        return torch.where(differ, torch.stack(distances), 0.0).sum(dim=0) / differ.sum(dim=0)
 
 
 @dataclass(frozen=True)
 class _View:
-    """gate_proj and up_proj of one side as they may have been meant: rows re-arranged, then turned.
+    """gate_proj and up_proj of one side as they may have been meant: some of them, alone or in one, turned.
 
     Args:
         of_b: which side is seen so, the other one as it is stored.
-        arrange: rows -> rows that stand as they did when they were turned.
-        turn: rows -> rows turned; None as they are.
+        scope: rows and a turn -> rows turned.
+        turn: None of both sides as they are stored.
     """
 
     of_b: bool
-    arrange: Callable[[Rows], Rows]
-    turn: Callable[[Rows], Rows] | None
+    scope: Callable[[Rows, Turn], Rows]
+    turn: Turn | None
 
     def apply(self, expert: ExpertBank, of_b: bool) -> ExpertBank:
         """The expert of one side, its biases where their rows were."""
         if self.turn is None or of_b != self.of_b:
             return expert
-        rows, biases = self.turn(self.arrange(_parts(expert, _MATRICES))), _parts(expert, _BIASES)
-        return replace(expert, **_named(_MATRICES, rows), **_named(_BIASES, self.arrange(biases) if biases else ()))
+        rows, biases = (_parts(expert, names) for names in (_MATRICES, _BIASES))
+        turned = _named(_MATRICES, self.scope(rows, self.turn))
+        return replace(expert, **turned, **_named(_BIASES, self.scope(biases, lambda bias: bias) if biases else ()))
 
 
 def _parts(expert: ExpertBank, names: Sequence[str]) -> Rows:
@@ -125,39 +171,26 @@ def _turned_columns(matrix: Tensor) -> Tensor:
     return matrix.reshape(matrix.shape[::-1]).T
 
 
-def _joined(rows: Rows) -> Rows:
-    """Rows gate, up, gate, up, ... cut in halves."""
-    return torch.stack(rows, dim=1).flatten(0, 1).chunk(2)
-
-
-def _alternate(rows: Rows) -> Rows:
-    """Rows of gate, then of up, dealt out in turn."""
-    both = torch.cat(rows)
-    return both[::2], both[1::2]
-
-
-def _swap(rows: Rows) -> Rows:
-    return rows[::-1]
-
-
-def _views(gated: bool) -> Iterator[_View]:
-    """As stored, transposed, and transposed among rows that were exchanged before."""
-    arrangements: list[Callable[[Rows], Rows]] = [lambda rows: rows]
-    if gated:
-        arrangements += [_swap, _joined, _alternate, lambda rows: _joined(_swap(rows)), lambda x: _swap(_alternate(x))]
-    yield _View(True, arrangements[0], None)
-    for arrange in arrangements:
-        for turn in _TURNS[1:]:
-            for of_b in (True, False):
-                yield _View(of_b, arrange, lambda rows, turn=turn: tuple(map(turn, rows)))
-                if gated:
-                    yield _View(of_b, arrange, lambda rows, turn=turn: turn(torch.cat(rows)).chunk(2))
-                    yield _View(of_b, arrange, lambda rows, turn=turn: (turn(rows[0]), rows[1]))
-                    yield _View(of_b, arrange, lambda rows, turn=turn: (rows[0], turn(rows[1])))
-
-
 _TURNS: tuple[Turn, ...] = (lambda matrix: matrix, _turned_rows, _turned_columns)
-_VIEWS = {gated: tuple(_views(gated)) for gated in (False, True)}
+_SCOPES: tuple[Callable[[Rows, Turn], Rows], ...] = (
+    lambda rows, turn: tuple(map(turn, rows)),
+    lambda rows, turn: turn(torch.cat(rows)).chunk(2),
+    lambda rows, turn: turn(torch.stack(rows, dim=1).flatten(0, 1)).chunk(2),  # rows in turn
+    lambda rows, turn: (turn(rows[0]), rows[1]),
+    lambda rows, turn: (rows[0], turn(rows[1])),
+)
+_VIEWS = {
+    gated: (
+        _View(True, _SCOPES[0], None),
+        *(
+            _View(of_b, scope, turn)
+            for scope in (_SCOPES if gated else _SCOPES[:1])
+            for turn in _TURNS[1:]
+            for of_b in (True, False)
+        ),
+    )
+    for gated in (False, True)
+}
 
 
 def _agreeing_view(own: ExpertBank, other: ExpertBank, views: Sequence[_View]) -> _View | None:
@@ -173,8 +206,11 @@ def _agreeing_view(own: ExpertBank, other: ExpertBank, views: Sequence[_View]) -
     return None
 
 
-def _down_sketches(expert: ExpertBank) -> Float[Tensor, "view n"]:
-    return torch.stack([sketch(turn(expert.down_proj[0]).T) for turn in _TURNS])
+def _values(*matrices: Tensor) -> Float[Tensor, " bins"]:
+    """How many absolute values lie in each bin, in units of their root mean square."""
+    values = torch.cat([matrix.flatten() for matrix in matrices]).float()
+    scale = values.square().mean().sqrt().clamp(min=torch.finfo(torch.float32).tiny)
+    return torch.histc(values.abs_().div_(scale), _BINS, 0, _RANGE)
 
 
 def _turned_down(expert: ExpertBank, turn: Turn) -> ExpertBank:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Literal, get_args
 
@@ -30,6 +30,8 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 
 FACTOR = 0.01  # factors nearer to 1 are changes of the weights
 ROUNDING = 1e-5  # relative distances below it are rounding of float32
+NEAR = 0.3  # relative distance below which weights that stand at one place are the same ones, trained
+_FOREIGN = 0.9  # relative distance above which they are others
 GAIN = 0.5  # what a sign, a scale or a factor must leave of the distance at most to be believed
 _BLOCK = 2**16  # entries that stay in the cache
 _ROUNDED_TO = (torch.float8_e5m2, torch.float8_e4m3fn, torch.bfloat16, torch.float16, torch.float32)  # coarsest first
@@ -46,7 +48,7 @@ class Fit:
         signs, scales: whether some units have another sign, or another scale that their function does not see.
         factors: by which gate, up and down are off, of a kind "scaled"; up and down as one in up where units may be
             rescaled.
-        worst: `change` of the projection where it is largest.
+        changes: `change` of every tensor; empty if all are identical.
     """
 
     kind: Literal["identical", "rounded", "changed", "scaled"]
@@ -54,7 +56,23 @@ class Fit:
     signs: bool = False
     scales: bool = False
     factors: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    worst: float = 0.0
+    changes: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def worst(self) -> float:
+        """`change` of the projection where it is largest."""
+        return max(self._of_projections, default=0.0)
+
+    @property
+    def foreign(self) -> tuple[str, ...]:
+        """Projections and biases that are not A's at all, where a projection is."""
+        if min(self._of_projections, default=1.0) > NEAR:
+            return ()
+        return tuple(name for name, change in self.changes.items() if change > _FOREIGN)
+
+    @property
+    def _of_projections(self) -> list[float]:
+        return [change for name, change in self.changes.items() if name.endswith("proj")]
 
 
 def one_expert(experts: ExpertBank, e: int) -> ExpertBank:
@@ -143,14 +161,14 @@ def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, group: SymmetryGro
     off = {name: factor for name, factor in factors.items() if factor is not one}
     if off:
         sums = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in off.items()}))
-    change, worst = sums.change, max(sums.changes[name] for name in sums.changes if name.endswith("proj"))
+    change = sums.change
     if off:
-        return replace(_scaled(factors, group, change), worst=worst)
+        return replace(_scaled(factors, group, change), changes=sums.changes)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
     is_rounding = eps < ROUNDING and change < 4 * eps
     pairs = [(tensor[0], b.tensors()[name][0]) for name, tensor in a.tensors().items()]
     kind = "rounded" if is_rounding or all(is_rounded(x, y, change) for x, y in pairs) else "changed"
-    return Fit(kind, change, worst=worst)
+    return Fit(kind, change, changes=sums.changes)
 
 
 def _scaled(factors: Mapping[str, Tensor], group: SymmetryGroup, change: float) -> Fit:
@@ -168,9 +186,17 @@ def _ratio(distance: Tensor, norm: Tensor) -> float:
     return math.sqrt(distance / norm) if norm > 0 else 0.0 if distance == 0 else math.inf
 
 
+def same_values(a: Tensor, b: Tensor) -> bool:
+    """Whether two tensors of one shape are equal; where they can be, eight bytes at a time."""
+    whole = all(x.is_contiguous() and x.data_ptr() % 8 == x.nbytes % 8 == 0 for x in (a, b)) and a.ndim > 0
+    if a.dtype == b.dtype and whole and torch.equal(*(x.view(-1).view(torch.int64) for x in (a, b))):
+        return True
+    return torch.equal(a, b)
+
+
 def _same_bits(a: ExpertBank, b: ExpertBank) -> bool:
     x, y = a.tensors(), b.tensors()
-    return all(x[name].dtype == y[name].dtype and torch.equal(x[name], y[name]) for name in x)
+    return all(x[name].dtype == y[name].dtype and same_values(x[name], y[name]) for name in x)
 
 
 def _unit_rows(name: str, tensor: Tensor) -> Tensor:
@@ -237,15 +263,15 @@ def is_rounded(a: Tensor, b: Tensor, change: float) -> bool:
         a, b: of one shape.
         change: `|b - a| / |a|`; rounding leaves half of the machine epsilon at most.
     """
-    dtype = wide(a, b)
+    dtype, x, y = wide(a, b), _rows(a), _rows(b)
+    pairs = [(x[:1], y[:1]), *_blocks(x, y)]  # a row is mostly enough to tell that they are not
     for target in _ROUNDED_TO:
         limits = torch.finfo(target)
         if target.itemsize >= dtype.itemsize or change > limits.eps:
             continue
-        if all(_is_near(x, y, limits, dtype) for x, y in _blocks(_rows(a), _rows(b))):
-            for rounded in (a, b):
-                if all(torch.equal(x, x.to(target).to(x.dtype)) for x, _ in _blocks(_rows(rounded), _rows(rounded))):
-                    return True
+        is_narrow = any(all(torch.equal(pair[k], pair[k].to(target).to(pair[k])) for pair in pairs) for k in (0, 1))
+        if is_narrow and all(_is_near(*pair, limits, dtype) for pair in pairs):
+            return True
     return False
 
 

@@ -13,7 +13,7 @@ from hf_moe_lmc.moe import ExpertBank, MoeLayer, SymmetryGroup
 from hf_moe_lmc.symmetry import Permutation, SignedPermutation
 
 from .experts import ExpertComparison, compare_experts
-from .routers import RouterComparison, RouterVerdict, compare_routers, nearest_rows
+from .routers import RouterComparison, RouterVerdict, all_rows, compare_routers, nearest_rows
 
 _ENTRIES = 16  # that tell experts apart which are not equal
 
@@ -85,9 +85,12 @@ def compare_layers(
     elif b.shared_experts is not None:
         shared = [ExpertComparison(slot, "unrelated") for slot in range(b.shared_experts.num_experts)]
     experts, shared = _name_slots(_told_apart(experts, a, b, group)), _name_slots(shared)
-    sources = [expert.source for expert in experts]
-    router = compare_routers(a.router, b.router, sources, group)
-    held = {source for source in sources if source is not None}
+    held = {expert.source for expert in experts}
+    further = _further_sources(a, b, shared)
+    sources = [*(expert.source for expert in experts), *further]
+    own = [*range(len(experts)), *range(a.experts.num_experts, a.experts.num_experts + len(further))]
+    of_a, of_b = (layer.router and all_rows(layer.router, layer.further_rows) for layer in (a, b))
+    router = compare_routers(of_a, of_b, sources, own, group)
     missing = tuple(i for i in range(a.experts.num_experts) if i not in held) if note is None else ()
     layer = LayerComparison(
         name=spec_b.name,
@@ -99,7 +102,7 @@ def compare_layers(
         shared_experts=tuple(shared),
         num_experts=a.experts.num_experts,
         note=note,
-        keeps_function=_keeps_function(a, b, group, experts, shared, router) and note is None,
+        keeps_function=_keeps_function(a, b, group, experts, shared, router, further) and note is None,
     )
     return layer, router
 
@@ -136,6 +139,18 @@ def _compare_product_keys(a: MoeLayer, b: MoeLayer) -> list[ExpertComparison]:
     ]
 
 
+def _further_sources(a: MoeLayer, b: MoeLayer, shared: Sequence[ExpertComparison]) -> list[int | None]:
+    """The rows of A that the router rows after those of routed experts should be: those of their experts."""
+    if a.further_rows is None or b.further_rows is None:
+        return []
+    owner, rows = b.group.further_rows, list[int | None](range(len(b.further_rows.weight)))
+    if owner == "shared experts":
+        rows = [expert.source for expert in shared]
+    elif owner == "zero experts":  # all alike
+        rows = [*nearest_rows(a.further_rows, b.further_rows, b.group)]
+    return [None if i is None else a.experts.num_experts + i for i in rows]
+
+
 def _told_apart(
     experts: list[ExpertComparison], a: MoeLayer, b: MoeLayer, group: SymmetryGroup
 ) -> list[ExpertComparison]:
@@ -146,7 +161,7 @@ def _told_apart(
     for i, entries in enumerate(a.experts.up_proj[:, :1, :_ENTRIES].flatten(1).tolist()):
         classes[tuple(entries)].append(i)
     for alike in classes.values():
-        equal = [i for i in alike if _is_same(a.experts, alike[0], i)]
+        equal = [alike[0], *(i for i in alike[1:] if _is_same(a.experts, alike[0], i))]
         slots = [j for j, source in enumerate(sources) if source in equal]
         if len(equal) > 1 and slots:
             nearest = nearest_rows(a.router, b.router, group, equal, slots)
@@ -185,16 +200,19 @@ def _keeps_function(
     experts: Sequence[ExpertComparison],
     shared: Sequence[ExpertComparison],
     router: RouterComparison,
+    further: Sequence[int | None],
 ) -> bool:
     """Whether the layer computes the same up to rounding of float32."""
-    order = [expert.source for expert in experts]
-    if sorted(order, key=lambda i: -1 if i is None else i) != list(range(a.experts.num_experts)):
-        return False
-    follows = router.verdict in ("unmoved", "with experts") and router.change is None and list(router.rows) == order
+    order, shared_order = ([expert.source for expert in side] for side in (experts, shared))
+    counts = a.experts.num_experts, a.shared_experts.num_experts if a.shared_experts else 0
+    for sources, count in zip((order, shared_order), counts, strict=True):
+        if sorted(sources, key=lambda i: -1 if i is None else i) != list(range(count)):
+            return False
+    is_near = router.verdict in ("unmoved", "with experts") and router.change is None
     return (
-        follows
+        is_near
+        and list(router.rows) == [*order, *further]
         and all(_is_unchanged(expert) for expert in (*experts, *shared))
-        and all(expert.source == expert.slot for expert in shared)
         and _admits(group, [i for i in order if i is not None])
     )
 

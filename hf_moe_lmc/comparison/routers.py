@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -27,7 +27,7 @@ class RouterComparison:
             "without experts" where rows moved and experts did not, or moved elsewhere; "changed" where none of these
             is near, but more than chance is left; else "unrelated".
         change: relative distance of the rows in that order; None where nothing changed.
-        rows: the row of A that each row of B is, in that order.
+        rows: the row of A that each row of B is, in that order; those of shared and zero experts follow the others.
     """
 
     verdict: RouterVerdict
@@ -36,23 +36,27 @@ class RouterComparison:
 
 
 def compare_routers(
-    a: Router | None, b: Router | None, sources: list[int | None], group: SymmetryGroup
+    a: Router | None, b: Router | None, sources: list[int | None], own: list[int], group: SymmetryGroup
 ) -> RouterComparison:
     """What became of the router rows, selection biases and all else that belongs to an expert by number.
 
     Args:
         a, b: the routers; None of a dense MLP.
-        sources: the expert of A that each slot of B holds, or None.
+        sources: the row of A of the expert that each slot of B holds, or None.
+        own: the row of A of each slot of B if all stay in place.
         group: whether one vector, or a factor, may be added to all rows for nothing.
     """
-    own = list(range(len(sources)))
     if a is None or b is None or a.weight.shape[1] != b.weight.shape[1]:
         return RouterComparison("unrelated", None, tuple(own))
     x, y = _rows(a, b)
     if not y.isfinite().all() or not x.isfinite().all():
         return RouterComparison("changed", None, tuple(own))
-    # Slots without a source of their own are not asked, but where no slot has one, all stand for themselves.
-    experts = [-1 if i is None or i in sources[:j] else i for j, i in enumerate(sources)]
+    # Slots without a source of their own are not asked, but where no slot has one, all stand for themselves. Of several
+    # that hold one expert, that with the nearest row has it.
+    distances, experts = torch.cdist(*(side - side.mean(dim=0) for side in (y, x))), [-1] * len(sources)
+    for i in {i for i in sources if i is not None and i < len(x)}:
+        slots = [j for j, source in enumerate(sources) if source == i]
+        experts[min(slots, key=lambda j: float(distances[j, i]))] = i
     if max(experts) < 0:
         experts = own
     stayed = _distance(x, y, own, group)
@@ -72,6 +76,18 @@ def compare_routers(
         verdict: RouterVerdict = "changed" if order == own or _fits(own, order) else "with experts"
         return RouterComparison(verdict, distance, tuple(_completed(order, x, y)))
     return RouterComparison("unrelated", None, tuple(own))
+
+
+def all_rows(router: Router, further: Router | None) -> Router:
+    """The router with the rows of shared and zero experts after its own; zeros where these have none."""
+    if further is None:
+        return router
+    count, rows = len(further.weight), further.tensors()
+    joined = {
+        name: torch.cat([tensor, rows.get(name, tensor.new_zeros(count, *tensor.shape[1:]))])
+        for name, tensor in router.tensors().items()
+    }
+    return replace(router, **joined)
 
 
 def _rows(a: Router, b: Router) -> tuple[Float[Tensor, "Ea d"], Float[Tensor, "Eb d"]]:

@@ -57,6 +57,13 @@ class Evidence:
         return bool(self.experts) and len(self.of("unrelated")) == len(self.experts)
 
     @cached_property
+    def is_rounded(self) -> bool:
+        """Whether something was rounded to another dtype, and no expert changed otherwise."""
+        experts = [expert for layer in self.layers for expert in (*layer.experts, *layer.shared_experts)]
+        some = any(e.is_rounding for e in experts) or any(tensor.kind == "rounded" for tensor in self.tensors)
+        return some and all(e.is_rounding or not e.change for e in experts)
+
+    @cached_property
     def is_upcycled(self) -> bool:
         """Whether every layer with several experts repeats the single one that A has there."""
         layers = [layer for layer in self.layers if len(layer.experts) > 1]
@@ -67,8 +74,8 @@ class Evidence:
         """The experts that changed where they stand or moved to, where most or only such did, and none was removed."""
         if any(len(layer.experts) != layer.num_experts for layer in self.layers):
             return []
-        trained = [e for _, e in self.of("changed", "moved") if (e.change or 0.0) > _NOISE]
-        others = [e for _, e in self.experts if e.kind not in ("changed", "moved", "identical")]
+        trained = [e for _, e in self.of("changed", "moved") if (e.change or 0.0) > _NOISE and not e.is_mixed]
+        others = [e for _, e in self.experts if e.kind not in ("changed", "moved", "identical") or e.is_mixed]
         return trained if 2 * len(trained) > len(self.experts) or not others else []
 
     @cached_property
@@ -76,10 +83,14 @@ class Evidence:
         """`experts in another order in 12 of 12 layers, units reordered in 11 of 12 layers`; empty of none."""
         parts = []
         for what, holds in (
-            ("experts in another order", lambda e: e.source not in (None, e.slot)),
-            ("units reordered", lambda e: e.units == "reordered"),
+            ("experts in another order", lambda layer: any(e.source not in (None, e.slot) for e in layer.experts)),
+            ("shared experts in another order", lambda layer: any(e.kind == "moved" for e in layer.shared_experts)),
+            (
+                "units reordered",
+                lambda layer: any(e.units == "reordered" for e in (*layer.experts, *layer.shared_experts)),
+            ),
         ):
-            if count := sum(any(map(holds, layer.experts)) for layer in self.layers):
+            if count := sum(map(holds, self.layers)):
                 parts.append(f"{what} in {count} of {counted(len(self.layers), 'layer')}")
         if not parts and any(tensor.kind == "moved" for tensor in self.tensors):
             parts.append("dense units reordered")
@@ -148,9 +159,9 @@ def _whole(evidence: Evidence) -> Iterator[str]:
     elif evidence.same_function and all(e.kind == "identical" for e in experts) and not changed:
         yield f"A and B are identical, bit for bit: {figures}"
     elif evidence.same_function:
-        yield f"B is A in another dtype, or with other unit signs or scales, the same function: {figures}"
-    elif kinds <= {"identical", "rounded"} and "rounded" in kinds:
-        yield f"B is A rounded to another dtype: {total} experts, {changes}"
+        yield f"B is A in another dtype, with other unit signs, scales or router shifts, the same function: {figures}"
+    elif kinds <= {"identical", "rounded", "moved"} and evidence.is_rounded:
+        yield f"B is A rounded to another dtype{f', {moves}' if moves else ''}: {total} experts, {changes}"
     elif evidence.is_upcycled:
         layers = counted(len(evidence.layers), "layer")
         yield f"every expert of B comes from the dense MLP of A (upcycled; {changes}): {total} experts in {layers}"
@@ -173,7 +184,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         yield f"{text}: {total} experts in place, {changes}, norms and routers bit-identical"
     elif trained := evidence.trained:
         some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
-        if all(expert.is_far for expert in trained):
+        if len(trained) == total and all(expert.is_far for expert in trained):
             yield (
                 f"B's experts resemble A's more than chance and are far from them ({some} {_changes(trained)}): "
                 "trained from other starts? align before you merge, and compare losses"
@@ -259,6 +270,8 @@ def _routers(evidence: Evidence) -> Iterator[str]:
         if layers := faults.get(kind):
             figures = [layer.router_change for layer in layers if layer.router_change is not None]
             yield f"{evidence.in_layers(layers)} {text.format(by=percent_range(figures or [0.0]))}"
+    if stayed := [tensor.name for tensor in evidence.tensors if tensor.stayed]:
+        yield f"experts and router rows moved and {listed(stayed)} did not: tokens reach the wrong experts"
 
 
 _FAULTS = {
@@ -267,17 +280,32 @@ _FAULTS = {
     "interleaving": "rows of gate_proj and up_proj are interleaved that should be joined, or the reverse in "
     "{where}{rest}: sort them back",
     "transposed": "projections are transposed in {where}{rest}: converted from a layout [in, out]? transpose them back",
+    "mixed": "projections hold A's values in another order, not row by row, in {where}: transposed, or read in another "
+    "shape?",
     "scaled": "off by a constant factor{factors}: {where}; was a scale not applied?",
     "zero": "zero, or next to it, in one projection at least: {where}; was it ever written?",
     "unrelated": "unrelated to every expert of A: {where}{scores}; left at the random start, or from another model?",
 }
 
 
+def _foreign(evidence: Evidence) -> Iterator[str]:
+    """Projections and biases that are not A's, of experts that are."""
+    for names in dict.fromkeys(expert.foreign for _, expert in evidence.experts if expert.foreign):
+        where = evidence.where(place for place in evidence.experts if place[1].foreign == names)
+        verb, ask = "is" if len(names) == 1 else "are", "lost, or another expert's?"
+        yield f"{joined(names)} {verb} not A's in {where}, and the rest is: {ask}"
+
+
+def _fault(expert: ExpertComparison) -> str:
+    """The kind; of transposed ones "mixed" where not even their units were found."""
+    return "mixed" if expert.kind == "transposed" and expert.units is None else expert.kind
+
+
 def _faults(evidence: Evidence) -> Iterator[str]:
     """Experts that are stored wrongly, empty, or somebody else's; and those that are nowhere."""
     for kind, text in _FAULTS.items():
-        places = [] if kind == "unrelated" and evidence.is_unrelated else evidence.of(kind)
-        if not places:
+        places = [place for place in evidence.experts if _fault(place[1]) == kind]
+        if not places or (kind == "unrelated" and evidence.is_unrelated):
             continue
         experts, factors = [e for _, e in places], _factors(places)
         parts = [_changes(experts)] if any((e.change or 0.0) > _NOISE for e in experts) else []
@@ -320,7 +348,8 @@ def _moved(evidence: Evidence) -> Iterator[str]:
 def _shared(evidence: Evidence) -> Iterator[str]:
     """Shared experts, by kind."""
     shared = [(layer, expert) for layer in evidence.layers for expert in layer.shared_experts]
-    for kind in dict.fromkeys(expert.kind for _, expert in shared if expert.kind not in _SIMPLE):
+    known = (*_SIMPLE, "moved") if evidence.same_function else _SIMPLE
+    for kind in dict.fromkeys(expert.kind for _, expert in shared if expert.kind not in known):
         places = [place for place in shared if place[1].kind == kind]
         figures = f", {factors}" if (factors := _factors(places)) else ""
         where = evidence.in_layers(layer for layer, _ in places)
@@ -381,6 +410,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     _pruned,
     _missing_layers,
     _routers,
+    _foreign,
     _faults,
     _moved,
     _shared,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_moe_lmc.matching import CERTAIN, matrix_similarity
 
-from .fit import FACTOR, GAIN, ROUNDING, Kind, is_rounded, squares
+from .fit import FACTOR, GAIN, ROUNDING, Kind, is_rounded, same_values, squares
 
 TensorKind = Kind | Literal["missing", "shape"]
 
@@ -32,6 +32,7 @@ class TensorComparison:
         is_matrix: whether chance has a say: it has two axes or more.
         is_related: whether it is nearer than chance; only of matrices.
         is_router: whether it belongs to a router.
+        stayed: whether it is A's as it stands, while the experts that its entries belong to moved.
     """
 
     name: str
@@ -42,6 +43,7 @@ class TensorComparison:
     is_matrix: bool = False
     is_related: bool = False
     is_router: bool = False
+    stayed: bool = False
 
     def to_dict(self) -> dict[str, Any]:
         """Its row of the JSON document."""
@@ -63,7 +65,7 @@ def _compare(name: str, a: Tensor, b: Tensor) -> TensorComparison:
         if a.ndim == 2 and a.T.shape == b.shape and is_near(a.T, b):
             return TensorComparison(name, "transposed", _change(a.T, b))
         return TensorComparison(name, "shape")
-    if torch.equal(a, b):
+    if same_values(a, b):
         return TensorComparison(name, "identical" if a.dtype == b.dtype else "rounded")
     if not b.is_floating_point() or not a.is_floating_point() or b.itemsize < 2 or a.itemsize < 2:
         return TensorComparison(name, "changed")

@@ -223,6 +223,7 @@ def _commands(output: OutputRecord, alignments: Sequence[Alignment | None]) -> l
         commands.append(["apply", "alignment", *models, *_writing(output), "-o", "aligned"])
     if output.command == "merge":
         place = ["--shares", *map(repr, output.shares)] if output.t is None else ["--t", repr(output.t)]
+        how += ["--extrapolate"] if min(output.shares) < 0 else []
         how += ["--vocabulary", str(vocabulary)] if (vocabulary := output.content.get("vocabulary")) else []
         how += ["--allow-difference", *output.allowed_differences] if output.allowed_differences else []
         commands.append(["merge", *models, *how, *place, *_repairs(output), *_writing(output), "-o", "merged"])
@@ -239,8 +240,8 @@ def _repairs(output: OutputRecord) -> list[str]:
 
 def _writing(output: OutputRecord) -> list[str]:
     """The options of how a checkpoint was written."""
-    layout, dtype = output.content.get("layout", "kept"), output.content.get("dtype")
-    return (["--layout", str(layout)] if layout != "kept" else []) + (["--dtype", str(dtype)] if dtype else [])
+    written = {name: output.content.get(name) for name in ("layout", "dtype", "quantise")}
+    return [part for name, value in written.items() if value and value != "kept" for part in (f"--{name}", str(value))]
 
 
 def _literal(name: str) -> Markdown:

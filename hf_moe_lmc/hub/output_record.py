@@ -9,10 +9,10 @@ from pathlib import Path, PurePath
 from typing import Any, Literal, cast
 
 from hf_moe_lmc.alignment.config import CONFIG_NAME
+from hf_moe_lmc.alignment.write import FORMAT
 from hf_moe_lmc.checkpoints import MANIFEST_NAME, read_json
 from hf_moe_lmc.errors import BadInputError
 
-FORMAT = 1
 Command = Literal["align", "apply", "merge"]
 
 
@@ -118,6 +118,8 @@ def open_output(folder: str | Path) -> OutputRecord:
         BadInputError: it is no output of this package, or its record is damaged or too new.
     """
     path = Path(folder)
+    if not path.is_dir():
+        raise BadInputError(f"there is no folder {path}; give one that merge, apply or align wrote")
     for name, read in ((MANIFEST_NAME, _read_manifest), (CONFIG_NAME, _read_alignment)):
         if (path / name).is_file():
             try:
@@ -151,7 +153,9 @@ def parents_of(models: Mapping[str, tuple[str, str | None]]) -> tuple[Parent, ..
 
 def _read_manifest(path: Path, content: dict[str, Any]) -> OutputRecord:
     if content["format"] != FORMAT:
-        raise BadInputError(f"{path / MANIFEST_NAME} has format {content['format']!r}, known is {FORMAT}; upgrade")
+        raise BadInputError(
+            f"{path / MANIFEST_NAME} has format {content['format']!r}, known is {FORMAT}; upgrade, or make it again"
+        )
     if "folders" in content:
         raise BadInputError(f"{path} holds several outputs; give one of its folders: {', '.join(content['folders'])}")
     command, models = content["command"], [_model(entry) for entry in content["models"]]
@@ -164,7 +168,7 @@ def _read_manifest(path: Path, content: dict[str, Any]) -> OutputRecord:
         and all(isinstance(digest, str | None) for digest in alignments)
         and all(isinstance(name, str) for name in repairs)
         and isinstance(content["versions"], dict)
-        and isinstance(content["sha256"], dict)
+        and isinstance(content["xxh3"], dict)
         and isinstance(content.get("allowed_differences", {}), dict)
         and isinstance(content.get("differences", []), list)
     )

@@ -98,7 +98,7 @@ class PushPlan:
         if self.output.command == "align":
             return
         for key, tensor in stored_tensors(self.output.path).items():
-            if tensor.digests()[1] != self.output.content["sha256"][key]:
+            if tensor.digest() != self.output.content["xxh3"][key]:
                 raise BadInputError(f"{tensor.file}: {key} is not what was written there; make the folder again")
 
 
@@ -171,7 +171,7 @@ def _check_tensors(output: OutputRecord) -> None:
         Alignment.from_pretrained(output.path)
         return
     tensors = stored_tensors(output.path)
-    if different := tensors.keys() ^ output.content["sha256"].keys():
+    if different := tensors.keys() ^ output.content["xxh3"].keys():
         raise BadInputError(f"{output.path}: tensor {min(different)} is in the manifest or in the files only")
     used = {tensor.file.name for tensor in tensors.values()}
     if stray := sorted(file for file in output.path.glob("*.safetensors") if file.name not in used):

@@ -16,7 +16,7 @@ from hf_moe_lmc.workers import each
 
 from .units import Units
 
-_BLOCK = 2**16  # entries
+_BLOCK = 2**17  # entries
 
 
 @dataclass(frozen=True)
@@ -179,12 +179,14 @@ def _squared_distance(
     dtype: torch.dtype,
 ) -> float:
     """`|factor x - other_factor y|^2`, in blocks of rows that stay in the cache from one operation to the next."""
-    size, total = max(1, _BLOCK // max(1, x.shape[1])), []
+    size, total = max(1, min(len(x), _BLOCK // max(1, x.shape[1]))), []
+    blocks = x.new_empty(2, size, x.shape[1], dtype=dtype)
     for start in range(0, len(x), size):
         rows = slice(start, start + size)
-        scaled = []
-        for matrix, scale in ((x, factor), (y, other_factor)):
-            block = matrix[rows].to(dtype)
-            scaled.append(block if scale is None else block * (scale if len(scale) == 1 else scale[rows]))
-        total.append((scaled[0] - scaled[1]).square_().sum(dim=-1).double().sum().item())
+        for block, matrix, scale in zip(blocks, (x, y), (factor, other_factor), strict=True):
+            block = block[: len(matrix[rows])].copy_(matrix[rows])
+            if scale is not None:
+                block.mul_(scale if len(scale) == 1 else scale[rows])
+        a, b = blocks[:, : len(x[rows])]
+        total.append(a.sub_(b).square_().sum(dim=-1).double().sum().item())
     return math.fsum(total)

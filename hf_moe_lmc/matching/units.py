@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hf_moe_lmc.moe import ExpertBank, UnitScales
 
-_BLOCK_BYTES = 2**18  # of rows that are worked on together: they stay in the cache from one operation to the next
+_BLOCK_BYTES = 2**19  # of rows that are worked on together: they stay in the cache from one operation to the next
 
 
 Scaled = tuple[Tensor, Tensor | None]  # the rows of units, and their scales
@@ -72,25 +72,6 @@ class Units:
         """The k columns of `kept` with the largest norms, largest first: they tell units apart best."""
         return self.kept.square().sum(dim=0).argsort(descending=True)[:k]
 
-    def at(self, rows: Int[Tensor, " m"] | slice) -> "Units":
-        """The units of these numbers."""
-        return Units(self.kept[rows], None if self.signed is None else self.signed[rows])
-
-    def squared_distance(self, other: "Units", signs: Int8[Tensor, " F"]) -> float:
-        """`sum_i |x_i - s_i y_i|^2`, term by term, since near ones would cancel."""
-        total = (self.kept - other.kept).square_().sum(dim=1)
-        if self.signed is not None and other.signed is not None:
-            signed = other.signed * signs[:, None].to(self.signed)
-            total += (self.signed - signed).square_().sum(dim=1)
-        return total.double().sum().item()
-
-    def dot(self, other: "Units") -> tuple[Float[Tensor, " F"], Float[Tensor, " F"]]:
-        """`<x_i, y_i>` of the part that a sign keeps, and of the part that it changes."""
-        kept = (self.kept * other.kept).sum(dim=1)
-        if self.signed is None or other.signed is None:
-            return kept, torch.zeros_like(kept)
-        return kept, (self.signed * other.signed).sum(dim=1)
-
 
 @dataclass(frozen=True)
 class Partners:
@@ -111,15 +92,29 @@ class Partners:
     @classmethod
     def of(cls, reference: Units, other: Units, columns: Int[Tensor, " F"]) -> "Partners":
         """The partners `columns`."""
+        pairs = [(reference.kept, other.kept)]
+        if reference.signed is not None and other.signed is not None:
+            pairs.append((reference.signed, other.signed))
+        size = max(1, min(len(columns), _BLOCK_BYTES // max(1, sum(own[:1].nbytes for own, _ in pairs))))
+        places = [own.new_empty(size, own.shape[1]) for own, _ in pairs]
         similarities, signs, distance = [], [], 0.0
-        size = max(1, _BLOCK_BYTES // max(1, reference.kept[:1].nbytes))
         for start in range(0, len(columns), size):
-            rows = slice(start, start + size)
-            own, partners = reference.at(rows), other.at(columns[rows])
-            kept, signed = own.dot(partners)
-            similarities.append(kept + signed.abs())
-            signs.append(torch.where(signed < 0, -1, 1).to(torch.int8))
-            distance += own.squared_distance(partners, signs[-1])
+            chosen = columns[start : start + size]
+            rows = [own[start : start + size] for own, _ in pairs]
+            partners = [
+                torch.index_select(its, 0, chosen, out=place[: len(chosen)])
+                for (_, its), place in zip(pairs, places, strict=True)
+            ]
+            kept, *signed = ((x * y).sum(dim=1) for x, y in zip(rows, partners, strict=True))
+            signs.append(torch.ones_like(kept, dtype=torch.int8))
+            if signed:
+                signs[-1][signed[0] < 0] = -1
+                partners[1].mul_(signs[-1][:, None].to(kept))
+                kept += signed[0].abs()
+            similarities.append(kept)
+            # Term by term, since near ones would cancel.
+            squares = [y.sub_(x).square_().sum(dim=1) for x, y in zip(rows, partners, strict=True)]
+            distance += torch.stack(squares).sum(dim=0).double().sum().item()
         return cls(columns, torch.cat(similarities), torch.cat(signs), distance)
 
 

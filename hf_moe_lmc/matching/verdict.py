@@ -20,8 +20,10 @@ Label = Literal["in_place", "aligned", "order_immaterial", "partly_related", "un
 
 _FIXED = 0.99
 _ORDERED = 12  # experts among which the order is tested
-_LOOKS = ((2, 64), (8, 128))  # units and hidden coordinates; the second where the first leaves a doubt
-_ENTRIES = 2**20  # of the similarities of small experts, of which more units are looked at
+# Units, hidden coordinates, and entries up to which more units of small experts are looked at: at a glance, and closer
+# where that leaves a doubt.
+_LOOKS = ((2, 64, 2**16), (8, 128, 2**20))
+_CLEAR = 2 * CERTAIN
 
 
 @dataclass(frozen=True)
@@ -225,36 +227,42 @@ def gather_evidence(
 def _z_scores(
     reference: GaugedLayer, other: GaugedLayer, order: Permutation
 ) -> tuple[list[float], list[float], float | None]:
-    """Of every routed expert, every shared expert, and the order: at a glance, and closer where that leaves a doubt."""
+    """Of every routed expert, every shared expert, and the order: at a glance, and closer what that leaves in doubt."""
     a, b = reference.layer, other.layer
     pairs = list(enumerate(order.index.tolist()))
+    shared = [(e, e) for e in range(a.shared_experts.num_experts if a.shared_experts else 0)]
     choice = a.router is not None and len(pairs) > 1 and not a.group.fixed_experts
     tested = pairs[:: math.ceil(len(pairs) / _ORDERED)] if choice else []
     table = [(i, j) for i, _ in tested for _, j in tested]
-    every = list(dict.fromkeys([*pairs, *table]))
     routers = router_similarities(a, b) if choice else None
-    z, shared_z, order_z = [], [], None
+    z, shared_z, order_z = dict.fromkeys(pairs, -math.inf), dict.fromkeys(shared, -math.inf), None
     # Small experts are looked at whole, once.
     looks = {tuple(_look(bank, *look) for bank in (a.experts, a.shared_experts) if bank): None for look in _LOOKS}
     for own, *common in looks:
-        similarities = expert_similarities(a, b, every, *own)
-        z = similarities.select(range(len(pairs))).z.tolist()
-        if a.shared_experts is not None:
-            same = [(e, e) for e in range(a.shared_experts.num_experts)]
-            shared_z = expert_similarities(a, b, same, *common[0], shared=True).z.tolist()
-        if choice:
-            gains = [_order_test(similarities.select(map(every.index, table)), len(tested))]
-            gains += [routers.order_gain(order)] if routers else []
-            order_z = max(gain.z.item() for gain in gains)
-        if all(score >= 2 * CERTAIN for score in (*z, *shared_z, *([] if order_z is None else [order_z]))):
-            break
-    return z, shared_z, order_z
+        doubtful, doubtful_shared = (
+            [pair for pair, score in scores.items() if score < _CLEAR] for scores in (z, shared_z)
+        )
+        if order_z is not None and order_z >= _CLEAR:
+            table = []
+        if doubtful or table:
+            every = list(dict.fromkeys([*doubtful, *table]))
+            similarities = expert_similarities(a, b, every, *own)
+            if doubtful:
+                z.update(zip(doubtful, similarities.select(range(len(doubtful))).z.tolist(), strict=True))
+            if table:
+                gains = [_order_test(similarities.select(map(every.index, table)), len(tested))]
+                gains += [routers.order_gain(order)] if routers else []
+                order_z = max(gain.z.item() for gain in gains)
+        if doubtful_shared:
+            similarities = expert_similarities(a, b, doubtful_shared, *common[0], shared=True)
+            shared_z.update(zip(doubtful_shared, similarities.z.tolist(), strict=True))
+    return list(z.values()), list(shared_z.values()), order_z
 
 
-def _look(experts: ExpertBank, units: int, hidden: int) -> tuple[int, int]:
+def _look(experts: ExpertBank, units: int, hidden: int, entries: int) -> tuple[int, int]:
     """More units of small experts than of large ones."""
     hidden = min(hidden, experts.up_proj.shape[2])
-    return min(experts.num_units, max(units, _ENTRIES // (3 * experts.num_units * hidden))), hidden
+    return min(experts.num_units, max(units, entries // (3 * experts.num_units * hidden))), hidden
 
 
 def _order_test(table: NullTest, size: int) -> NullTest:

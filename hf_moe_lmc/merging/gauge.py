@@ -29,6 +29,10 @@ class Rescaling:
     shared_experts: UnitScales | None
     router: Router | None
 
+    def keeps(self, layer: MoeLayer) -> bool:
+        """Whether it leaves `layer` as it is."""
+        return self.experts is None and self.shared_experts is None and self.router is layer.router
+
 
 def rescaling(reference: MoeLayer, other: MoeLayer) -> Rescaling:
     """The factors of `in_gauge_of`."""

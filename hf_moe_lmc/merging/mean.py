@@ -10,7 +10,7 @@ from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.moe import ExpertBank, MoeLayer, Router
 from hf_moe_lmc.workers import each
 
-_PIECES = 8
+_PIECE = 2**18  # entries
 
 
 def mean_tensor(
@@ -43,17 +43,17 @@ def mean_tensor(
         return first
     wanted = torch.promote_types(first.dtype, dtype) if dtype else first.dtype
     wide = reduce(torch.promote_types, (tensor.dtype for tensor in others), wanted)
-    if len(others) == 1:
-        if overwrite and wide == first.dtype == others[0].dtype:
-            each(lambda pair: pair[0].lerp_(pair[1], shares[1]), zip(*_pieces(first, others[0]), strict=True))
-            return first
-        # For 16-bit tensors too, lerp computes in float32 and rounds once.
-        return torch.lerp(first.to(wide), others[0].to(wide), shares[1]).to(wanted)
-    start = first.to(torch.promote_types(wide, torch.float32))
-    mean = start.clone()
-    for other, share in zip(others, shares[1:], strict=True):
-        mean.add_(other.to(start) - start, alpha=share)
-    return mean.to(wanted)
+    if len(others) > 1:  # lerp computes in float32 of itself, and rounds once
+        wide = torch.promote_types(wide, torch.float32)
+    reused = overwrite and wanted == first.dtype and first.is_contiguous()
+    mean = first if reused else torch.empty(first.shape, dtype=wanted, device=first.device)
+
+    def fill(pieces: tuple[Tensor, ...]) -> None:
+        target, *values = pieces
+        target.copy_(weighted_sum([value.to(wide) for value in values], shares))
+
+    each(fill, zip(*map(_pieces, (mean, first, *others)), strict=True))
+    return mean
 
 
 def mean_bank(banks: Sequence[ExpertBank], shares: Sequence[float]) -> ExpertBank:
@@ -83,16 +83,19 @@ def widest_dtype(*parts: MoeLayer | ExpertBank | Router) -> torch.dtype:
 
 
 def weighted_sum(values: Sequence[Tensor], shares: Sequence[float]) -> Tensor:
-    """`sum_i s_i x_i` of tensors in float32 or better; of two by `torch.lerp`, exact where both are equal."""
-    if len(values) == 2:
-        return torch.lerp(values[0], values[1], shares[1])
-    first = values[0]
-    return first + sum(share * (value - first) for value, share in zip(values[1:], shares[1:], strict=True))
+    """`x_0 + sum_i s_i (x_i - x_0)` of tensors of one dtype, float32 or better; of two by `torch.lerp`."""
+    first, *others = values
+    if len(others) == 1:
+        return torch.lerp(first, others[0], shares[1])
+    mean = first.clone()
+    for other, share in zip(others, shares[1:], strict=True):
+        mean.add_(other - first, alpha=share)
+    return mean
 
 
-def _pieces(*tensors: Tensor) -> list[tuple[Tensor, ...]]:
-    """Tensors of one shape cut alike: work for several workers."""
-    return [tensor.split(max(1, len(tensor) // _PIECES)) if tensor.ndim else (tensor,) for tensor in tensors]
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Its entries in pieces: work for several workers, whose intermediate results stay in the cache."""
+    return tensor.flatten().split(_PIECE if tensor.device.type == "cpu" else max(tensor.numel(), 1))
 
 
 def _check_alike(name: str, a: Tensor, b: Tensor) -> None:

@@ -165,8 +165,9 @@ def _row_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float[Te
     norms = matrices.new_zeros(matrices.shape[:2], dtype=dtype)
 
     def fill(e: int) -> None:
+        wide = matrices.new_empty(min(_ROWS, matrices.shape[1]), matrices.shape[2], dtype=dtype)  # stays in the cache
         for own, block in zip(norms[e].split(_ROWS), matrices[e].split(_ROWS), strict=True):
-            own.copy_(torch.linalg.vector_norm(block.to(dtype), dim=1))  # widened in the cache, in a fifth of the time
+            torch.linalg.vector_norm(wide[: len(block)].copy_(block), dim=1, out=own)
 
     each(fill, range(len(matrices)))
     return norms
@@ -179,12 +180,13 @@ def _column_norms(matrices: Float[Tensor, "E m n"], dtype: torch.dtype) -> Float
     squares = matrices.new_zeros(matrices.shape[0], matrices.shape[2], dtype=dtype)
 
     def add(e: int) -> None:
+        wide = matrices.new_empty(min(_ROWS, matrices.shape[1]), matrices.shape[2], dtype=dtype)
         for block in matrices[e].split(_ROWS):
-            rows = block.to(dtype).square()
+            rows = wide[: len(block)].copy_(block).square_()
             while (half := len(rows) // 2) > 0:  # torch sums vectorised columns in another order than the last ones
                 if len(rows) % 2:
                     rows[0] += rows[-1]
-                rows = rows[:half] + rows[half : 2 * half]
+                rows = rows[:half].add_(rows[half : 2 * half])
             squares[e] += rows[0]
 
     each(add, range(len(matrices)))

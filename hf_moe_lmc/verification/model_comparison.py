@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
 from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
 from hf_moe_lmc.progress import Progress
+from hf_moe_lmc.short_help import ShortHelp
 from hf_moe_lmc.workers import threads_for
 
 from .block_comparison import BlockComparison, row_differences
@@ -64,7 +65,7 @@ class LayerVerification:
 
 
 @dataclass(frozen=True)
-class Verification:
+class Verification(metaclass=ShortHelp):
     """The differences of two models, and whether they count as rounding.
 
     Args:

@@ -97,7 +97,7 @@ def test_off_the_line(t):
     "shares", [[1.0, 1.0], [1.0] * 4, [1.0, 1.0, -1.0], [0.0] * 3, [1.0, 1.0, float("nan")], [1.0, 1.0, float("inf")]]
 )
 def test_shares_that_are_none(shares):
-    with pytest.raises(BadInputError, match="3 models; give one per model, none negative, not all 0"):
+    with pytest.raises(BadInputError, match="3 models; give one per model, not all 0, none negative unless"):
         normalised_shares(shares, 3)
 
 

@@ -63,8 +63,8 @@ def test_what_is_read_and_written(words, folder, read, tmp_path, monkeypatch):
     from hf_moe_lmc import aligner
 
     monkeypatch.chdir(folder)
-    plans, plan_merge = [], aligner.MoeAligner.plan_merge
-    monkeypatch.setattr(aligner.MoeAligner, "plan_merge", lambda *a, **k: plans.append(plan_merge(*a, **k)) or plans[0])
+    plans, plan_merge = [], aligner.plan_merge
+    monkeypatch.setattr(aligner, "plan_merge", lambda *a, **k: plans.append(plan_merge(*a, **k)) or plans[0])
     command = ["merge", "a", "b", *words, "-o", str(tmp_path / "out")]
     assert cli.main([*command, "--dry-run"]) == 0
     assert not (tmp_path / "out").exists()

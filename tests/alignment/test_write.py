@@ -1,12 +1,12 @@
 """Checkpoints written from folder to folder."""
 
-import hashlib
 import json
 import re
 from pathlib import Path
 
 import pytest
 import torch
+import xxhash
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, MixtralForCausalLM
 
@@ -162,13 +162,13 @@ def test_the_manifest(pair, capsys):
     assert cli.main(command(pair, "--alignment", str(pair / "alignment"), "--t", "0.25")) == 0
     manifest = json.loads((pair / "out" / "hf_moe_lmc_manifest.json").read_text())
     digests = {
-        key: hashlib.sha256(tensor.contiguous().view(-1).view(torch.uint8).numpy()).hexdigest()
+        key: xxhash.xxh3_128_hexdigest(tensor.contiguous().view(-1).view(torch.uint8).numpy())
         for key, tensor in tensors(pair / "out").items()
     }
-    assert manifest.pop("sha256") == digests
+    assert manifest.pop("xxh3") == digests
     assert manifest.pop("versions").keys() == {"hf_moe_lmc", "torch", "transformers"}
     assert manifest == {
-        "format": 1,
+        "format": 2,
         "command": "merge",
         "models": [{"name": str(pair / name), "commit": None} for name in "ab"],
         "shares": [0.75, 0.25],
@@ -205,7 +205,7 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_the_manifest_of_several_points(pair):
     merge(pair / "a", pair / "b", alignment="none", t=[0.25, 1.0], repairs=["norms", "gram"], output=pair / "out")
     known = json.loads((pair / "out" / "hf_moe_lmc_manifest.json").read_text())
-    assert known["format"] == 1
+    assert known["format"] == 2
     assert {name: entry["shares"] for name, entry in known["folders"].items()} == {
         "t-0.25": [0.75, 0.25],
         "t-1": [0.0, 1.0],

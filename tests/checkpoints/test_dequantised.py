@@ -3,15 +3,18 @@
 import json
 import re
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from hf_moe_lmc import align, apply
 from hf_moe_lmc.checkpoints import Checkpoint, meta_model, quantisation, read_config
-from hf_moe_lmc.checkpoints.dequantised import float8_weight
+from hf_moe_lmc.checkpoints.dequantised import dequantised, float8_weight
+from hf_moe_lmc.checkpoints.stored_tensor import DTYPES, StoredTensor
 from hf_moe_lmc.errors import BadInputError
 from tests.checkpoints.faulty import SINGLE, edit_config, edit_tensors
 from tests.checkpoints.quantising import FORMATS, built, dequantised_by_transformers, quantised
@@ -49,6 +52,15 @@ def test_blocks_that_the_edge_cuts():
             expected[place] = codes[place].float() * scales[i, j]
     assert torch.equal(float8_weight(codes, scales, (128, 128)), expected)
     assert not torch.equal(float8_weight(codes, scales, (100, 100)), expected)  # as if blocks were even
+
+
+def test_scales_that_are_exponents():
+    """Bytes, as of MXFP8, by Transformers' own rule."""
+    codes = torch.randn(64, 96, generator=torch.Generator().manual_seed(0)).mul(100).to(torch.float8_e4m3fn)
+    exponents = torch.arange(120, 132, dtype=torch.uint8).reshape(4, 3)
+    expected = Fp8Dequantize(None)._dequantize_one(codes, exponents)
+    assert torch.equal(float8_weight(codes, exponents, (16, 32)), expected)
+    assert not torch.equal(float8_weight(codes, exponents.float(), (16, 32)), expected)
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +104,35 @@ def test_scales_that_do_not_fit(folder, tmp_path):
         opened(damaged)
 
 
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ({"w": ("F8_E4M3", (8,)), "w_scale": ("F32", (1,))}, "w_scale has shape"),
+        ({"w": ("F8_E4M3", (8, 8)), "w_scale": ("I64", (1,))}, "w_scale has shape"),
+        ({"w_blocks": ("F32", (2, 4, 1, 16)), "w_scales": ("U8", (2, 4, 1))}, "w_scales has shape"),
+        ({"w_blocks": ("U8", (2, 4, 1, 16))}, "w_blocks holds torch.uint8, and its scales are not there"),
+    ],
+)
+def test_parts_that_make_no_weight(parts, message):
+    file = Path("model.safetensors")
+    stored = {key: StoredTensor(key, file, DTYPES[dtype], shape, 0) for key, (dtype, shape) in parts.items()}
+    with pytest.raises(BadInputError, match=f"model.safetensors: {message}"):
+        dequantised(stored, {"quant_method": "mxfp4"}, Path("config.json"))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *({"weight_block_size": size} for size in ("x", [128], [0, 0], [None, 128], 128)),
+        *({"config_groups": groups} for groups in ([1], {"group_0": None}, {"group_0": {"weights": "float"}})),
+    ],
+)
+def test_blocks_of_no_size(settings, tmp_path):
+    with pytest.raises(BadInputError, match=r"config\.json: quantization_config does not say how large blocks are"):
+        dequantised({}, {"quant_method": "fp8"} | settings, tmp_path / "config.json")
+    assert dequantised({}, {"quant_method": "fp8", "weight_block_size": "128x128"}, tmp_path / "config.json") == {}
+
+
 def test_a_code_that_is_nan(folder, tmp_path):
     damaged, key = shutil.copytree(folder, tmp_path / "damaged"), f"{EXPERT}.weight"
 
@@ -103,12 +144,19 @@ def test_a_code_that_is_nan(folder, tmp_path):
         align(folder, damaged)
 
 
-@pytest.mark.parametrize("key", ["lm_head.weight", "self_attn.q_proj"])
-def test_a_tensor_that_is_missing(folder, key, tmp_path):
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("lm_head.weight", "lm_head.weight is missing"),
+        ("self_attn.q_proj", "self_attn.q_proj.* is missing"),
+        (f"{EXPERT}.weight_scale_inv", f"{EXPERT}.weight holds .*, and its scales are not there"),
+    ],
+)
+def test_a_tensor_that_is_missing(folder, key, message, tmp_path):
     damaged = shutil.copytree(folder, tmp_path / "damaged")
     tensors = load_file(folder / SINGLE)
     save_file({own: tensor for own, tensor in tensors.items() if key not in own}, damaged / SINGLE)
-    with pytest.raises(BadInputError, match=rf"{key}.* is missing"):
+    with pytest.raises(BadInputError, match=message):
         opened(damaged)
 
 

@@ -97,11 +97,34 @@ def test_what_is_not_finite_is_refused(tmp_path):
         ("gpt_oss", "bias"),
         ("switch_transformers", "has none of"),
         ("qwen2_moe", "no weight has sides that 128 divides"),
+        ("granitemoe", "input_linear.weight, which holds several experts, it loses the scales"),
     ],
 )
 def test_what_transformers_does_not_read_in_fp8(family, reason, tmp_path):
-    model = families.build(family) if "sides" in reason else large(family, 0)
+    model = families.build(family) if "128" in reason else large(family, 0)
     model.save_pretrained(tmp_path / "a")
     with pytest.raises(UnsupportedArchitectureError, match=f"{reason}.*llm-compressor"):
         merge(tmp_path / "a", tmp_path / "a", "none", output=tmp_path / "out", quantise="fp8")
     assert merge(tmp_path / "a", tmp_path / "a", "none", output=tmp_path / "out")
+
+
+def test_stacked_experts_are_written_one_by_one(tmp_path):
+    """Transformers reads stacked codes without their scales; the refusal names the layout that it reads."""
+    model = large("mixtral", 0)
+    model.save_pretrained(tmp_path / "single")
+    model.save_pretrained(tmp_path / "stacked", save_original_format=False)
+    settings = [("single", "fused"), ("stacked", "kept"), ("single", "kept"), ("stacked", "original")]
+    for number, (name, layout) in enumerate(settings):
+        folder, options = tmp_path / name, {"output": tmp_path / str(number), "quantise": "fp8", "layout": layout}
+        if number < 2:
+            message = r"experts\.\w+_proj, which holds several experts, it loses the scales .* --layout original"
+            with pytest.raises(UnsupportedArchitectureError, match=message):
+                merge(folder, folder, "none", **options)
+        else:
+            merge(folder, folder, "none", **options)
+    kept, original = (load_file(tmp_path / str(number) / SINGLE) for number in (2, 3))
+    assert kept.keys() == original.keys()
+    assert all(torch.equal(tensor.float(), original[key].float()) for key, tensor in kept.items())
+    options = {"quantization_config": FineGrainedFP8Config(dequantize=True), "dtype": torch.bfloat16}
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "3", **options).state_dict()
+    assert all(torch.equal(tensor, loaded[name]) for name, tensor in open_model(tmp_path / "3").tensors.items())

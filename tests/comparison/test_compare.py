@@ -58,6 +58,33 @@ def test_selection_biases_of_groups():
     assert not comparison.same_function
 
 
+def test_selection_biases_that_stayed_while_experts_moved():
+    a = build("deepseek_v3", experts=6)
+    b, _ = scramble(copy.deepcopy(a))
+    assert compare(a, b).same_function
+    name = "model.layers.1.mlp.gate.e_score_correction_bias"
+    b.state_dict()[name].copy_(a.state_dict()[name])
+    comparison = compare(a, b)
+    assert f"experts and router rows moved and {name} did not: tokens reach the wrong" in comparison.sentences[0]
+    assert {t.name for t in comparison.tensors if t.kind == "changed"} == {name}
+    assert not comparison.same_function
+
+
+@pytest.mark.parametrize("family", ["inkling", "longcat_flash"])
+def test_rows_of_shared_and_zero_experts(family):
+    a = build(family, experts=6)
+    b, _ = scramble(copy.deepcopy(a))
+    shared = {expert.kind for layer in compare(a, b).layers for expert in layer.shared_experts}
+    assert compare(a, b).same_function
+    assert shared == ({"moved"} if family == "inkling" else set())
+    spec = routed(b)[0]
+    row = dict(spec.router.tensors)["weight"]
+    b.state_dict()[row][-1] *= 1.2
+    comparison = compare(a, b)
+    assert not comparison.same_function
+    assert [t.name for t in comparison.tensors if t.change is not None] == [row]
+
+
 def test_an_order_that_breaks_groups_is_no_symmetry():
     a = build("deepseek_v3", experts=6)
     b = copy.deepcopy(a)

@@ -7,31 +7,23 @@ import random
 
 import pytest
 
-from tests.comparison.plants import FAMILIES, GATED, case, pairs, plants
+from tests.comparison.plants import FAMILIES, case, pairs, plants
 from tests.families import SIZES, build
 
 SYMMETRIES, TOPS = ("never", "before", "after", "between"), ("nothing", "bfloat16", "noise")
-CASES = [(family, SYMMETRIES[i % 3], TOPS[(i + i // 3) % 3]) for i, family in enumerate(FAMILIES)]
+CASES = [(family, SYMMETRIES[i % 4], TOPS[(i + i // 4) % 3]) for i, family in enumerate(FAMILIES)]
 
 
 @pytest.mark.parametrize(("family", "symmetry", "top"), CASES)
 def test_every_expert_is_named_right(family, symmetry, top):
     alone = list(plants(family))
-    # Matrices that were transposed between two orders of units cannot be told.
-    two = [x for x in pairs(family) if not ("transposed" in x.__name__ and "reordered" in x.__name__)]
+    # Values that changed by 5 %, in an order that nothing tells, are sometimes taken for others.
+    two = [x for x in pairs(family) if not ("transposed" in x.__name__ and "changed" in x.__name__)]
     things = [*alone, *random.Random(family).sample(two, 28 - len(alone) - 1)]
     found = case(build(family, experts=28, seed=1), dict(enumerate(things, start=1)), symmetry, top)
     assert found.wrong == []
     held = {slot.source for slot in found.truth}
     assert found.layer.missing == tuple(i for i in range(28) if i not in held)
-
-
-@pytest.mark.parametrize("family", sorted(GATED)[:2])
-def test_rows_are_found_between_two_symmetries(family):
-    """Where neither side's units stand as they did when rows were stored wrongly."""
-    rows = [thing for thing in plants(family) if not thing.__name__.startswith("trans")]
-    found = case(build(family, experts=16, seed=1), dict(enumerate(rows, start=1)), "between", "noise")
-    assert found.wrong == []
 
 
 @pytest.mark.parametrize("family", ["mixtral", "nemotron_h"])

@@ -73,6 +73,11 @@ def upcycled() -> tuple[PreTrainedModel, PreTrainedModel]:
     return dense, sparse
 
 
+def down_redrawn(experts, j, generator):
+    experts.down_proj[j].normal_(std=float(experts.down_proj[j].std()), generator=generator)
+    return plants.Slot("changed", j)
+
+
 def test_identical(model):
     comparison = compare(model, copy.deepcopy(model))
     assert comparison.sentences == ("A and B are identical, bit for bit: 24 experts, 24 other tensors",)
@@ -93,6 +98,8 @@ def test_rounded(model):
     assert comparison.sentences[0] == "B is A rounded to another dtype: 24 experts, changed by 0.16 to 0.17 %"
     assert not comparison.same_function
     assert compare(copy.deepcopy(model).bfloat16(), copy.deepcopy(model).bfloat16().float()).same_function
+    moved = compare(model, scramble(copy.deepcopy(model).bfloat16())[0])
+    assert moved.sentences[0].startswith("B is A rounded to another dtype, experts in another order in 3 of 3 layers")
 
 
 def test_fine_tuned(model):
@@ -135,6 +142,12 @@ def test_repeated_by_ranks(model):
     )
     assert comparison.layers[0].missing == (2, 3, 4, 5, 6, 7)
     assert {layer.router for layer in comparison.layers} == {"unmoved"}
+
+
+def test_routers_of_copies(model):
+    """The slot with the expert's router row has the expert, the others are copies, wherever they stand."""
+    scrambled = scramble(plants.planted(model, {3: plants.copied})[0])[0]
+    assert {layer.router for layer in compare(model, scrambled).layers} == {"with experts"}
 
 
 def test_router_moved_alone(model):
@@ -205,6 +218,7 @@ def test_layers_removed(model):
         (plants.zero, "zero, or next to it, in one projection at least: expert 3 in every layer"),
         (plants.unrelated, "unrelated to every expert of A: expert 3 in every layer"),
         (plants.copied, "copies in every layer: slot 3 is a copy of expert 0"),
+        (down_redrawn, "down_proj is not A's in expert 3 in every layer, and the rest is: lost, or another expert's?"),
         (plants.not_finite, "NaN or infinite values in expert 3 of model.layers.0.mlp"),
     ],
 )

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from transformers import AutoModelForCausalLM, AutoModelForImageClassification, AutoTokenizer
 
-from hf_moe_lmc import MoeGPT2LMHeadModel, MoeViTForImageClassification
+from hf_moe_lmc.modeling import MoeGPT2LMHeadModel, MoeViTForImageClassification
 
 EXPERTS = ["--num_experts", "3", "--moe_intermediate_size", "8", "--seeds", "1", "2"]
 QUIET = ["--report_to", "none", "--disable_tqdm", "True"]

@@ -8,8 +8,9 @@ import torch
 from huggingface_hub import ModelCard
 from transformers import AutoModelForImageClassification
 
-from hf_moe_lmc import Alignment, MoeAligner, MoeViTConfig, MoeViTForImageClassification, scramble
+from hf_moe_lmc import Alignment, MoeAligner, scramble
 from hf_moe_lmc.demo.digits import CLASSES, IMAGE_SIZE
+from hf_moe_lmc.modeling import MoeViTConfig, MoeViTForImageClassification
 
 
 @pytest.fixture

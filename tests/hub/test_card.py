@@ -193,8 +193,17 @@ def test_a_rewritten_checkpoint(folder):
     card = write_card(folder / "aligned", alignment)
     assert "The same function as b." in card.text
     assert "hf-moe-lmc apply alignment b --layout fused --dtype bfloat16 -o aligned\n" in card.text
+    assert "No weight was rounded" not in card.text
     assert "merge" not in card.data.tags
     assert card.data.get("base_model_relation") is None
+
+
+def test_a_difference_in_fp8(folder):
+    changed = {"shares": [-0.5, 1.5], "quantise": "fp8", "alignments": [None]}
+    edit_record(folder / "merged", lambda record: record | changed)
+    text = write_card(folder / "merged").text
+    assert "--expert-order none --extrapolate --t 1.5 --quantise fp8 -o merged\n" in text
+    assert "Linears and experts are stored as fp8" in text
 
 
 def test_several_models(folder):

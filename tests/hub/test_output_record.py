@@ -29,14 +29,14 @@ def test_labels_tell_parents_apart():
 
 
 def test_several_outputs(folder):
-    edit_record(folder / "merged", lambda record: {"format": 1, "folders": {"t-0.25": {}, "t-0.5": {}}})
+    edit_record(folder / "merged", lambda record: {"format": 2, "folders": {"t-0.25": {}, "t-0.5": {}}})
     with pytest.raises(BadInputError, match=r"holds several outputs; give one of its folders: t-0\.25, t-0\.5"):
         open_output(folder / "merged")
 
 
 def test_a_record_of_a_later_version(folder):
-    edit_record(folder / "merged", lambda record: record | {"format": 2})
-    with pytest.raises(BadInputError, match="has format 2, known is 1; upgrade"):
+    edit_record(folder / "merged", lambda record: record | {"format": 3})
+    with pytest.raises(BadInputError, match="has format 3, known is 2; upgrade"):
         open_output(folder / "merged")
 
 
@@ -62,7 +62,7 @@ def test_a_record_of_a_later_version(folder):
         {"repairs": [["norms"]]},
         {"repairs": 3},
         {"versions": []},
-        {"sha256": None},
+        {"xxh3": None},
     ],
 )
 def test_a_damaged_record(harm, folder):

@@ -11,9 +11,9 @@ from transformers import (
     ViTForImageClassification,
 )
 
-from hf_moe_lmc import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
 from hf_moe_lmc.adapters import moe_layers
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.modeling import MoeGPT2Config, MoeGPT2LMHeadModel, MoeViTConfig, MoeViTForImageClassification
 from hf_moe_lmc.modeling.moe_block import MoeBlock
 from tests.models import build, inputs, logits, moe_gpt2, moe_vit
 
