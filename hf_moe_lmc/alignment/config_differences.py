@@ -21,9 +21,11 @@ from .difference import Difference
 HARMLESS = re.compile(
     r"_name_or_path|name_or_path|_commit_hash|transformers_version|architectures|(torch_)?dtype|trust_remote_code"
     r"|initializer_(range|factor)|init_(std|xavier_std|method)"
-    r"|(\w+_)?dropout(_rate|_prob|_p)?|\w+_pdrop|(\w+_)?layerdrop|gradient_checkpointing|(\w+_)?(aux|z)_loss\w*|input_jitter_noise|moe_jitter_eps|moe_loss_weight"
+    r"|(\w+_)?dropout(_rate|_prob|_p)?|\w+_pdrop|(\w+_)?layerdrop|gradient_checkpointing|(\w+_)?(aux|z)_loss\w*"
+    r"|input_jitter_noise|moe_jitter_eps|moe_loss_weight"
     r"|problem_type|finetuning_task|task_specific_params|(use_)?return_dict|torchscript|use_cache"
-    r"|output_(attentions|hidden_states|router_logits)|_?(attn|experts)_implementation\w*|use_mamba_kernels|use_mambapy|use_associative_scan"
+    r"|output_(attentions|hidden_states|router_logits)|_?(attn|experts)_implementation\w*"
+    r"|use_mamba_kernels|use_mambapy|use_associative_scan"
     r"|(pad|bos|eos|forced_bos|forced_eos)_token_id"
 )
 HARMFUL = frozenset({"moe_token_dropout"})
@@ -75,7 +77,7 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
     """
     modules = {cls for module in model.modules() for cls in type(module).__mro__ if _is_own(cls)}
     configs = list(_configurations(getattr(model, "config", None)))
-    readers = [
+    readers: list[Any] = [
         function
         for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
         for name, function in _functions(cls)
@@ -83,7 +85,7 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
     ]
     tied = {TIED} if any(getattr(module, "_tied_weights_keys", None) for module in model.modules()) else set()
     try:
-        read = READ_ALWAYS.union(tied, *map(_names_in, [*readers, *READERS]), *map(_read_by, modules))
+        read = READ_ALWAYS.union(tied, *map(_names_in, [*READERS, *readers]), *map(_read_by, modules))
     except (OSError, TypeError):  # typed by hand, made at run time, or compiled
         return None
     aliases = {real for config in configs for alias, real in type(config).attribute_map.items() if alias in read}
