@@ -77,15 +77,18 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
     """
     modules = {cls for module in model.modules() for cls in type(module).__mro__ if _is_own(cls)}
     configs = list(_configurations(getattr(model, "config", None)))
-    readers: list[Any] = [
-        function
-        for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
-        for name, function in _functions(cls)
-        if not name.startswith(("_", "validate"))
+    sources: list[Any] = [
+        *READERS,
+        *(
+            function
+            for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
+            for name, function in _functions(cls)
+            if not name.startswith(("_", "validate"))
+        ),
     ]
     tied = {TIED} if any(getattr(module, "_tied_weights_keys", None) for module in model.modules()) else set()
     try:
-        read = READ_ALWAYS.union(tied, *map(_names_in, [*READERS, *readers]), *map(_read_by, modules))
+        read = READ_ALWAYS.union(tied, *map(_names_in, sources), *map(_read_by, modules))
     except (OSError, TypeError):  # typed by hand, made at run time, or compiled
         return None
     aliases = {real for config in configs for alias, real in type(config).attribute_map.items() if alias in read}
