@@ -53,6 +53,11 @@ class ExpertComparison:
     z: float | None = None
 
     @property
+    def is_mixed(self) -> bool:
+        """Whether a projection is not its source's."""
+        return any(name.endswith("proj") for name in self.foreign)
+
+    @property
     def is_far(self) -> bool:
         """Whether more of it changed than stayed, so that it may resemble several experts of A alike."""
         return (self.change or 0.0) > _FAR

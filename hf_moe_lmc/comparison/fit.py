@@ -48,7 +48,7 @@ class Fit:
         signs, scales: whether some units have another sign, or another scale that their function does not see.
         factors: by which gate, up and down are off, of a kind "scaled"; up and down as one in up where units may be
             rescaled.
-        changes: `change` of every projection where they are not nothing.
+        changes: `change` of every tensor; empty if all are identical.
     """
 
     kind: Literal["identical", "rounded", "changed", "scaled"]
@@ -61,14 +61,18 @@ class Fit:
     @property
     def worst(self) -> float:
         """`change` of the projection where it is largest."""
-        return max(self.changes.values(), default=0.0)
+        return max(self._of_projections, default=0.0)
 
     @property
     def foreign(self) -> tuple[str, ...]:
-        """Projections that are not A's at all, where another one is."""
-        if min(self.changes.values(), default=1.0) > NEAR:
+        """Projections and biases that are not A's at all, where a projection is."""
+        if min(self._of_projections, default=1.0) > NEAR:
             return ()
         return tuple(name for name, change in self.changes.items() if change > _FOREIGN)
+
+    @property
+    def _of_projections(self) -> list[float]:
+        return [change for name, change in self.changes.items() if name.endswith("proj")]
 
 
 def one_expert(experts: ExpertBank, e: int) -> ExpertBank:
@@ -157,14 +161,14 @@ def _rescaling_fit(a: ExpertBank, b: ExpertBank, sums: _Sums, group: SymmetryGro
     off = {name: factor for name, factor in factors.items() if factor is not one}
     if off:
         sums = _Sums.of(a, _times(b, {name: 1 / factor for name, factor in off.items()}))
-    change, changes = sums.change, {name: x for name, x in sums.changes.items() if name.endswith("proj")}
+    change = sums.change
     if off:
-        return replace(_scaled(factors, group, change), changes=changes)
+        return replace(_scaled(factors, group, change), changes=sums.changes)
     eps = max(torch.finfo(tensor.dtype).eps for tensor in (a.up_proj, b.up_proj))
     is_rounding = eps < ROUNDING and change < 4 * eps
     pairs = [(tensor[0], b.tensors()[name][0]) for name, tensor in a.tensors().items()]
     kind = "rounded" if is_rounding or all(is_rounded(x, y, change) for x, y in pairs) else "changed"
-    return Fit(kind, change, changes=changes)
+    return Fit(kind, change, changes=sums.changes)
 
 
 def _scaled(factors: Mapping[str, Tensor], group: SymmetryGroup, change: float) -> Fit:

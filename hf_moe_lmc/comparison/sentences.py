@@ -74,8 +74,8 @@ class Evidence:
         """The experts that changed where they stand or moved to, where most or only such did, and none was removed."""
         if any(len(layer.experts) != layer.num_experts for layer in self.layers):
             return []
-        trained = [e for _, e in self.of("changed", "moved") if (e.change or 0.0) > _NOISE and not e.foreign]
-        others = [e for _, e in self.experts if e.kind not in ("changed", "moved", "identical") or e.foreign]
+        trained = [e for _, e in self.of("changed", "moved") if (e.change or 0.0) > _NOISE and not e.is_mixed]
+        others = [e for _, e in self.experts if e.kind not in ("changed", "moved", "identical") or e.is_mixed]
         return trained if 2 * len(trained) > len(self.experts) or not others else []
 
     @cached_property
@@ -159,7 +159,7 @@ def _whole(evidence: Evidence) -> Iterator[str]:
     elif evidence.same_function and all(e.kind == "identical" for e in experts) and not changed:
         yield f"A and B are identical, bit for bit: {figures}"
     elif evidence.same_function:
-        yield f"B is A in another dtype, or with other unit signs or scales, the same function: {figures}"
+        yield f"B is A in another dtype, with other unit signs, scales or router shifts, the same function: {figures}"
     elif kinds <= {"identical", "rounded", "moved"} and evidence.is_rounded:
         yield f"B is A rounded to another dtype{f', {moves}' if moves else ''}: {total} experts, {changes}"
     elif evidence.is_upcycled:
@@ -280,6 +280,8 @@ _FAULTS = {
     "interleaving": "rows of gate_proj and up_proj are interleaved that should be joined, or the reverse in "
     "{where}{rest}: sort them back",
     "transposed": "projections are transposed in {where}{rest}: converted from a layout [in, out]? transpose them back",
+    "mixed": "projections hold A's values in another order, not row by row, in {where}: transposed, or read in another "
+    "shape?",
     "scaled": "off by a constant factor{factors}: {where}; was a scale not applied?",
     "zero": "zero, or next to it, in one projection at least: {where}; was it ever written?",
     "unrelated": "unrelated to every expert of A: {where}{scores}; left at the random start, or from another model?",
@@ -287,18 +289,23 @@ _FAULTS = {
 
 
 def _foreign(evidence: Evidence) -> Iterator[str]:
-    """Projections that are not A's, of experts that are."""
+    """Projections and biases that are not A's, of experts that are."""
     for names in dict.fromkeys(expert.foreign for _, expert in evidence.experts if expert.foreign):
         where = evidence.where(place for place in evidence.experts if place[1].foreign == names)
-        verb, ask = "is" if len(names) == 1 else "are", "left at the random start, or another expert's?"
+        verb, ask = "is" if len(names) == 1 else "are", "lost, or another expert's?"
         yield f"{joined(names)} {verb} not A's in {where}, and the rest is: {ask}"
+
+
+def _fault(expert: ExpertComparison) -> str:
+    """The kind; of transposed ones "mixed" where not even their units were found."""
+    return "mixed" if expert.kind == "transposed" and expert.units is None else expert.kind
 
 
 def _faults(evidence: Evidence) -> Iterator[str]:
     """Experts that are stored wrongly, empty, or somebody else's; and those that are nowhere."""
     for kind, text in _FAULTS.items():
-        places = [] if kind == "unrelated" and evidence.is_unrelated else evidence.of(kind)
-        if not places:
+        places = [place for place in evidence.experts if _fault(place[1]) == kind]
+        if not places or (kind == "unrelated" and evidence.is_unrelated):
             continue
         experts, factors = [e for _, e in places], _factors(places)
         parts = [_changes(experts)] if any((e.change or 0.0) > _NOISE for e in experts) else []

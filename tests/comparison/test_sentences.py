@@ -218,7 +218,7 @@ def test_layers_removed(model):
         (plants.zero, "zero, or next to it, in one projection at least: expert 3 in every layer"),
         (plants.unrelated, "unrelated to every expert of A: expert 3 in every layer"),
         (plants.copied, "copies in every layer: slot 3 is a copy of expert 0"),
-        (down_redrawn, "down_proj is not A's in expert 3 in every layer, and the rest is: left at the random start"),
+        (down_redrawn, "down_proj is not A's in expert 3 in every layer, and the rest is: lost, or another expert's?"),
         (plants.not_finite, "NaN or infinite values in expert 3 of model.layers.0.mlp"),
     ],
 )
