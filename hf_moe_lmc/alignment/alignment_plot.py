@@ -69,7 +69,7 @@ def _draw_distances(panel: "Axes", alignment: Alignment) -> None:
     control = {place: evidence.random_distance for place in places if (evidence := layers[place].evidence)}
     if control:
         style: dict[str, Any] = {"marker": "_", "markersize": 14, "linestyle": "none"} if dots else {"linewidth": 1}
-        panel.plot(list(control), list(control.values()), color=_RANDOM, label="a random order", **style)
+        panel.plot(list(control), list(control.values()), color=_RANDOM, label="best random order", **style)
     for colour, label in ((_BEFORE, "before"), (_AFTER, "after")):
         heights = [getattr(layer, f"distance_{label}") for layer in layers]
         panel.plot(places, heights, color=colour, marker=dots, linewidth=1.6, label=f"{label} alignment")
@@ -86,11 +86,11 @@ def _draw_distances(panel: "Axes", alignment: Alignment) -> None:
 def _draw_experts(panel: "Axes", name: str, layer: LayerAlignment, table: Tensor) -> None:
     order, ticks = layer.symmetry.experts.index.tolist(), shown_ticks(len(table))
     image = panel.imshow(table[:, order].numpy(), cmap="cividis", interpolation="nearest")
-    method = f", by {layer.evidence.expert_method}" if layer.evidence else ""
+    method = f"\nexpert order {layer.evidence.expert_method}" if layer.evidence else ""
     panel.set_title(f"{name}{method}", fontsize="medium")
     panel.set(xlabel="expert of the other, in the order found", ylabel="expert of the reference")
     panel.set_xticks(
         ticks, [str(order[i]) for i in ticks], fontsize="small", rotation=90 if len(order) > MOST_LABELS else 0
     )
     panel.set_yticks(ticks, [str(i) for i in ticks], fontsize="small")
-    panel.figure.colorbar(image, ax=panel, label="fit")
+    panel.figure.colorbar(image, ax=panel, label="fit  (higher: more alike)")

@@ -59,7 +59,7 @@ def shares_at(t: float, extrapolate: bool = False) -> Shares:
         BadInputError: `t` is outside [0, 1], and not to extrapolate.
     """
     if not (0 <= t <= 1 or (extrapolate and math.isfinite(t))):
-        raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other), or extrapolate")
+        raise BadInputError(f"t is {t}; choose a value from 0 (reference) to 1 (other), or allow others: --extrapolate")
     return _within_reason((1 - t, t))
 
 
@@ -152,7 +152,7 @@ class Merge:
             if verdict and (number := verdict.counts.get("unrelated")):
                 counts.append(
                     f"{number} of {len(verdict.layers)} layers of {other.name} hold no expert related to the "
-                    "reference's: their mean is neither"
+                    "reference's: their average computes what neither does"
                 )
         return "; ".join(counts)
 

@@ -58,7 +58,7 @@ def find_source(name: str | Path, options: HubOptions | None = None, files: Sequ
         return _on_the_hub(str(name), options, files)
     except HubError as error:
         if os.path.isdir(os.path.dirname(name) or "."):  # a mistyped path, perhaps
-            raise type(error)(f"no folder {str(name)!r} here, and {error}") from None
+            raise type(error)(f"no folder {str(name)!r} here (mistyped?), and {error}") from None
         raise
 
 
@@ -68,7 +68,9 @@ def _on_the_hub(name: str, options: HubOptions, files: Sequence[str] | None) -> 
     try:
         validate_repo_id(repository)
     except HFValidationError:
-        raise BadInputError(f"{name!r} is neither a folder nor the name of a repository on the Hub") from None
+        raise BadInputError(
+            f"{name!r} is neither a folder nor the name of a repository on the Hub; check the path"
+        ) from None
     prefix = f"{subfolder}/" if subfolder else ""
     snapshot = Snapshot(repository, revision or options.get("revision") or "main", options)
     snapshot = snapshot.fetch([prefix + pattern for pattern in files or (*COMPANIONS, *ABOUT)])

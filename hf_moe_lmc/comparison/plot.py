@@ -29,11 +29,17 @@ COLOURS: dict[Kind | str, str] = {
     "missing": "#FFFFFF",
 }
 _DARK = {"moved", "interleaving", "transposed", "unrelated", "zero", "not_finite"}
+_LEGEND = {
+    "moved": "moved to another slot",
+    "gate_up_swapped": "gate and up swapped",
+    "interleaving": "gate and up interleaved",
+    "not_finite": "not finite",
+}
 _MOST_NUMBERS = 32  # experts across, above which numbers cannot be read
 _MOST_COLUMNS = 6  # of the legend
 _ROUTERS = {
     "with experts": "router with its experts",
-    "without experts": "router apart from its experts",
+    "without experts": "router not in the order of the experts",
     "changed": "router changed",
     "unrelated": "router unrelated",
 }
@@ -129,7 +135,7 @@ def _legend(panel: "Axes", rows: list[list[Cell]]) -> None:
 
     shown = {kind for cells in rows for kind, _ in cells}
     patches = [
-        Patch(facecolor=colour, edgecolor="#999999", label=kind.replace("_", " "))
+        Patch(facecolor=colour, edgecolor="#999999", label=_LEGEND.get(kind, kind))
         for kind, colour in COLOURS.items()
         if kind in shown
     ]

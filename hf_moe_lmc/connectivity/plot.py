@@ -159,7 +159,7 @@ def _limits(values: Sequence[np.ndarray], level: float | None) -> tuple[float | 
 def _label_lines(
     panel: "Axes", curves: Mapping[str, Sequence[Barrier]], chosen: str | None, ensemble: float | None
 ) -> None:
-    """Name every variant above the middle of its line; below theirs, the chosen path, in bold, and the ensemble."""
+    """Name every variant, and in bold the chosen path, above the middle of its line; below its own, the ensemble."""
     low, high = panel.get_ylim()
     heights: dict[str, float] = {}
     for path in curves:
@@ -168,18 +168,15 @@ def _label_lines(
             height = float(np.mean([barrier.loss[middle] for barrier in curves[path]]))
             # A line that leaves the panel, or fails, is named at its upper edge.
             heights[path] = min((height - low) / (high - low), 1.0) if np.isfinite(height) else 1.0
-    above = sorted((path for path in heights if path != chosen), key=heights.__getitem__)
-    places = dict(zip(above, _apart([heights[path] + LABEL_DISTANCE / 2 for path in above]), strict=True))
-    for path, place in places.items():
-        _label(panel, 0.5, place, path, line_style(path)["color"])
-    below = 1.0
-    if chosen in heights:
-        below = heights[chosen] - LABEL_DISTANCE
-        _label(panel, 0.5, below, chosen, line_style(chosen)["color"], fontweight="bold")
+    above = sorted(heights, key=heights.__getitem__)
+    places = _apart([heights[path] + LABEL_DISTANCE * 0.6 for path in above])
+    for path, place in zip(above, places, strict=True):
+        weight = "bold" if path == chosen else "normal"
+        _label(panel, 0.5, place, path, line_style(path)["color"], fontweight=weight)
     if ensemble is not None:
         panel.axhline(ensemble, color="black", linewidth=0.8, linestyle=(0, (1, 3)))
-        level = (ensemble - low) / (high - low) - LABEL_DISTANCE / 2
-        _label(panel, 0.5, min(level, below - LABEL_DISTANCE), "ensemble of the endpoints", "black")
+        level = (ensemble - low) / (high - low) - LABEL_DISTANCE * 0.6
+        _label(panel, 0.5, level, "ensemble of the endpoints", "black")
 
 
 def _label(panel: "Axes", x: float, y: float, text: str, colour: str, fontweight: str = "normal") -> None:

@@ -124,7 +124,7 @@ class PathReport:
         (folder / "report.md").write_text(self.markdown(), encoding="utf-8")
         curves, title = (
             {name: [curve.barrier] for name, curve in self.curves.items()},
-            f"Paths between two {self.model}",
+            f"Paths between two models ({self.model})",
         )
         ensemble = self.curves["naive"].ensemble_loss
         for suffix in (".png", ".svg"):

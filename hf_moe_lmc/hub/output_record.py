@@ -118,6 +118,8 @@ def open_output(folder: str | Path) -> OutputRecord:
         BadInputError: it is no output of this package, or its record is damaged or too new.
     """
     path = Path(folder)
+    if not path.is_dir():
+        raise BadInputError(f"there is no folder {path}; give one that merge, apply or align wrote")
     for name, read in ((MANIFEST_NAME, _read_manifest), (CONFIG_NAME, _read_alignment)):
         if (path / name).is_file():
             try:

@@ -38,10 +38,10 @@ def test_it_shows_the_figures_of_the_alignment(drawn, tmp_path):
     lines = {line.get_label(): list(line.get_ydata()) for line in distances.lines}
     assert lines["before alignment"] == [x.distance_before for x in layers]
     assert lines["after alignment"] == [x.distance_after for x in layers]
-    assert lines["a random order"] == (random := [x.evidence.random_distance for x in layers])
+    assert lines["best random order"] == (random := [x.evidence.random_distance for x in layers])
     assert all(x.distance_after < floor for x, floor in zip(layers, random, strict=True))
     layer = alignment.layers[name]
-    assert experts.get_title() == f"{name}, by gate"
+    assert experts.get_title() == f"{name}\nexpert order gate"
     order = layer.symmetry.experts.index.tolist()
     assert order != sorted(order)
     shown, table = experts.images[0].get_array(), layer.expert_table

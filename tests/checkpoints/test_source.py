@@ -242,8 +242,10 @@ def test_a_mistyped_folder(hub, cache, name, reason):
     found = mistaken.open(name, cache_dir=cache)
     other = mistaken.open("someone/SS", cache_dir=cache)
     assert found["code"] == other["code"] == 6
-    assert found["message"].startswith(f"no folder '{name}' here, and ")
-    assert found["message"].partition(" here, and ")[2].replace(name, "") == other["message"].replace("someone/SS", "")
+    assert found["message"].startswith(f"no folder '{name}' here (mistyped?), and ")
+    assert found["message"].partition(" here (mistyped?), and ")[2].replace(name, "") == other["message"].replace(
+        "someone/SS", ""
+    )
 
 
 @pytest.mark.parametrize("name", ["a" * 5000, "a/" * 3000, "a\0b"])

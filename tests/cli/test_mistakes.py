@@ -16,7 +16,7 @@ DATA = ("--dataset", "text.txt", "--length", "4", "--calibration-examples", "2")
 
 # Words on the command line -> exit code, and words of the line.
 MISTAKES = [
-    ("align a SS -o out", 6, ["no folder 'SS' here, and"]),
+    ("align a SS -o out", 6, ["no folder 'SS' here (mistyped?), and"]),
     ("align a ./SS -o out", 3, ["'./SS' is neither a folder nor the name of a repository"]),
     ("align a text.txt -o out", 3, ["text.txt is not a folder"]),
     ("align a model.gguf -o out", 3, ["model.gguf is not a folder", "GGUF"]),
@@ -63,6 +63,7 @@ MISTAKES = [
     ("apply newer b -o out", 3, ["install a newer hf_moe_lmc"]),
     ("merge a b --alignment b -o out", 3, ["b holds a model and no alignment"]),
     ("push a org/x --dry-run", 3, ["give a folder that merge, apply or align wrote"]),
+    ("push nowhere org/x --dry-run", 3, ["there is no folder nowhere; give one that merge, apply or align wrote"]),
 ]
 
 

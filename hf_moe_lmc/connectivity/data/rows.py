@@ -46,7 +46,9 @@ def load_rows(
             raise HFValidationError  # the Hub need not be asked
         rows = _local(path, split) if path.exists() else _of_the_hub(str(source), config, split, revision)
     except HFValidationError:
-        raise BadInputError(f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub") from None
+        raise BadInputError(
+            f"{str(source)!r} is neither a file, a folder nor the id of a dataset on the Hub; check the path"
+        ) from None
     except (HTTPError, DatasetsError, OSError, ValueError, RuntimeError, YAMLError) as error:
         if cause := hub_cause(error):
             failure = hub_error(cause, f"dataset {source}", revision or "main")

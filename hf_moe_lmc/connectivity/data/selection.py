@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from textwrap import shorten
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
@@ -50,7 +51,7 @@ def processor_of(model: PreTrainedModel, checkpoint: str | Path) -> Processor:
     try:
         return cast(Processor, (AutoImageProcessor if images else AutoTokenizer).from_pretrained(checkpoint))
     except Exception as error:  # settings come from a file, and may break anything
-        what, reason = "image processor" if images else "tokenizer", " ".join(str(error).split())
+        what, reason = "image processor" if images else "tokenizer", shorten(str(error), 120)
         raise BadInputError(f"{checkpoint} has no {what} that loads: {reason}; copy the files of one there") from error
 
 
