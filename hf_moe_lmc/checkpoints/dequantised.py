@@ -112,7 +112,7 @@ def mxfp4_weight(
 
 
 def _scale_keys(key: str) -> tuple[str, ...]:
-    """Names under which the scales of float8 codes are stored; the last are those of DeepSeek-V4 and Mistral Large 4."""
+    """Names of the scales of float8 codes; the last two are those of DeepSeek-V4 and Mistral Large 4."""
     module = key.removesuffix("weight")
     return f"{key}_scale_inv", f"{key}_scale", f"{module}scale", f"{module}qscale_weight"
 
