@@ -21,8 +21,10 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from itertools import product
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +95,10 @@ def costs(layers: int) -> Iterator[dict[str, object]]:
     for shape, sizes in SHAPES.items():
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
-            for case, pair in write_cases(folder, configuration(*sizes, layers)).items():
+            # A process counts the memory of the one that starts it.
+            with ProcessPoolExecutor(1, get_context("spawn")) as own_process:
+                pairs = own_process.submit(write_cases, folder, configuration(*sizes, layers)).result()
+            for case, pair in pairs.items():
                 models = [str(model) for model in pair]
                 found: dict[str, Cost] = {
                     "read": measure("read", [sys.executable, "-c", READ, *models]),

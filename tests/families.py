@@ -8,6 +8,7 @@ import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -366,8 +367,8 @@ def build(
     return model
 
 
-def draw_weights(model: PreTrainedModel, experts: int, seed: int = 0) -> None:
-    """All that `state_dict` holds, drawn anew: weights of order 1."""
+def draw_weights(model: PreTrainedModel, experts: int, seed: int = 0) -> PreTrainedModel:
+    """The model with all that `state_dict` holds drawn anew: weights of order 1."""
     generator = torch.Generator().manual_seed(seed)
     for key, value in model.state_dict().items():
         if key.endswith("tid2eid"):  # the experts of each token, where a table routes
@@ -377,6 +378,7 @@ def draw_weights(model: PreTrainedModel, experts: int, seed: int = 0) -> None:
             value.copy_(
                 1 + 0.1 * noise if "norm" in key and key.endswith("weight") and value.ndim == 1 else 0.5 * noise
             )
+    return model
 
 
 def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
@@ -399,11 +401,15 @@ def inputs(model: PreTrainedModel, name: str) -> dict[str, Tensor]:
     return batch
 
 
-@torch.no_grad()
 def outputs(model: PreTrainedModel, name: str) -> Tensor:
+    """What `output` is for the inputs of the family."""
+    return output(model, inputs(model, name))
+
+
+@torch.no_grad()
+def output(model: PreTrainedModel, batch: dict[str, Any]) -> Tensor:
     """The logits, or the last hidden state of a model without a head, which a backbone calls a feature map."""
-    batch = inputs(model, name)
-    result = model(**batch) if "pixel_values" in batch else model(**batch, use_cache=False)
+    result = model(**batch) if "pixel_values" in batch else model(**({"use_cache": False} | batch))
     if "feature_maps" in result:
         return result["feature_maps"][-1]
     return result["logits"] if "logits" in result else result["last_hidden_state"]

@@ -4,12 +4,14 @@ import inspect
 import re
 import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
 from functools import cache
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig, cache_utils, masking_utils, modeling_layers, modeling_rope_utils
+from transformers import PreTrainedConfig, cache_utils, masking_utils, modeling_rope_utils
 from transformers.integrations import moe, sdpa_attention
+from transformers.modeling_layers import GenericForSequenceClassification
 
 from .difference import Difference
 
@@ -20,26 +22,32 @@ HARMLESS = re.compile(
     r"_name_or_path|name_or_path|_commit_hash|transformers_version|architectures|(torch_)?dtype|trust_remote_code"
     r"|initializer_(range|factor)|init_(std|xavier_std|method)"
     r"|(\w+_)?dropout(_rate|_prob|_p)?|\w+_pdrop|(\w+_)?layerdrop|gradient_checkpointing|(\w+_)?(aux|z)_loss\w*"
+    r"|input_jitter_noise|moe_jitter_eps|moe_loss_weight"
     r"|problem_type|finetuning_task|task_specific_params|(use_)?return_dict|torchscript|use_cache"
     r"|output_(attentions|hidden_states|router_logits)|_?(attn|experts)_implementation\w*"
+    r"|use_mamba_kernels|use_mambapy|use_associative_scan"
     r"|(pad|bos|eos|forced_bos|forced_eos)_token_id"
 )
 HARMFUL = frozenset({"moe_token_dropout"})
-# An encoder-decoder counts positions from the first token that is no padding.
-POSITIONS = "pad_token_id"
+# Found by its token where positions are counted without padding, and where the last token before it is classified.
+PADDING = "pad_token_id"
 # Noise of training, but in PhiMoE, where it decides between experts.
 NOISE, NOISE_DECIDES = "router_jitter_noise", "phimoe"
 # Frequencies of these rotary embeddings do not depend on the largest position; no other reader of it computes with it.
 LARGEST_POSITION, PLAIN_ROPE = "max_position_embeddings", {"default", "linear", "llama3", "proportional"}
+SCALED_ROPE = PLAIN_ROPE | {"yarn", "longrope"}  # if their factor is given
 # Two names of one function.
 ACTIVATIONS = {"swish": "silu"}
 LABELS = "id2label"
 SHOWN = 60  # characters of a value
 
 # What reads configurations beside the code of a model.
-READERS = (cache_utils, masking_utils, modeling_layers, modeling_rope_utils, moe, sdpa_attention)
+READERS = (cache_utils, masking_utils, modeling_rope_utils, moe, sdpa_attention)
+LIBRARIES = {*sys.stdlib_module_names, "torch", "transformers"}
+OF_FAMILIES = ("transformers.models.", "transformers.modeling_layers")
 # Fields that Transformers reads when it makes a model of any class.
-READ_ALWAYS = frozenset({"tie_word_embeddings", "is_decoder", "quantization_config", "num_labels", LABELS})
+READ_ALWAYS = frozenset({"is_decoder", "quantization_config", "num_labels", LABELS})
+TIED = "tie_word_embeddings"
 
 
 def config_differences(reference: nn.Module, other: nn.Module) -> list[Difference]:
@@ -51,8 +59,9 @@ def config_differences(reference: nn.Module, other: nn.Module) -> list[Differenc
     a, b = _flat(getattr(reference, "config", None)), _flat(getattr(other, "config", None))
     different = [path for path in sorted(a.keys() | b.keys()) if _meaning(path, a) != _meaning(path, b)]
     read = read_names(reference) if different else None
+    padding = isinstance(reference, GenericForSequenceClassification) or bool(a.get("is_encoder_decoder"))
     return [
-        Difference(path, _in_words(path, a.get(path), b.get(path)), _changes_function(path, a, b, read))
+        Difference(path, _in_words(path, a.get(path), b.get(path)), _changes_function(path, a, b, read, padding))
         for path in different
         if not (_last(path) == LABELS and None in (a.get(path), b.get(path)))
     ]
@@ -61,22 +70,25 @@ def config_differences(reference: nn.Module, other: nn.Module) -> list[Differenc
 def read_names(model: nn.Module) -> frozenset[str] | None:
     """All names that the code of a model may read from its configuration; None if some of its source is not known.
 
-    Attributes and strings in the sources of its modules' classes, of the methods and properties of its configurations,
-    and of what Transformers reads for every model; and what they are aliases of. Fields that only the constructor of a
-    configuration reads, to fill other fields, are not among them.
+    Attributes and strings in the methods of its modules and of its configurations, in the functions that the modules
+    name, and in what Transformers reads for every model; and what they are aliases of. Not among them are fields that
+    only the constructor of a configuration reads, to fill other fields, and what only layers of a kind read that the
+    model does not have.
     """
-    classes = {cls for module in model.modules() for cls in type(module).__mro__}
-    own = {cls.__module__ for cls in classes if not cls.__module__.startswith(("torch.", "transformers.modeling_"))}
+    modules = {cls for module in model.modules() for cls in type(module).__mro__ if _is_own(cls)}
     configs = list(_configurations(getattr(model, "config", None)))
-    readers = [
-        value.fget if isinstance(value, property) else value
-        for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
-        for name, value in vars(cls).items()
-        if isinstance(value, property) or (inspect.isfunction(value) and not name.startswith(("_", "validate")))
+    sources: list[Any] = [
+        *READERS,
+        *(
+            function
+            for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
+            for name, function in _functions(cls)
+            if not name.startswith(("_", "validate"))
+        ),
     ]
-    sources: list[Any] = [*(sys.modules.get(name) for name in own - {"builtins"}), *readers, *READERS]
+    tied = {TIED} if any(getattr(module, "_tied_weights_keys", None) for module in model.modules()) else set()
     try:
-        read = READ_ALWAYS.union(*map(_names_in, sources))
+        read = READ_ALWAYS.union(tied, *map(_names_in, sources), *map(_read_by, modules))
     except (OSError, TypeError):  # typed by hand, made at run time, or compiled
         return None
     aliases = {real for config in configs for alias, real in type(config).attribute_map.items() if alias in read}
@@ -84,9 +96,46 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
 
 
 @cache
-def _names_in(source: Any) -> frozenset[str]:
+def _read_by(cls: type) -> frozenset[str]:
+    """Names in the methods of a class of modules, and in the functions and classes other than modules that they name.
+
+    Attributes of `self` are none of the configuration.
+    """
+    waiting, known, read = [cls], set[Any](), set[str]()
+    while waiting:
+        known.add(value := waiting.pop())
+        for _, function in _functions(value):
+            read |= _names_in(function, r"(?<!self)[.\"'](\w+)")
+            named = [function.__globals__.get(name) for name in _names_in(function, r"(\w+)")]
+            for own in [part for value in named for part in (value.values() if isinstance(value, dict) else [value])]:
+                is_code = inspect.isfunction(own) or (inspect.isclass(own) and not issubclass(own, nn.Module))
+                waiting += [own] if is_code and _is_own(own) and own not in known else []
+    return frozenset(read)
+
+
+def _is_own(value: Any) -> bool:
+    """Whether a class or a function is of a family, or a user's, and of no library."""
+    return value.__module__.partition(".")[0] not in LIBRARIES or value.__module__.startswith(OF_FAMILIES)
+
+
+def _functions(value: Any) -> list[tuple[str, Any]]:
+    """The functions of a class by name, without those that dataclasses write; or a function by its own."""
+    parts = vars(value) if inspect.isclass(value) else {value.__name__: value}
+    functions = {
+        name: part.fget if isinstance(part, property) else getattr(part, "__func__", part)
+        for name, part in parts.items()
+    }
+    return [
+        (name, inspect.unwrap(function))
+        for name, function in functions.items()
+        if inspect.isfunction(function) and not (is_dataclass(value) and name.startswith("__"))
+    ]
+
+
+@cache
+def _names_in(source: Any, pattern: str = r"[.\"'](\w+)") -> frozenset[str]:
     """Attributes and strings in the source of a module or a function."""
-    return frozenset(re.findall(r"[.\"'](\w+)", inspect.getsource(source)))
+    return frozenset(re.findall(pattern, inspect.getsource(source)))
 
 
 def _configurations(value: Any) -> Iterator[PreTrainedConfig]:
@@ -96,18 +145,23 @@ def _configurations(value: Any) -> Iterator[PreTrainedConfig]:
             yield from _configurations(part)
 
 
-def _changes_function(path: str, a: Mapping[str, Any], b: Mapping[str, Any], read: frozenset[str] | None) -> bool:
+def _changes_function(
+    path: str, a: Mapping[str, Any], b: Mapping[str, Any], read: frozenset[str] | None, padding: bool
+) -> bool:
     prefix, name = path[: -len(_last(path))], _last(path)
-    if name in HARMFUL or (name == POSITIONS and a.get("is_encoder_decoder")):
+    if name in HARMFUL or (name == PADDING and padding):
         return True
     if HARMLESS.fullmatch(name) or (read is not None and name not in read):
         return False
     if name == NOISE:
         return NOISE_DECIDES in (a.get("model_type"), a.get(f"{prefix}model_type"))
     if name == LARGEST_POSITION:
-        kinds = re.compile(rf"{re.escape(prefix)}rope_parameters\.(\w+\.)?rope_type")
-        ropes = {value for config in (a, b) for key, value in config.items() if kinds.fullmatch(key)}
-        return not (ropes and ropes <= PLAIN_ROPE)
+        kinds = re.compile(rf"({re.escape(prefix)}rope_parameters\.(\w+\.)?)rope_type")
+        ropes = [(config, found[1]) for config in (a, b) for key in config if (found := kinds.fullmatch(key))]
+        return not ropes or any(
+            config[f"{rope}rope_type"] not in (PLAIN_ROPE if config.get(f"{rope}factor") is None else SCALED_ROPE)
+            for config, rope in ropes
+        )
     return True
 
 

@@ -70,9 +70,13 @@ def quantisable(model: PreTrainedModel, stored: Mapping[str, Tensor], kept: Iter
 
 
 def quantisation_settings(
-    model: PreTrainedModel, groups: Sequence[TensorGroup], keys: Container[str]
+    model: PreTrainedModel, groups: Sequence[TensorGroup], keys: Container[str], ignored: Iterable[str]
 ) -> dict[str, Any]:
-    """The `quantization_config` of a checkpoint of `model` whose weights of `keys` are fp8."""
+    """The `quantization_config` of a checkpoint of `model` whose weights of `keys` are fp8.
+
+    Matrices that Transformers ignores, and others may read, such as those of layers that predict further tokens, are
+    `ignored`.
+    """
     converted = {_module(name) for group in groups if group.keys[0] in keys for name in group.names}
     modules = (name for name, part in model.named_modules() if isinstance(part, nn.Linear) or name.endswith(".experts"))
     return {
@@ -80,7 +84,7 @@ def quantisation_settings(
         "fmt": "e4m3",
         "activation_scheme": "dynamic",
         "weight_block_size": [BLOCK, BLOCK],
-        "modules_to_not_convert": [name for name in modules if name not in converted],
+        "modules_to_not_convert": [*(name for name in modules if name not in converted), *map(_module, ignored)],
     }
 
 

@@ -47,8 +47,9 @@ class CheckpointWriter:
             for key, place in placement.items()
             if key not in scales
         }
-        self.groups, _ = tensor_groups(model, on_meta)
-        self.quantisation = quantisation_settings(model, self.groups, self._codes) if self._codes else None
+        self.groups, ignored = tensor_groups(model, on_meta)
+        matrices = [key for key in ignored if on_meta[key].ndim > 1]
+        self.quantisation = quantisation_settings(model, self.groups, self._codes, matrices) if self._codes else None
         self._group_of = {name: group for group in self.groups for name in group.names}
         folder.mkdir(exist_ok=True)
         for file, tensors in self._files().items():

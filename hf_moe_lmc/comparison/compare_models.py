@@ -95,7 +95,7 @@ class _Work:
                 continue
             tensors_a, tensors_b = self.a.read(source.tensor_names), self.b.read(spec.tensor_names)
             self._layer(source, tensors_a, spec, tensors_b)
-            self.seen_in_a |= set(source.tensor_names)
+            self.seen_in_a |= set(source.tensor_names) - _without_counterpart(source, spec)
             seen_in_b |= set(spec.tensor_names)
             bar.update(self._nbytes(self.a, source) + self._nbytes(self.b, spec))
             bar.set_postfix_str(f"{len(self.layers)} of {len(self.b.layers)} layers", refresh=False)
@@ -264,6 +264,15 @@ class _Work:
                 yield f"B is A without {numbered('layer', missing)} of {stack}, renumbered"
             if new:
                 yield f"{numbered('layer', new)} of {stack} in B {'is' if len(new) == 1 else 'are'} nowhere in A"
+
+
+def _without_counterpart(a: MoeLayerSpec, b: MoeLayerSpec) -> set[str]:
+    """Names of tensors of a layer of A that the one of B has nothing for: shared experts, biases of the router."""
+    shared = set(a.shared_experts.tensor_names) if a.shared_experts and not b.shared_experts else set()
+    if a.router is None or b.router is None:
+        return shared
+    held = dict(b.router.tensors)
+    return shared | {name for field, name in a.router.tensors if field not in held}
 
 
 def _compare_tables(name: str, a: Tensor, b: Tensor, router: RouterComparison) -> TensorComparison:

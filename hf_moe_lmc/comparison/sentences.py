@@ -304,7 +304,7 @@ def _fault(expert: ExpertComparison) -> str:
 def _faults(evidence: Evidence) -> Iterator[str]:
     """Experts that are stored wrongly, empty, or somebody else's; and those that are nowhere."""
     for kind, text in _FAULTS.items():
-        places = [place for place in evidence.experts if _fault(place[1]) == kind]
+        places = [(layer, expert) for layer, expert in evidence.experts if _fault(expert) == kind and not layer.note]
         if not places or (kind == "unrelated" and evidence.is_unrelated):
             continue
         experts, factors = [e for _, e in places], _factors(places)

@@ -11,7 +11,7 @@ from hf_moe_lmc.cli import main
 from hf_moe_lmc.comparison import compare, plot_comparison
 from tests.comparison import plants
 from tests.comparison.plants import edit, routed
-from tests.families import build
+from tests.families import SIZES, build
 
 
 def kinds(comparison):
@@ -174,7 +174,17 @@ def test_widths_that_differ_are_named():
     a, b = build("mixtral", experts=4), build("qwen3_moe", experts=4)
     comparison = compare(a, b)
     assert any("32 x 48 in A and 32 x 24 in B" in sentence for sentence in comparison.sentences)
+    assert not any("unrelated to every expert" in sentence for sentence in comparison.sentences)
     assert any("A is a MixtralForCausalLM, B a Qwen3MoeForCausalLM" in sentence for sentence in comparison.sentences)
+
+
+@torch.no_grad()
+def test_parts_of_a_layer_that_only_one_model_has(monkeypatch):
+    monkeypatch.setitem(SIZES, "intermediate_size", 24)
+    a, b = build("qwen2_moe", experts=4), build("mixtral", experts=4)
+    shared = "model.layers.1.mlp.shared_expert.up_proj.weight"
+    assert shared in {tensor.name for tensor in compare(a, b).tensors if tensor.missing_in == "B"}
+    assert [e.kind for e in compare(b, a).layers[1].shared_experts] == ["unrelated"]
 
 
 def test_command(qwen, tmp_path, capsys):

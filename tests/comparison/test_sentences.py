@@ -1,6 +1,7 @@
 """One sentence for every cause that people look for, each with a control that must not have it."""
 
 import copy
+import re
 from collections.abc import Callable
 
 import pytest
@@ -41,10 +42,11 @@ def reordered(model: PreTrainedModel, order: list[int], router: bool, experts: b
 
 @torch.no_grad()
 def pruned(model: PreTrainedModel, kept: list[int]) -> PreTrainedModel:
-    smaller = build("mixtral", experts=len(kept))
-    own = smaller.state_dict()
-    for name, tensor in model.state_dict().items():
-        own[name].copy_(tensor if tensor.shape == own[name].shape else tensor[kept])
+    smaller = build(model.config.model_type, experts=len(kept))
+    tensors = model.state_dict()
+    for name, tensor in smaller.state_dict().items():
+        source = tensors[re.sub(r"expert_(\d+)", lambda match: f"expert_{kept[int(match[1])]}", name)]
+        tensor.copy_(source if source.shape == tensor.shape else source[kept])
     return smaller
 
 
@@ -169,6 +171,13 @@ def test_pruned(model):
     assert [layer.missing for layer in comparison.layers] == [(4, 6)] * 3
     in_place = compare(model, pruned(model, [0, 1, 2, 3, 4, 5]))
     assert in_place.sentences[0].startswith("B is A without experts 6 and 7, the others in place")
+
+
+def test_pruned_encoder_decoder():
+    model = build("switch_transformers", experts=6)
+    comparison = compare(model, scramble(noisy(pruned(model, [0, 1, 3, 5]), 0.01))[0])
+    assert comparison.sentences[0].startswith("B is A without experts 2 and 4, in another order, changed by 0.")
+    assert [(layer.router, layer.missing) for layer in comparison.layers] == [("with experts", (2, 4))] * 2
 
 
 def test_upcycled():
