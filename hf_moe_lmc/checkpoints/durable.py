@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-# A file system that knows no way to wait for its disk.
-NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP}
+# A file system that knows no way to wait for its disk; Windows, of a file that is open for reading.
+NO_SYNC = {errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EBADF}
 
 
 def sync(path: Path) -> None:
@@ -20,7 +20,12 @@ def sync(path: Path) -> None:
     A system that can be told to then forgets what it cached of the file: reading it again is reading the disk, and the
     next write finds free memory, which costs a fraction of the processor time of taking it from others.
     """
-    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        descriptor = os.open(path, os.O_RDONLY)
+    except PermissionError:
+        if path.is_dir():  # Windows opens no folders
+            return
+        raise
     try:
         _wait_for_disk(descriptor)
         if hasattr(os, "posix_fadvise"):  # macOS has none

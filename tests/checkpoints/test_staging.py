@@ -400,7 +400,7 @@ def test_an_earlier_output_comes_back_if_the_new_one_cannot_be_moved(out, monkey
     assert written(out) == "old"
 
 
-@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EINVAL, errno.ENOSYS, errno.EBADF])
 def test_where_nothing_waits_for_the_disk(out, monkeypatch, number):
     without(monkeypatch, "fsync", number)
     write(out)

@@ -1,15 +1,26 @@
 import errno
 import os
+import pkgutil
+import shutil
+import signal
 import subprocess
 import sys
+from importlib import import_module
+from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 
 import hf_moe_lmc
 from hf_moe_lmc import cli, demo
 from hf_moe_lmc.cli.parser import command_line
 from hf_moe_lmc.errors import HubError, IncompatiblePairError
+from tests import models
+from tests.forked import fork
+
+POSIX_ONLY = [(os, "sched_getaffinity"), (os, "posix_fadvise"), (os, "posix_fallocate"), (os, "fork"), (os, "getuid")]
+POSIX_ONLY += [(os, "geteuid"), (os, "getloadavg"), (os, "O_DIRECTORY"), (signal, "SIGKILL"), (signal, "SIGHUP")]
 
 COMMAND = [sys.executable, "-m", "hf_moe_lmc"]
 
@@ -130,3 +141,32 @@ def test_every_public_name_exists():
     assert set(hf_moe_lmc.__all__) <= set(dir(hf_moe_lmc))
     with pytest.raises(AttributeError, match="no attribute 'absent'"):
         hf_moe_lmc.absent  # noqa: B018
+
+
+def test_without_what_only_posix_has(tmp_path):
+    """In a fork, where the package is imported anew."""
+    models.build("mixtral", dtype=torch.float32).save_pretrained(tmp_path / "a")
+    real = os.open
+
+    def open_file(path, *arguments, **options):
+        if Path(path).is_dir():
+            raise PermissionError(errno.EACCES, "Windows opens no folders")
+        return real(path, *arguments, **options)
+
+    def run():
+        for name in [name for name in sys.modules if name.partition(".")[0] == "hf_moe_lmc"]:
+            del sys.modules[name]
+        sys.modules.update(dict.fromkeys(("fcntl", "resource", "pwd", "grp", "termios")))
+        for place, name in POSIX_ONLY:
+            delattr(place, name)
+        os.open, shutil._use_fd_functions = open_file, False
+        for module in pkgutil.walk_packages(import_module("hf_moe_lmc").__path__, "hf_moe_lmc."):
+            if not module.name.endswith("__main__"):
+                import_module(module.name)
+        command_line = import_module("hf_moe_lmc.cli").main
+        a, out = str(tmp_path / "a"), str(tmp_path / "out")
+        assert command_line(["inspect", a]) == 0
+        assert command_line(["merge", a, a, "--quiet", "-o", out]) == 0
+        assert command_line(["merge", a, a, "--quiet", "--overwrite", "-o", out]) == 0
+
+    assert fork(run) == 0
