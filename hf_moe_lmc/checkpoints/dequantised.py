@@ -26,7 +26,7 @@ REMEDY = "give the 16-bit checkpoint that was quantised (base_model on the model
 
 FLOAT8 = (torch.float8_e4m3fn, torch.float8_e5m2)
 # Of activations and of the cache, which 16-bit weights do without.
-OTHER_SCALES = re.compile(r".*[._](input|activation|output|[kqv])_scale")
+OTHER_SCALES = re.compile(r".*([._](input|activation|output|[kqv])_scale|\.qscale_act)")
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def dequantised(stored: Mapping[str, StoredTensor], settings: Mapping[str, Any],
         name = key.removesuffix("_blocks")
         if name != key and (scales := stored.get(f"{name}_scales")):
             tensors[name] = _mxfp4(name, codes, scales)
-        elif codes.dtype in FLOAT8 and (scales := stored.get(f"{key}_scale_inv") or stored.get(f"{key}_scale")):
+        elif codes.dtype in FLOAT8 and (scales := next(filter(None, map(stored.get, _scale_keys(key))), None)):
             tensors[key] = _float8(key, codes, scales, block)
         else:
             continue
@@ -109,6 +109,12 @@ def mxfp4_weight(
 ) -> Shaped[Tensor, "inputs outputs"]:
     """32 codes of 4 bits to a block times `2 ** (scale - 127)`, which bfloat16 holds exactly; by Transformers."""
     return convert_moe_packed_tensors(blocks[None], scales[None])[0]
+
+
+def _scale_keys(key: str) -> tuple[str, ...]:
+    """Names of the scales of float8 codes; the last two are those of DeepSeek-V4 and Mistral Large 4."""
+    module = key.removesuffix("weight")
+    return f"{key}_scale_inv", f"{key}_scale", f"{module}scale", f"{module}qscale_weight"
 
 
 def _mxfp4(name: str, blocks: StoredTensor, scales: StoredTensor) -> QuantisedTensor:

@@ -71,7 +71,10 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
     if inspection.unaligned:
         lines.append(f"dense, class not known: merged as they are: {', '.join(inspection.unaligned)}")
     if quantisation:
-        lines.append(f"the weights are quantised ({quantisation}); bytes are those after they are dequantised")
+        from hf_moe_lmc.checkpoints.dequantised import METHODS, REMEDY
+
+        hint = "bytes are those after they are dequantised" if quantisation in METHODS else f"not read here: {REMEDY}"
+        lines.append(f"the weights are quantised ({quantisation}); {hint}")
     return "\n".join([*lines, "", text_table(HEAD, rows)]) + "\n"
 
 

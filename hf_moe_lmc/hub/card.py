@@ -143,7 +143,7 @@ def make_card(
         curves=(report / "curves.png").is_file(),
         dataset=dataset,
         commands=_commands(output, alignments),
-        install=Markdown(f"pip install git+{url}" if url else "pip install hf_moe_lmc"),
+        install=Markdown(f"pip install git+{url}" if url else "pip install .  # in a clone of hf_moe_lmc"),
         link=Markdown(f" ([hf_moe_lmc]({url}))" if url else ""),
         marker=Markdown(output.marker),
         versions=[f"{package} {version}" for package, version in output.content["versions"].items()],

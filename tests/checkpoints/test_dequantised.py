@@ -94,6 +94,17 @@ def test_other_formats_are_refused_with_a_way_out(method, tmp_path):
     assert align(original, original).symmetries
 
 
+@pytest.mark.parametrize("part", ["scale", "qscale_weight"])
+def test_other_names_of_scales(folder, part, tmp_path):
+    """Transformers knows them, too."""
+    renamed = shutil.copytree(folder, tmp_path / "renamed")
+    tensors = {key.replace("weight_scale_inv", part): tensor for key, tensor in load_file(folder / SINGLE).items()}
+    save_file(tensors | {f"{EXPERT}.qscale_act": torch.ones(1)}, renamed / SINGLE, {"format": "pt"})
+    expected, read = dequantised_by_transformers(RENAMED, renamed, tmp_path).state_dict(), dict(opened(renamed))
+    assert read.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[key]) for key, tensor in read.items())
+
+
 def test_scales_that_do_not_fit(folder, tmp_path):
     damaged, key = shutil.copytree(folder, tmp_path / "damaged"), f"{EXPERT}.weight_scale_inv"
     edit_tensors(key, lambda tensors: tensors.update({key: tensors[key][:1].contiguous()}))(damaged)

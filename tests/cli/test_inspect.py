@@ -8,6 +8,7 @@ from hf_moe_lmc import cli
 from hf_moe_lmc.adapters import inspect
 from hf_moe_lmc.cli.inspect import fold, render
 from tests import families, models
+from tests.checkpoints.faulty import edit_config
 
 
 def save_config(model, folder):
@@ -55,6 +56,9 @@ def test_a_quantised_model_is_shown(tmp_path, capsys):
     assert lines[1].startswith("the weights are quantised (fp8); bytes are those after")
     assert cli.main(["inspect", "--json", folder]) == 0
     assert json.loads(capsys.readouterr().out)["quantisation"] == "fp8"
+    edit_config(quantization_config={"quant_method": "gptq", "bits": 4})(tmp_path)
+    assert cli.main(["inspect", folder]) == 0
+    assert "quantised (gptq); not read here: give the 16-bit checkpoint" in capsys.readouterr().out
 
 
 def test_json(tmp_path, capsys):

@@ -77,6 +77,10 @@ def test_lines_are_named_where_they_are(drawn):
     heights = sorted(text.get_position()[1] for text in found.values())
     assert min(b - a for a, b in pairwise(heights)) >= LABEL_DISTANCE - 1e-9
     assert 0 < heights[0] < heights[-1] <= 1
+    low, high = panel.get_ylim()
+    level = (0.9 - low) / (high - low)
+    assert heights[0] == found["ensemble of the endpoints"].get_position()[1] < level < heights[1]
+    assert min(abs(height - level) for height in heights) > LABEL_DISTANCE / 2  # no label lies on the level's line
     assert [line.get_ydata()[0] for line in panel.lines if line.get_label().startswith("_")] == [0.9]
 
 

@@ -346,13 +346,13 @@ def test_own_architectures_are_imported(folder):
     config.write_text(json.dumps({"architectures": ["MoeGPT2LMHeadModel"], "model_type": "moe_gpt2"}))
     card = write_card(folder / "merged")
     assert code_of(card, "python").startswith("import hf_moe_lmc.modeling")
-    assert "pip install hf_moe_lmc" in code_of(card, "sh")
+    assert "pip install .  # in a clone of hf_moe_lmc" in code_of(card, "sh")
 
 
 def test_install_line_and_link(folder, monkeypatch):
     alignment = Alignment.from_pretrained(folder / "alignment")
     text = write_card(folder / "merged", alignment).text
-    assert "```sh\npip install hf_moe_lmc\nhf-moe-lmc align a b" in text
+    assert "```sh\npip install .  # in a clone of hf_moe_lmc\nhf-moe-lmc align a b" in text
     (folder / "merged" / "README.md").unlink()
     monkeypatch.setattr("hf_moe_lmc.hub.card._repository_url", lambda: "https://example.org/x")
     text = write_card(folder / "merged", alignment).text
