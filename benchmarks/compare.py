@@ -1,6 +1,6 @@
 """Comparing two models: is every expert named right, the cost beside `align`, and how far chance goes.
 
-python -m benchmarks.compare truth [--json FILE]
+python -m benchmarks.compare truth [--seed 1] [--json FILE]
 python -m benchmarks.compare cost [--layers 2] [--json FILE]
 python -m benchmarks.compare chance [--pairs 12] [--json FILE]
 
@@ -173,13 +173,13 @@ def _scores(a: PreTrainedModel, b: PreTrainedModel) -> dict[str, object]:
     }
 
 
-def truths() -> Iterator[dict[str, object]]:
+def truths(seed: int) -> Iterator[dict[str, object]]:
     """One row for every family, symmetry, change on top, and number of things at once: slots by what was done."""
     from tests.comparison.plants import case, pairs, plants
     from tests.families import build
 
     for family in FAMILIES:
-        model = build(family, experts=EXPERTS, seed=1)
+        model = build(family, experts=EXPERTS, seed=seed)
         for number, things in (("alone", [*plants(family)]), ("two", pairs(family))):
             for symmetry, top in product(SYMMETRIES, TOPS if number == "alone" else TOPS[-1:]):
                 slots, wrong = Counter[str](), list[str]()
@@ -212,7 +212,7 @@ def show_truth(rows: list[dict[str, Any]]) -> str:
         cells = [f"{slots[thing, when] - wrong[thing, when]} of {slots[thing, when]}" for when in SYMMETRIES]
         lines.append(f"| {thing} | {' | '.join(cells)} |")
     total, right = sum(slots.values()), sum(slots.values()) - sum(wrong.values())
-    lines += ["", f"{right} of {total} right. The first of each that is not:", ""]
+    lines += ["", f"{right} of {total} right.{' The first of each that is not:' if examples else ''}", ""]
     lines += [f"- symmetry {symmetry}: {text}" for (_, symmetry), text in examples.items()]
     return "\n".join(lines) + "\n"
 
@@ -229,11 +229,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=("truth", "cost", "chance"))
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--seed", type=int, default=1, help="of the models whose experts are broken")
     parser.add_argument("--pairs", type=int, default=12, help="related and unrelated ones, each, of every family")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     measured, show = {
-        "truth": (truths, show_truth),
+        "truth": (lambda: truths(options.seed), show_truth),
         "cost": (lambda: costs(options.layers), show_cost),
         "chance": (lambda: scores(options.pairs), show_roc),
     }[options.what]

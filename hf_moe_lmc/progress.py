@@ -13,24 +13,23 @@ LINE = "{desc}: {percentage:.0f}%, {n_fmt} of {total_fmt} {unit}, {elapsed} elap
 class Progress(tqdm):
     """A bar of huggingface_hub, which `HF_HUB_DISABLE_PROGRESS_BARS` hides.
 
-    Where standard error is neither a terminal nor a notebook, it writes at most one line in `PAUSE` seconds.
+    Where standard error is neither a terminal nor a notebook, it writes lines now and then.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("disable", False)  # whatever TQDM_DISABLE says of the bars of libraries
         if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-            wait = max(0.0, _Lines.written + PAUSE - time.monotonic())
-            options |= {"file": _Lines(), "bar_format": LINE, "mininterval": PAUSE, "delay": wait or 1e-9}
+            options |= {"file": _Lines(), "bar_format": LINE, "delay": 1e-9}  # no line at its start
         super().__init__(*args, **options)
 
 
 class _Lines:
-    """What a bar redraws, as lines of standard error."""
+    """What a bar redraws, as lines of standard error, at most one of all bars in `PAUSE` seconds."""
 
     written: ClassVar[float] = time.monotonic()  # the time of the last line of any bar
 
     def write(self, text: str) -> None:
-        if line := text.strip():
+        if (line := text.strip()) and time.monotonic() >= _Lines.written + PAUSE:
             sys.stderr.write(f"{line}\n")
             _Lines.written = time.monotonic()
 

@@ -1,4 +1,5 @@
 import io
+from itertools import chain, repeat
 
 import pytest
 
@@ -33,6 +34,17 @@ def test_lines_in_a_log_file(shown):
     lines = shown(terminal=False, pause=0).splitlines()
     assert lines[-1].startswith("aligning: 100%, 5 of 5 layers, ")
     assert not any("\r" in line for line in lines)
+
+
+def test_one_line_in_a_pause(monkeypatch):
+    """However often, and by whomever, bars are redrawn: tqdm's monitor does so, too."""
+    stream, now = Stream(False), chain([0, 29, 30, 30, 31, 59.9], repeat(61))
+    monkeypatch.setattr("sys.stderr", stream)
+    monkeypatch.setattr(progress._Lines, "written", 0.0)
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(now))
+    for text in "abcdef":
+        progress._Lines().write(f"\r{text}")
+    assert stream.getvalue() == "c\nf\n"
 
 
 def test_nothing_of_a_short_run_in_a_log_file(shown):

@@ -70,7 +70,7 @@ def normalised_shares(shares: Sequence[float] | None, models: int, extrapolate: 
         BadInputError: they are not one per model, one is negative and not to extrapolate, or their sum is not positive.
     """
     given = [1.0] * models if shares is None else [float(share) for share in shares]
-    kind = "of positive sum" if extrapolate else "not all 0, none negative unless you extrapolate"
+    kind = "of positive sum" if extrapolate else "not all 0, none negative unless allowed: --extrapolate"
     refusal = BadInputError(f"shares {given} for {models} models; give one per model, {kind}")
     if len(given) != models or not all(map(math.isfinite, given)) or (min(given) < 0 and not extrapolate):
         raise refusal

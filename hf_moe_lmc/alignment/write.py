@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 from uuid import uuid4
 
 import torch
@@ -22,7 +22,7 @@ from hf_moe_lmc.checkpoints import (
     output_folder,
     place,
 )
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, check_choice
 from hf_moe_lmc.names import Layout, Quantisation
 from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import one_thread_per_operation
@@ -56,6 +56,11 @@ class WriteOptions:
     dtype: torch.dtype | None = None
     overwrite: bool = False
     quantise: Quantisation | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, get_args(Layout))
+        if self.quantise:
+            check_choice("quantise", self.quantise, get_args(Quantisation))
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,10 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if not processes().is_main_process:
         return None
     if alignment is None:
-        noted = "" if options.alignment or options.expert_order == "none" else "In one order already: nothing matched. "
+        as_is = (
+            "Averaged as they are. " if options.expert_order == "none" else "In one order already: nothing matched. "
+        )
+        noted = "" if options.alignment else as_is
         return describe_output(options.output, aligner.models.texts, noted)
     return describe_alignment(alignment, options.other, options.output, aligner.models.texts)
 

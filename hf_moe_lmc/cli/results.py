@@ -34,10 +34,11 @@ def describe_plan(plan: "Plan", output: str | os.PathLike[str]) -> CommandResult
 
     machine = Machine.measured(plan.source, os.path.dirname(os.path.abspath(output)))
     seconds = {processes: machine.seconds(plan, processes) for processes in PROCESSES}
-    times = (f"{duration(taken)} by {processes}" for processes, taken in seconds.items())
+    times = [f"{duration(taken)} by {processes}" for processes, taken in seconds.items()]
+    times[0] += " process"
     return CommandResult(
         "A dry run: nothing was written; the work itself takes\n"
-        f"{plan.text}time, related models        {', '.join(times)} of such processes\n",
+        f"{plan.text}time, related models        {', '.join(times)}\n",
         asdict(plan) | {"seconds": seconds},
     )
 

@@ -1,4 +1,4 @@
-"""What became of every expert, router and tensor of a model in terms of another: in words, as JSON, as a picture."""
+"""What became of every expert, router and tensor of a model in terms of another: in words, as JSON, as a plot."""
 
 from .compare_models import compare, compare_opened
 from .comparison import Comparison

@@ -1,4 +1,4 @@
-"""The picture of a comparison."""
+"""The plot of a comparison."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -55,7 +55,7 @@ def plot_comparison(comparison: Comparison, file: str | Path) -> None:
 
     Args:
         comparison: the result of `compare`.
-        file: where the picture goes; its suffix names the format.
+        file: where the plot goes; its suffix names the format.
     """
     from matplotlib.figure import Figure  # heavy, and needed nowhere else
     from matplotlib.ticker import MaxNLocator

@@ -52,7 +52,7 @@ def _dataset(images: Tensor, labels: Tensor) -> StackDataset:
 
 
 class Shifted(Dataset):
-    """Images moved by up to `pixels` along both axes, drawn anew whenever one is asked for; digits have margins.
+    """Images moved by up to `pixels` along both axes, drawn again whenever one is asked for; digits have margins.
 
     Args:
         images: items are as those of `load_digits`.

@@ -194,7 +194,7 @@ def test_a_dry_run_says_what_it_would_do(pair, capsys):
     ]
     assert shown[3].startswith("memory at most about       ")
     assert shown[4].startswith("free on the output's disk")
-    assert re.fullmatch(r"time, related models        \d.* by 1, \d.* by 8, \d.* by 64 of such processes", shown[-1])
+    assert re.fullmatch(r"time, related models        \d.* by 1 process, \d.* by 8, \d.* by 64", shown[-1])
     assert sorted(path.name for path in pair.iterdir()) == ["a", "b"]
 
 

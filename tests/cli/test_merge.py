@@ -119,7 +119,7 @@ def test_a_dry_run(models, tmp_path, capsys):
         (["--t", "0.5"], 3, "t is a point between two models; several models, and shares, take no t"),
         (["--t", "0.5", "--shares", "1", "1", "1"], 2, "--t and --shares say the same of two models"),
         (["--shares", "1", "2"], 3, "give one per model"),
-        (["--shares", "1", "-2", "3"], 3, "give one per model, none negative"),
+        (["--shares", "1", "-2", "3"], 3, "give one per model, not all 0, none negative unless"),
     ],
 )
 def test_arguments_that_do_not_go_together(options, code, line, models, tmp_path, capsys):
