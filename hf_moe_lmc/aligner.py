@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Unpack, cast
+from typing import TYPE_CHECKING, Any, Literal, Unpack, cast, get_args
 
 import torch
 from torch import Tensor
@@ -42,6 +42,7 @@ from .alignment import (
     open_models,
     plan_alignment,
     plan_writing,
+    processes,
     shares_at,
     temporarily_loaded,
     write_aligned,
@@ -59,10 +60,11 @@ from .connectivity import (
     evaluate_path,
     points_of,
 )
-from .errors import BadInputError, IncompatiblePairError
+from .errors import BadInputError, IncompatiblePairError, check_choice
 from .hub import push_alignment, push_folder, write_card
 from .merging import needs_data
-from .names import ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
+from .names import Dtype, ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
+from .progress import announce
 from .short_help import ShortHelp
 
 if TYPE_CHECKING:
@@ -362,6 +364,7 @@ def check_merge(
 ) -> None:
     """Raise what `aligner.merge` with the same arguments would raise before it aligns."""
     models, repairs = aligner.models, options.get("repairs", ())
+    _check_names(options)
     _points(len(models.models), t, options)
     models.check_mergeable(options.get("allow_difference", ()), options.get("vocabulary"))
     if models.vocabulary and (repairs == "auto" or needs_data(repairs)):
@@ -375,7 +378,11 @@ def align_unless_in_order(
     models: CheckedModels, config: AlignmentConfig, resources: Resources
 ) -> Alignment | MutualAlignment | None:
     """The alignment that a merge without a given one uses; None: nothing is to be matched, as asked or as it stands."""
-    if config.expert_order == "none" or (config.expert_order == "auto" and in_order(models)):
+    if config.expert_order == "none":
+        return None
+    if config.expert_order == "auto" and in_order(models):
+        if processes().is_main_process:
+            announce("experts and units of all models are in one order already: nothing is matched")
         return None
     return align_models(models, config, resources)
 
@@ -574,9 +581,19 @@ def _card(alignments: Alignments, models: Sequence[OpenedModel]) -> Finish:
     return lambda folder, name: write_card(folder, alignments, name=name, access=access)
 
 
+def _check_names(options: MergeOptions) -> None:
+    _write_options(options)
+    if vocabulary := options.get("vocabulary"):
+        check_choice("vocabulary", vocabulary, get_args(Vocabulary))
+    repairs = options.get("repairs", ())
+    for repair in [repairs] if isinstance(repairs, str) else repairs:
+        check_choice("repairs", repair, ("auto",) if isinstance(repairs, str) else get_args(Repair))
+
+
 def _write_options(options: MergeOptions) -> WriteOptions:
     dtype = options.get("dtype")
     if isinstance(dtype, str):
+        check_choice("dtype", dtype, (*get_args(Dtype), "auto"))
         dtype = None if dtype == "auto" else getattr(torch, dtype)
     layout, overwrite = options.get("layout", "kept"), options.get("overwrite", False)
     return WriteOptions(layout, dtype, overwrite, options.get("quantise"))

@@ -1,5 +1,7 @@
 """Errors that a user can act on: what was found, what was expected, what to do. One line each."""
 
+from collections.abc import Collection
+
 LONGEST_LINE = 4000
 
 
@@ -38,6 +40,12 @@ class HubError(MoeLmcError):
     """The Hub or the network did not answer, or refused."""
 
     exit_code = 6
+
+
+def check_choice(option: str, value: object, choices: Collection[str]) -> None:
+    """Raise a BadInputError if the value of an option is none of its choices."""
+    if value not in choices:
+        raise BadInputError(f"{option}: there is no {value!r}; choose from {', '.join(choices)}")
 
 
 def one_line(text: str) -> str:

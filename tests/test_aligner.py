@@ -257,6 +257,18 @@ def test_points_that_are_none(three, options):
         merge(*models[:2], alignment=known[2], **options)
 
 
+@pytest.mark.parametrize(
+    "option",
+    [{"layout": "keptt"}, {"dtype": "float3"}, {"vocabulary": "comon"}, {"quantise": "int4"}, {"repairs": ["nroms"]},
+     {"repairs": "norms"}, {"alignment": "gatee"}],
+    ids=str,
+)  # fmt: skip
+def test_mistyped_names(three, option, tmp_path):
+    with pytest.raises(BadInputError, match=r": there is no '\w+'; choose from "):
+        merge(*three[1][:2], output=tmp_path / "out", **option)
+    assert not [*tmp_path.iterdir()]
+
+
 def test_several_models_take_no_t(three):
     models, _, known = three
     with pytest.raises(BadInputError, match="several models, and shares, take no t"):

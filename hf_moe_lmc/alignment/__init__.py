@@ -16,7 +16,7 @@ from .random_rewrite import scramble
 from .resources import Resources
 from .same_order import in_order
 from .weights import ByLayer, Weights, aligned, mean, merged
-from .write import Finish, WriteOptions
+from .write import Finish, WriteOptions, notes
 
 __all__ = [
     "Alignment",
@@ -54,6 +54,7 @@ __all__ = [
     "mean",
     "merged",
     "normalised_shares",
+    "notes",
     "open_model",
     "open_models",
     "open_skeleton",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Unpack, get_args
 
 from hf_moe_lmc.checkpoints import HubOptions, find_source, read_json
-from hf_moe_lmc.errors import BadInputError, OutputError
+from hf_moe_lmc.errors import BadInputError, OutputError, check_choice
 from hf_moe_lmc.names import ExpertOrder
 from hf_moe_lmc.short_help import ShortHelp
 
@@ -29,6 +29,9 @@ class AlignmentConfig(metaclass=ShortHelp):
     """
 
     expert_order: ExpertOrder = "auto"
+
+    def __post_init__(self) -> None:
+        check_choice("expert_order", self.expert_order, get_args(ExpertOrder))
 
     @classmethod
     def of(cls, config: "AlignmentConfig | ExpertOrder | None") -> "AlignmentConfig":
@@ -80,7 +83,7 @@ class AlignmentConfig(metaclass=ShortHelp):
         """
         if not isinstance(entries, Mapping):
             raise ValueError(f"{entries!r} are no settings")
-        config = cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
-        if config.expert_order not in get_args(ExpertOrder):
-            raise ValueError(f"{dict(entries)} are no settings")
-        return config
+        try:
+            return cls(**{field.name: entries[field.name] for field in fields(cls) if field.name in entries})
+        except BadInputError as error:
+            raise ValueError(error) from None

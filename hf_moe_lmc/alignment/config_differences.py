@@ -25,7 +25,7 @@ HARMLESS = re.compile(
     r"|input_jitter_noise|moe_jitter_eps|moe_loss_weight"
     r"|problem_type|finetuning_task|task_specific_params|(use_)?return_dict|torchscript|use_cache"
     r"|output_(attentions|hidden_states|router_logits)|_?(attn|experts)_implementation\w*"
-    r"|use_mamba_kernels|use_mambapy|use_associative_scan"
+    r"|use_mamba_kernels|use_mambapy|use_associative_scan|num_nextn_predict_layers|num_mtp_layers|mtp_\w+"
     r"|(pad|bos|eos|forced_bos|forced_eos)_token_id"
 )
 HARMFUL = frozenset({"moe_token_dropout"})

@@ -17,6 +17,8 @@ TOKENIZERS = (
     ("spiece.model", "added_tokens.json"),
     ("sentencepiece.bpe.model", "added_tokens.json"),
     ("tokenizer.tiktoken",),
+    ("tiktoken.model",),
+    ("tekken.json",),
 )
 KEPT = ("generation_config.json", "special_tokens_map.json", "preprocessor_config.json", "processor_config.json")
 # Parts of tokenizer.json by whose rules text becomes tokens.
@@ -99,7 +101,7 @@ def _content(file: Path) -> Any:
         return {"tokens": {}} if file.suffix == ".json" else []
     if file.name == "tokenizer.json":
         return _tokenizer(file)
-    if file.suffix == ".json":
+    if file.suffix == ".json" and file.name != "tekken.json":
         return {"tokens": _numbered(read_json(file), file)}
     if file.name == "merges.txt":
         return [line for line in file.read_bytes().splitlines() if line and not line.startswith(b"#version")]

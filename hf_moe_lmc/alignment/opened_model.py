@@ -19,6 +19,7 @@ from hf_moe_lmc.checkpoints import (
     Checkpoint,
     HubOptions,
     Source,
+    find_companions,
     find_source,
     meta_model,
     read_config,
@@ -105,6 +106,16 @@ class OpenedModel:
     def paths(self) -> list[Path]:
         """Folder and files of a checkpoint; where files are links, as in a cache of the Hub, they may lie elsewhere."""
         return [self.checkpoint.folder, *self.checkpoint.fingerprints] if self.checkpoint else []
+
+    @property
+    def carried(self) -> list[str]:
+        """Names of the tensors of a checkpoint that Transformers ignores, which are written like any other."""
+        return sorted(self.checkpoint.ignored) if self.checkpoint else []
+
+    @property
+    def left_behind(self) -> Mapping[str, str]:
+        """Files beside a checkpoint that are not copied -> why; see `find_companions`."""
+        return find_companions(self.source.folder, self.source.listed).left_behind if self.source else {}
 
     @property
     def fingerprint(self) -> list[list[Any]]:

@@ -9,7 +9,7 @@ from .config import AlignmentConfig
 from .opened_model import OpenedModel
 from .pair import CheckedModels
 from .resources import Resources, matching_bytes
-from .write import WriteOptions, cut_steps, written_bytes
+from .write import WriteOptions, cut_steps, notes, written_bytes
 
 BASE_BYTES = 500 * 10**6  # Python, torch and Transformers themselves
 
@@ -31,6 +31,7 @@ class Plan:
         experts: number of experts that are matched.
         averaged: read to be averaged or reordered.
         source: one of the files that will be read; None of live models.
+        notes: on what Transformers ignores, and on files that will not be copied.
     """
 
     layers: int
@@ -46,6 +47,7 @@ class Plan:
     experts: int = 0
     averaged: int = 0
     source: str | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def text(self) -> str:
@@ -62,6 +64,7 @@ class Plan:
             lines.append(f"free on the output's disk  {_size(self.free)}{short}")
         lines += [] if self.device is None else [f"layers are matched on      {self.device}"]
         lines += [f"difference: {difference}" for difference in self.differences]
+        lines += self.notes
         return "\n".join(lines) + "\n"
 
 
@@ -126,6 +129,7 @@ def plan_writing(
         shutil.disk_usage(Path(folder).absolute().parent).free,
         models.texts,
         averaged=read * len(likes),
+        notes=tuple(dict.fromkeys(note for like in likes for note in notes(like.carried, like.left_behind))),
         source=_largest_file(models.reference),
     )
 

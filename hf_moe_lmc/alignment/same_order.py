@@ -8,6 +8,7 @@ from hf_moe_lmc.moe import MoeLayer
 from .pair import CheckedModels
 
 COSINE = 0.9  # of two rows at one place; near 0 of units that are not the same one, -1 where the sign differs
+ROWS = 128  # at a time: what is computed of them stays in the cache
 
 
 def in_order(models: CheckedModels) -> bool:
@@ -37,5 +38,8 @@ def _same_directions(a: Float[Tensor, "R d"], b: Float[Tensor, "S d"]) -> bool:
     """Whether `<a_i, b_i> >= COSINE |a_i| |b_i|` for every row i."""
     if a.shape != b.shape:
         return False
-    x, y = a.float(), b.to(a.device).float()
-    return bool(((x * y).sum(dim=1) >= COSINE * x.norm(dim=1) * y.norm(dim=1)).all())
+    for x, y in zip(a.split(ROWS), b.to(a.device).split(ROWS), strict=True):
+        x, y = x.float(), y.float()
+        if not ((x * y).sum(dim=1) >= COSINE * x.norm(dim=1) * y.norm(dim=1)).all():
+            return False
+    return True

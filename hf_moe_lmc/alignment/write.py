@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, cast, get_args
 from uuid import uuid4
 
 import torch
@@ -22,7 +22,7 @@ from hf_moe_lmc.checkpoints import (
     output_folder,
     place,
 )
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, check_choice
 from hf_moe_lmc.names import Layout, Quantisation
 from hf_moe_lmc.progress import Progress
 from hf_moe_lmc.workers import one_thread_per_operation
@@ -34,6 +34,7 @@ from .weights import Weights
 
 FORMAT = 2  # of the manifest
 TOKEN_NAME = "token"  # of a file that the processes of a job look for
+MOST_NAMED = 4  # files or tensors in one sentence
 STEP_BYTES = 64 * 2**20  # small tensors are taken together up to here
 
 Finish = Callable[[Path, str], object]
@@ -56,6 +57,11 @@ class WriteOptions:
     dtype: torch.dtype | None = None
     overwrite: bool = False
     quantise: Quantisation | None = None
+
+    def __post_init__(self) -> None:
+        check_choice("layout", self.layout, get_args(Layout))
+        if self.quantise:
+            check_choice("quantise", self.quantise, get_args(Quantisation))
 
 
 @dataclass(frozen=True)
@@ -131,7 +137,9 @@ def write_checkpoints(
             digests = _write_weights(outputs, inputs, made, options, team)
             if made:
                 for name, output in outputs.items():
-                    manifest = {"format": FORMAT, **output.record, **about, "xxh3": digests[name]}
+                    beside = {"carried": output.like.carried, "left_behind": output.like.left_behind}
+                    beside = {key: value for key, value in beside.items() if value}
+                    manifest = {"format": FORMAT, **output.record, **about, **beside, "xxh3": digests[name]}
                     (made.path / name / MANIFEST_NAME).write_bytes(_as_json(manifest))
                     finish(made.path / name, (folder / name).absolute().name)
                 if "" not in outputs:
@@ -284,6 +292,22 @@ def _skeleton(model: OpenedModel) -> PreTrainedModel:
     if not isinstance(model.model, PreTrainedModel):
         raise BadInputError(f"a {model.name} is no model of Transformers, and cannot be written as its checkpoint")
     return model.model
+
+
+def notes(carried: Sequence[str], left_behind: Mapping[str, str]) -> list[str]:
+    """Sentences on tensors that Transformers ignores, and on files that are not copied, those of a reason in one."""
+    by_reason = dict[str, list[str]]()
+    for path, reason in left_behind.items():
+        by_reason.setdefault(reason, []).append(path)
+    lines = [f"left behind: {_some(paths)} ({reason})" for reason, paths in by_reason.items()]
+    if carried:
+        lines.append(f"carried along, though Transformers ignores it: {_some(carried)}")
+    return lines
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more
 
 
 def _name(dtype: torch.dtype) -> str:

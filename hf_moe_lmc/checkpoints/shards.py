@@ -87,6 +87,7 @@ OTHER_FORMATS = {
         "global_step*",
     ): "it is a DeepSpeed checkpoint: bring it together first (zero_to_fp32.py --safe_serialization)",
     ("*.gguf",): "it is GGUF: convert it first (from_pretrained(..., gguf_file=...), then save_pretrained)",
+    ("*.safetensors",): "if one file of other name is the whole model, call it model.safetensors",
     ("*.bin", "*.pt*"): "pickles are never read: convert it first (model.save_pretrained)",
 }
 
@@ -95,6 +96,10 @@ def advice(path: Path) -> str:
     """A guess at what a folder or a file, which is no checkpoint, is instead; and what to do."""
     if steps := sorted(path.glob("checkpoint-*/config.json"), key=lambda file: file.stat().st_mtime_ns):
         return f"it is the output of a Trainer: give one of the checkpoints in it, such as {steps[-1].parent}"
+    # A repository of several models, or the folder of one in a cache of the Hub.
+    inner = sorted(file.parent for pattern in ("*", "snapshots/*") for file in path.glob(f"{pattern}/config.json"))
+    if inner and not (path / "config.json").exists():
+        return f"give the folder of a model in it, such as {inner[-1]}"
     for patterns, meaning in OTHER_FORMATS.items():
         if any(path.match(pattern) or any(path.glob(pattern)) for pattern in patterns):
             return meaning

@@ -4,7 +4,7 @@ import argparse
 from typing import Any
 
 from .arguments import MODEL, add_command, add_hub, add_output, add_writing, hub_options, load_alignment, torch_dtype
-from .results import CommandResult, describe_plan
+from .results import CommandResult, describe_plan, written_notes
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -38,6 +38,9 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     if not processes().is_main_process:
         return None
     rounded = f", but for the rounding to {options.quantise}" if options.quantise else ""
+    beside = written_notes(options.output)
     return CommandResult(
-        f"Written to {options.output}; it computes what {options.other} computes{rounded}\n", {"output": options.output}
+        "".join(f"{line}\n" for line in beside)
+        + f"Written to {options.output}; it computes what {options.other} computes{rounded}\n",
+        {"output": options.output, "notes": beside},
     )

@@ -5,12 +5,15 @@ import re
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from itertools import pairwise
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .arguments import MODEL, add_command, add_hub, hub_options
 from .results import CommandResult, text_table
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from hf_moe_lmc.adapters import Inspection, LayerInspection
 
 HEAD = ("layers", "E", "F", "H", "K", "groups", "shared", "router", "parameters", "bytes", "symmetries")
@@ -25,7 +28,7 @@ def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
         "show the Mixture-of-Experts layers of a model, from its config.json alone",
         "Show every Mixture-of-Experts layer, and the dense ones among them: E experts of F units, hidden "
         "size H, K experts per token, shared experts, router, size, and the symmetries that leave its function "
-        "unchanged. Reads no weights.",
+        "unchanged. Of weights in a folder, it reads names only.",
     )
     inspect.add_argument("model", metavar="MODEL", help=MODEL)
     add_hub(inspect)
@@ -39,12 +42,26 @@ def run(options: argparse.Namespace) -> CommandResult:
 
     model = open_skeleton(options.model, hub_options(options))
     inspection, method = inspect(model), (quantisation(model.config) or {}).get("quant_method")
+    carried = _carried(Path(options.model), model)
     document = asdict(inspection) | {"log10_symmetries": inspection.log10_symmetries, "quantisation": method}
-    return CommandResult(render(inspection, method), document)
+    return CommandResult(render(inspection, method, carried), document | {"carried": carried})
 
 
-def render(inspection: "Inspection", quantisation: str | None = None) -> str:
+def _carried(folder: Path, model: "PreTrainedModel") -> list[str]:
+    """Tensors in a folder that Transformers ignores; none where its weights are not there, or do not fit."""
+    from hf_moe_lmc.checkpoints import Checkpoint
+    from hf_moe_lmc.errors import BadInputError
+
+    try:
+        return sorted(Checkpoint.open(folder, model).ignored)
+    except (BadInputError, OSError):
+        return []
+
+
+def render(inspection: "Inspection", quantisation: str | None = None, carried: Sequence[str] = ()) -> str:
     """Lines about the whole model, and the table; layers that differ in their number only are one row."""
+    from hf_moe_lmc.alignment import notes
+
     rows = [
         (
             name,
@@ -75,6 +92,7 @@ def render(inspection: "Inspection", quantisation: str | None = None) -> str:
 
         hint = "bytes are those after they are dequantised" if quantisation in METHODS else f"not read here: {REMEDY}"
         lines.append(f"the weights are quantised ({quantisation}); {hint}")
+    lines += notes(carried, {})
     return "\n".join([*lines, "", text_table(HEAD, rows)]) + "\n"
 
 

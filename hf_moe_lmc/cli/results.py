@@ -1,8 +1,10 @@
 """Results of commands, as text for people and as JSON for machines."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 if TYPE_CHECKING:
@@ -45,8 +47,21 @@ def describe_plan(plan: "Plan", output: str | os.PathLike[str]) -> CommandResult
 
 def describe_output(output: str, differences: Sequence[str], noted: str = "") -> CommandResult:
     """The folder of an output, and the differences of the models that it was made of; it has the settings of one."""
-    lines = "".join(f"difference: {text}\n" for text in differences)
-    return CommandResult(f"{lines}{noted}Written to {output}\n", {"output": output, "differences": list(differences)})
+    beside = written_notes(output)
+    lines = "".join(f"{line}\n" for line in [*(f"difference: {text}" for text in differences), *beside])
+    document = {"output": output, "differences": list(differences), "notes": beside}
+    return CommandResult(f"{lines}{noted}Written to {output}\n", document)
+
+
+def written_notes(output: str) -> list[str]:
+    """Sentences on what written checkpoints carry along or lack, out of their manifests."""
+    from hf_moe_lmc.alignment import notes
+    from hf_moe_lmc.checkpoints import MANIFEST_NAME
+
+    files = sorted([*Path(output).glob(MANIFEST_NAME), *Path(output).glob(f"*/{MANIFEST_NAME}")])
+    manifests = [json.loads(file.read_bytes()) for file in files]
+    found = [notes(manifest.get("carried", ()), manifest.get("left_behind", {})) for manifest in manifests]
+    return list(dict.fromkeys(note for own in found for note in own))
 
 
 def describe_alignment(

@@ -25,7 +25,7 @@ from hf_moe_lmc.alignment import (
     temporarily_loaded,
 )
 from hf_moe_lmc.alignment.live_weights import placed, placement_for
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, check_choice
 from hf_moe_lmc.merging import REPAIRS
 from hf_moe_lmc.names import Repair, Variant
 from hf_moe_lmc.progress import Progress, announce, duration
@@ -79,8 +79,7 @@ class PathSettings:
         known = {"variants": VARIANTS.keys(), "repairs": REPAIRS.keys() | {"auto"}}
         for name, values in known.items():
             for value in getattr(self, name):
-                if value not in values:
-                    raise BadInputError(f"{name}: there is no {value!r}; choose from {', '.join(values)}")
+                check_choice(name, value, values)
 
 
 def evaluate_path(

@@ -132,6 +132,11 @@ def test_a_unigram_model(compare):
     assert "token 'a' is 0 in the reference, 1 in the other" in found
 
 
+@pytest.mark.parametrize("name", ["tekken.json", "tiktoken.model", "tokenizer.model"])
+def test_tokenizers_that_are_compared_as_bytes(compare, name):
+    assert compare({name: "a"}, {name: "b"}) == ([f"{name} differs: give models of one tokenizer"], [])
+
+
 @pytest.mark.parametrize(("present", "lacks"), [("reference", "other"), ("other", "reference")])
 def test_one_has_none(compare, present, lacks):
     sides = {"reference": {}, "other": {}, present: {"tokenizer.json": TOKENIZER}}

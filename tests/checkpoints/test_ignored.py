@@ -1,5 +1,6 @@
 """Tensors that Transformers ignores, such as layers that predict further tokens, are part of a checkpoint."""
 
+import json
 import re
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
-from hf_moe_lmc import align, apply, merge
+from hf_moe_lmc import align, apply, cli, merge
 from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, meta_model, place, read_config
 from hf_moe_lmc.errors import BadInputError
 from tests import families, models
@@ -137,3 +138,25 @@ def test_apply_and_merge(tmp_path):
     assert a.keys() <= merged.keys()
     for key in a:
         assert torch.equal(merged[key], torch.lerp(a[key].float(), b[key].float(), 0.25).to(torch.bfloat16))
+
+
+def test_what_is_carried_and_what_stays_behind_is_named(tmp_path, capsys):
+    """By `inspect`, before and after the work, and in the manifest."""
+    folders = [deepseek(tmp_path / name, 3) for name in "ab"]
+    keys = sorted(f"model.layers.3.{part}" for part in FURTHER)
+    for folder in folders:
+        add(folder, keys)
+        (folder / "training_args.bin").write_bytes(b"pickle")
+        (folder / "notes.txt").write_text("")
+    a, b, out = *map(str, folders), str(tmp_path / "out")
+    carried = f"carried along, though Transformers ignores it: {', '.join(keys)}"
+    left = ["left behind: notes.txt (not known", "left behind: training_args.bin (pickles are never read or copied)"]
+    said = []
+    for words in (["inspect", a], ["merge", a, b, "--dry-run", "-o", out], ["merge", a, b, "-o", out]):
+        assert cli.main([*words, "--quiet"]) == 0
+        said.append(capsys.readouterr().out)
+    assert all(carried in text for text in said)
+    assert all(line in text for line in left for text in said[1:])
+    manifest = json.loads((tmp_path / "out" / "hf_moe_lmc_manifest.json").read_text())
+    assert manifest["carried"] == keys
+    assert manifest["left_behind"].keys() == {"notes.txt", "training_args.bin"}

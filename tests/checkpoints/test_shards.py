@@ -84,6 +84,7 @@ OTHERS = {
     "FSDP": ("pytorch_model_fsdp_0/__0_0.distcp", "it is a distributed checkpoint", "merge-weights"),
     "DeepSpeed": ("zero_to_fp32.py", "it is a DeepSpeed checkpoint", "zero_to_fp32.py"),
     "GGUF": ("model-q4.gguf", "it is GGUF", "gguf_file"),
+    "other name": ("model-00001-of-00001.safetensors", "is the whole model, call it model.safetensors"),
     "pickles": ("pytorch_model.bin", "pickles are never read", "save_pretrained"),
 }
 
@@ -107,6 +108,14 @@ def test_the_last_checkpoint_of_a_trainer_is_named(tmp_path, refused):
         file.write_text("{}")
         os.utime(file, (step, step))
     refused(tmp_path / "run", "such as ", "checkpoint-1000")
+
+
+@pytest.mark.parametrize("inner", ["base", "snapshots/0a1b"])
+def test_a_folder_of_models(tmp_path, refused, inner):
+    """A repository of several, and one in a cache of the Hub."""
+    (tmp_path / "folder" / inner).mkdir(parents=True)
+    (tmp_path / "folder" / inner / "config.json").write_text("{}")
+    refused(tmp_path / "folder", "config.json is missing", f"such as {tmp_path / 'folder' / inner}")
 
 
 def test_an_adapter_without_a_model(single, refused):
