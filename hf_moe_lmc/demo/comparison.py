@@ -91,7 +91,7 @@ def compare_methods(
     }
     orders: dict[Order, Barrier] = {}
     every_order = list(permutations(range(layer.experts.num_experts)))
-    for order in Progress(every_order, desc="all expert orders", unit="order", leave=False):
+    for order in Progress(every_order, desc="all expert orders", unit="orders", leave=False):
         symmetry = align_layers(layer, other_layer, Permutation(torch.tensor(order))).symmetry
         orders[order] = bench.measure(path_to(symmetry))
     losses = np.array([barrier.loss_barrier for barrier in orders.values()])

@@ -145,7 +145,7 @@ def train(
     schedule = get_cosine_schedule_with_warmup(optimizer, num_warmup_steps=steps // 10, num_training_steps=steps)
     prepared, optimizer, loader, schedule = accelerator.prepare(model, optimizer, loader, schedule)
     prepared.train()
-    with sums_in_fixed_order(), Progress(total=steps, desc=description, unit="step", leave=False) as bar:
+    with sums_in_fixed_order(), Progress(total=steps, desc=description, unit="steps", leave=False) as bar:
         for _ in range(epochs):
             for batch in loader:
                 loss = prepared(**batch).loss
