@@ -42,6 +42,7 @@ from .alignment import (
     open_models,
     plan_alignment,
     plan_writing,
+    processes,
     shares_at,
     temporarily_loaded,
     write_aligned,
@@ -63,6 +64,7 @@ from .errors import BadInputError, IncompatiblePairError, check_choice
 from .hub import push_alignment, push_folder, write_card
 from .merging import needs_data
 from .names import Dtype, ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
+from .progress import announce
 from .short_help import ShortHelp
 
 if TYPE_CHECKING:
@@ -376,7 +378,11 @@ def align_unless_in_order(
     models: CheckedModels, config: AlignmentConfig, resources: Resources
 ) -> Alignment | MutualAlignment | None:
     """The alignment that a merge without a given one uses; None: nothing is to be matched, as asked or as it stands."""
-    if config.expert_order == "none" or (config.expert_order == "auto" and in_order(models)):
+    if config.expert_order == "none":
+        return None
+    if config.expert_order == "auto" and in_order(models):
+        if processes().is_main_process:
+            announce("experts and units of all models are in one order already: nothing is matched")
         return None
     return align_models(models, config, resources)
 

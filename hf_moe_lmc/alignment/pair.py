@@ -131,7 +131,7 @@ def _differences(reference: OpenedModel, other: OpenedModel, vocabulary: Sequenc
         rows, rows_other = (len(side.on_meta[own[0]]) for side in (reference, other))
         text = f"{own[0]} has {rows} rows in the reference, {rows_other} in the other"
         differences.append(Difference(VOCABULARY, text, harmful=True))
-    differences += _dtypes(reference, other)
+    differences += _dtypes(reference, other) + _carried(reference, other)
     if reference.source and other.source:
         differences += file_differences(reference.source.folder, other.source.folder)
         if reference.source.folder.resolve() == other.source.folder.resolve():
@@ -175,7 +175,7 @@ def _layers(reference: OpenedModel, other: OpenedModel) -> list[str]:
 
 def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[str]) -> list[str]:
     a, b = reference.on_meta, other.on_meta
-    for name in sorted(a.keys() | b.keys()):
+    for name in sorted((a.keys() | b.keys()) - ({*reference.carried} ^ {*other.carried})):
         if name not in a or name not in b:
             owner = reference if name in a else other
             if (counterpart := _counterpart(name, a.keys() & b.keys(), owner)) is None:
@@ -198,6 +198,18 @@ def _counterpart(name: str, known: set[str], side: OpenedModel) -> str | None:
     """A tensor of `known` that is tied to `name`."""
     tied = tied_names(side.tensors.model) if isinstance(side.tensors, Checkpoint) else {}
     return min(tied.get(name, set()) & known, default=None)
+
+
+def _carried(reference: OpenedModel, other: OpenedModel) -> list[Difference]:
+    """Tensors that Transformers ignores, of one of the models only."""
+    sides = [{*reference.carried} - {*other.carried}, {*other.carried} - {*reference.carried}]
+    return [
+        Difference(
+            "carried", f"{len(names)} tensors that Transformers ignores, such as {min(names)}, are in the {side} only"
+        )
+        for side, names in zip(("reference", "other"), sides, strict=True)
+        if names
+    ]
 
 
 def _dtypes(reference: OpenedModel, other: OpenedModel) -> list[Difference]:
