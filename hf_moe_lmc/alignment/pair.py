@@ -188,8 +188,8 @@ def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[st
                 ]
         elif a[name].shape != b[name].shape and name not in vocabulary:
             return [
-                f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the other; "
-                "give two models of one size"
+                f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the "
+                "other; give two models of one size"
             ]
     return []
 
