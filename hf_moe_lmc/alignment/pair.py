@@ -166,7 +166,11 @@ def _tokens(side: OpenedModel) -> int | None:
 
 def _layers(reference: OpenedModel, other: OpenedModel) -> list[str]:
     names = {spec.name for spec in reference.layers} ^ {spec.name for spec in other.layers}
-    return [f"layer {min(names)} is a Mixture of Experts in one of the models only"] if names else []
+    return (
+        [f"layer {min(names)} is a Mixture of Experts in one of the models only; give two of one architecture"]
+        if names
+        else []
+    )
 
 
 def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[str]) -> list[str]:
@@ -175,7 +179,8 @@ def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[st
         if name not in a or name not in b:
             owner = reference if name in a else other
             if (counterpart := _counterpart(name, a.keys() & b.keys(), owner)) is None:
-                return [f"tensor {name} exists in the {'reference' if name in a else 'other'} model only"]
+                side = "reference" if name in a else "other"
+                return [f"tensor {name} exists in the {side} model only; give two models of one architecture"]
             if not torch.equal(owner.tensors[name], owner.tensors[counterpart]):
                 return [
                     f"{name} and {counterpart} are tied, but not equal in {owner.name}; "
@@ -183,7 +188,8 @@ def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[st
                 ]
         elif a[name].shape != b[name].shape and name not in vocabulary:
             return [
-                f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the other"
+                f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the "
+                "other; give two models of one size"
             ]
     return []
 
