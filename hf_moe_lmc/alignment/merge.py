@@ -20,7 +20,7 @@ from .alignment import Alignment
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
-from .weights import Weights, aligned, merged, shared, verified, with_rows
+from .weights import Weights, aligned, completed, merged, shared, verified, with_rows
 from .write import Finish, Output, WriteOptions, write_checkpoints
 
 LARGEST_SHARE = 1e6
@@ -242,8 +242,11 @@ class Merge:
         self, inputs: Sequence[Weights], shares: Shares, repairs: MergeRepairs, dtype: torch.dtype | None
     ) -> Weights:
         specs, statistics = self.models.reference.layers, repairs.statistics.get(shares)
+        like = self.like(shares)
+        # Tensors that Transformers ignores, such as further layers that a fine-tune has lost.
+        carried = [{*like.carried} - {*model.carried} for model in self.models.models]
+        inputs = [completed(own, names, like.tensors) for own, names in zip(inputs, carried, strict=True)]
         if self.models.vocabulary:
-            like = self.like(shares)
             rows = {name: len(like.on_meta[name]) for name in self.models.vocabulary}
             inputs = [with_rows(own, rows, like.tensors) for own in inputs]
         # Of a difference of two models, both must keep their scales.

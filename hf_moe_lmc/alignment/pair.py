@@ -131,7 +131,7 @@ def _differences(reference: OpenedModel, other: OpenedModel, vocabulary: Sequenc
         rows, rows_other = (len(side.on_meta[own[0]]) for side in (reference, other))
         text = f"{own[0]} has {rows} rows in the reference, {rows_other} in the other"
         differences.append(Difference(VOCABULARY, text, harmful=True))
-    differences += _dtypes(reference, other)
+    differences += _dtypes(reference, other) + _carried(reference, other)
     if reference.source and other.source:
         differences += file_differences(reference.source.folder, other.source.folder)
         if reference.source.folder.resolve() == other.source.folder.resolve():
@@ -166,16 +166,21 @@ def _tokens(side: OpenedModel) -> int | None:
 
 def _layers(reference: OpenedModel, other: OpenedModel) -> list[str]:
     names = {spec.name for spec in reference.layers} ^ {spec.name for spec in other.layers}
-    return [f"layer {min(names)} is a Mixture of Experts in one of the models only"] if names else []
+    return (
+        [f"layer {min(names)} is a Mixture of Experts in one of the models only; give two of one architecture"]
+        if names
+        else []
+    )
 
 
 def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[str]) -> list[str]:
     a, b = reference.on_meta, other.on_meta
-    for name in sorted(a.keys() | b.keys()):
+    for name in sorted((a.keys() | b.keys()) - ({*reference.carried} ^ {*other.carried})):
         if name not in a or name not in b:
             owner = reference if name in a else other
             if (counterpart := _counterpart(name, a.keys() & b.keys(), owner)) is None:
-                return [f"tensor {name} exists in the {'reference' if name in a else 'other'} model only"]
+                side = "reference" if name in a else "other"
+                return [f"tensor {name} exists in the {side} model only; give two models of one architecture"]
             if not torch.equal(owner.tensors[name], owner.tensors[counterpart]):
                 return [
                     f"{name} and {counterpart} are tied, but not equal in {owner.name}; "
@@ -183,7 +188,8 @@ def _tensors(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[st
                 ]
         elif a[name].shape != b[name].shape and name not in vocabulary:
             return [
-                f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the other"
+                f"tensor {name} has shape {tuple(a[name].shape)} in the reference, {tuple(b[name].shape)} in the "
+                "other; give two models of one size"
             ]
     return []
 
@@ -192,6 +198,18 @@ def _counterpart(name: str, known: set[str], side: OpenedModel) -> str | None:
     """A tensor of `known` that is tied to `name`."""
     tied = tied_names(side.tensors.model) if isinstance(side.tensors, Checkpoint) else {}
     return min(tied.get(name, set()) & known, default=None)
+
+
+def _carried(reference: OpenedModel, other: OpenedModel) -> list[Difference]:
+    """Tensors that Transformers ignores, of one of the models only."""
+    sides = [{*reference.carried} - {*other.carried}, {*other.carried} - {*reference.carried}]
+    return [
+        Difference(
+            "carried", f"{len(names)} tensors that Transformers ignores, such as {min(names)}, are in the {side} only"
+        )
+        for side, names in zip(("reference", "other"), sides, strict=True)
+        if names
+    ]
 
 
 def _dtypes(reference: OpenedModel, other: OpenedModel) -> list[Difference]:

@@ -5,7 +5,7 @@ by layer hands out each tensor once and then forgets it, so a consumer that asks
 than one layer; asked again, the layer is computed again.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import product
 
 import numpy as np
@@ -131,6 +131,11 @@ def with_rows(weights: Weights, rows: Mapping[str, int], further: Weights) -> We
     return _WithRows(weights, rows, further)
 
 
+def completed(weights: Weights, lacking: Collection[str], further: Weights) -> Weights:
+    """`weights`, with the tensors of `further` under names that are `lacking`."""
+    return _Completed(weights, lacking, further) if lacking else weights
+
+
 def shared(weights: Weights, consumers: int) -> Weights:
     """`weights` for several consumers that each ask for every tensor once: computed once, kept until the last asks."""
     return weights if consumers < 2 else _Shared(weights, consumers)
@@ -205,6 +210,17 @@ class _WithRows(DerivedWeights):
             return tensor
         further = self._further[name][len(tensor) : self._rows[name]]
         return torch.cat([tensor[: self._rows[name]], further.to(tensor)])
+
+
+class _Completed(DerivedWeights):
+    """See `completed`; iterates over names of its own only."""
+
+    def __init__(self, base: Weights, lacking: Collection[str], further: Weights):
+        super().__init__(base)
+        self._lacking, self._further = lacking, further
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._further[name] if name in self._lacking else self.base[name]
 
 
 class _Shared(DerivedWeights):

@@ -87,7 +87,7 @@ OTHER_FORMATS = {
         "global_step*",
     ): "it is a DeepSpeed checkpoint: bring it together first (zero_to_fp32.py --safe_serialization)",
     ("*.gguf",): "it is GGUF: convert it first (from_pretrained(..., gguf_file=...), then save_pretrained)",
-    ("*.safetensors",): "if one file of other name is the whole model, call it model.safetensors",
+    ("*.safetensors",): "give the folder of a model; a file that is the whole model must be called model.safetensors",
     ("*.bin", "*.pt*"): "pickles are never read: convert it first (model.save_pretrained)",
 }
 

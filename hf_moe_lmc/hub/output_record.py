@@ -101,8 +101,8 @@ class OutputRecord:
 
     @property
     def public_content(self) -> bytes:
-        """The content of `marker`, in which folders are called by their label."""
-        content = dict(self.content)
+        """The content of `marker`; folders are called by their label, and files that stayed behind are not named."""
+        content = {key: value for key, value in self.content.items() if key != "left_behind"}
         if self.command == "align":
             content |= {parent.role: content[parent.role] | {"name": parent.public_name} for parent in self.parents}
         else:

@@ -140,6 +140,28 @@ def test_apply_and_merge(tmp_path):
         assert torch.equal(merged[key], torch.lerp(a[key].float(), b[key].float(), 0.25).to(torch.bfloat16))
 
 
+@pytest.mark.parametrize("kept", [{"a"}, {"b"}, {"a", "c"}])
+def test_models_that_have_lost_what_transformers_ignores(tmp_path, kept):
+    """As fine-tunes have: the tensor of the first model with a share stands for that of a model without."""
+    folders = {name: deepseek(tmp_path / name, 3) for name in "abc"}
+    key = "model.layers.3.eh_proj.weight"
+    own = {name: add(folders[name], [key], seed)[key] for seed, name in enumerate(sorted(kept))}
+    merge(folders["a"], [folders["b"], folders["c"]], alignment="none", shares=[1, 1, 2], output=tmp_path / "mean")
+    merged = stored(tmp_path / "mean")
+    if "c" in kept:
+        shares = torch.tensor([1, 1, 2]) / 4
+        assert torch.equal(merged[key], (shares[:2].sum() * own["a"].float() + shares[2] * own["c"].float()).bfloat16())
+    elif "a" in kept:
+        assert torch.equal(merged[key], own["a"])
+    else:
+        assert key not in merged
+    record = json.loads((tmp_path / "mean" / "hf_moe_lmc_manifest.json").read_text())
+    side = "other" if kept == {"b"} else "reference"
+    assert f"1 tensors that Transformers ignores, such as {key}, are in the {side} only" in record["differences"]
+    merge(folders["a"], folders["b"], alignment="none", t=[0.5, 1.0], output=tmp_path / "line")
+    assert [key in stored(tmp_path / "line" / f"t-{t}") for t in ("0.5", "1")] == ["a" in kept, "b" in kept]
+
+
 def test_what_is_carried_and_what_stays_behind_is_named(tmp_path, capsys):
     """By `inspect`, before and after the work, and in the manifest."""
     folders = [deepseek(tmp_path / name, 3) for name in "ab"]

@@ -84,7 +84,7 @@ OTHERS = {
     "FSDP": ("pytorch_model_fsdp_0/__0_0.distcp", "it is a distributed checkpoint", "merge-weights"),
     "DeepSpeed": ("zero_to_fp32.py", "it is a DeepSpeed checkpoint", "zero_to_fp32.py"),
     "GGUF": ("model-q4.gguf", "it is GGUF", "gguf_file"),
-    "other name": ("model-00001-of-00001.safetensors", "is the whole model, call it model.safetensors"),
+    "other name": ("model-00001-of-00001.safetensors", "is the whole model must be called model.safetensors"),
     "pickles": ("pytorch_model.bin", "pickles are never read", "save_pretrained"),
 }
 

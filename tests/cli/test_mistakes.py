@@ -37,7 +37,7 @@ MISTAKES = [
     ("merge a wrapped -o out", 3, ["_orig_mod. is of torch.compile; save the model that was compiled"]),
     ("merge a b -o nowhere/out", 5, ["nowhere, which is to hold out, is not a folder; create it first"]),
     ("merge a b -o gguf", 5, ["holds files, and no earlier output of this command; give another output"]),
-    ("align a wider -o out", 4, ["down_proj has shape"]),
+    ("align a wider -o out", 4, ["down_proj has shape", "give two models of one size"]),
     ("align a family -o out", 4, ["give two models of one class"]),
     (
         "merge a top_k -o out",
