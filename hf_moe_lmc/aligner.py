@@ -62,7 +62,7 @@ from .connectivity import (
 )
 from .errors import BadInputError, IncompatiblePairError, check_choice
 from .hub import push_alignment, push_folder, write_card
-from .merging import needs_data
+from .merging import REPAIRS, needs_data
 from .names import Dtype, ExpertOrder, Layout, Quantisation, Repair, Variant, Vocabulary
 from .progress import announce
 from .short_help import ShortHelp
@@ -587,7 +587,7 @@ def _check_names(options: MergeOptions) -> None:
         check_choice("vocabulary", vocabulary, get_args(Vocabulary))
     repairs = options.get("repairs", ())
     for repair in [repairs] if isinstance(repairs, str) else repairs:
-        check_choice("repairs", repair, ("auto",) if isinstance(repairs, str) else get_args(Repair))
+        check_choice("repairs", repair, ("auto",) if isinstance(repairs, str) else REPAIRS.keys())
 
 
 def _write_options(options: MergeOptions) -> WriteOptions:
