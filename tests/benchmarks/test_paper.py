@@ -200,7 +200,7 @@ SCALE = GRID.with_name("scale.yaml")
 def test_a_cell_of_which_the_front_is_computed_once(cifar10, tmp_path, monkeypatch):
     """Its copies, put back behind the front, have the losses that the cell has."""
     monkeypatch.setattr("benchmarks.paper.run.SMALL", -math.inf)
-    cell = tiny("orders-cifar10/place=8-sparse", grid=SCALE, place=2, ffn=256)
+    cell = tiny("middle-cifar10/place=8-sparse", grid=SCALE, place=2, ffn=256)
     assert cell.is_cut
     row = run_cell(cell, tmp_path, str(cifar10))
     (pair,) = row["pairs"]
