@@ -69,7 +69,7 @@ def _draw_distances(panel: "Axes", alignment: Alignment) -> None:
     control = {place: evidence.random_distance for place in places if (evidence := layers[place].evidence)}
     if control:
         style: dict[str, Any] = {"marker": "_", "markersize": 14, "linestyle": "none"} if dots else {"linewidth": 1}
-        panel.plot(list(control), list(control.values()), color=_RANDOM, label="best random order", **style)
+        panel.plot(list(control), list(control.values()), color=_RANDOM, label="units in a random order", **style)
     for colour, label in ((_BEFORE, "before"), (_AFTER, "after")):
         heights = [getattr(layer, f"distance_{label}") for layer in layers]
         panel.plot(places, heights, color=colour, marker=dots, linewidth=1.6, label=f"{label} alignment")

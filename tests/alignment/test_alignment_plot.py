@@ -38,7 +38,7 @@ def test_it_shows_the_figures_of_the_alignment(drawn, tmp_path):
     lines = {line.get_label(): list(line.get_ydata()) for line in distances.lines}
     assert lines["before alignment"] == [x.distance_before for x in layers]
     assert lines["after alignment"] == [x.distance_after for x in layers]
-    assert lines["best random order"] == (random := [x.evidence.random_distance for x in layers])
+    assert lines["units in a random order"] == (random := [x.evidence.random_distance for x in layers])
     assert all(x.distance_after < floor for x, floor in zip(layers, random, strict=True))
     layer = alignment.layers[name]
     assert experts.get_title() == f"{name}\nexpert order gate"
