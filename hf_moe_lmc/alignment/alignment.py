@@ -102,6 +102,19 @@ class Alignment(metaclass=ShortHelp):
             )
         return rows
 
+    def expert_table(self) -> list[dict[str, Any]]:
+        """One row per expert, for `pandas.DataFrame`: its layer, slot and source, and the share of permuted units."""
+        return [
+            {
+                "layer": name,
+                "slot": slot,
+                "source": source,
+                "units_permuted": _permuted([layer.symmetry.units.permutation.index[slot]]),
+            }
+            for name, layer in self.layers.items()
+            for slot, source in enumerate(layer.symmetry.experts.index.tolist())
+        ]
+
     def inverse(self) -> "Alignment":
         """The alignment that undoes this one."""
         return Alignment(
@@ -138,10 +151,7 @@ class Alignment(metaclass=ShortHelp):
 
     @classmethod
     def from_pretrained(cls, name: str | Path, **hub: Unpack[HubOptions]) -> "Alignment":
-        """Read an alignment that `save_pretrained` wrote, from a folder or the Hub (`org/alignment@revision`).
-
-        `hub`: revision, subfolder, token, cache_dir, local_files_only. BadInputError or HubError: there is none.
-        """
+        """Read a saved alignment, from a folder or the Hub (`org/alignment@revision`); `hub`: revision, token, ...."""
         return cls(*read_alignment(find_source(name, hub, SAVED_FILES).folder))
 
 

@@ -98,12 +98,18 @@ def test_notebooks_show_a_table(alignment):
 
 
 def test_tables_for_pandas(alignment):
-    layers = pandas.DataFrame(alignment.layer_table())
+    layers, every = pandas.DataFrame(alignment.layer_table()), pandas.DataFrame(alignment.expert_table())
     assert layers["name"].tolist() == [*alignment.layers]
     before = math.hypot(*layers["distance_before"])
     assert f"distance {before:.4g} before" in alignment.summary()
     assert layers["distance_after"].tolist() == pytest.approx([0.0] * len(layers), abs=1e-9)
+    assert set(every.columns) == {"layer", "slot", "source", "units_permuted"}
     for name, layer in alignment.layers.items():
+        own = every[every["layer"] == name].sort_values("slot")
+        assert own["source"].tolist() == layer.symmetry.experts.index.tolist()
+        units = layer.symmetry.units.permutation.index
+        stay = (units == torch.arange(units.shape[-1])).double().mean(dim=1)
+        assert own["units_permuted"].tolist() == pytest.approx((1 - stay).tolist())
         row = layers[layers["name"] == name].iloc[0]
         parts = [part for part in (layer.symmetry.units, layer.symmetry.shared_units) if part]
         experts = layer.symmetry.experts.index
