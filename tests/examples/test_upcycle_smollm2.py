@@ -51,5 +51,5 @@ def test_the_commands_take_the_shuffling_back(tmp_path, manual, monkeypatch, cap
 
 
 def close(tensor, other):
-    """Free scales that training changed are taken back where they are no rounding, which few steps may or may not reach."""
+    """Up to free scales, which training changes and merging takes back where it changed them by more than rounding."""
     return (tensor.float() - other).norm() <= 0.01 * other.norm()
