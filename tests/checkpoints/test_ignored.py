@@ -11,8 +11,10 @@ from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
 
 from hf_moe_lmc import align, apply, cli, merge
+from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, meta_model, place, read_config
 from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.hub import push_folder
 from tests import families, models
 from tests.checkpoints.faulty import edit_json
 
@@ -58,24 +60,42 @@ def copy(source: Checkpoint, folder: Path, layout: str, dtype: torch.dtype | Non
     return stored(folder)
 
 
+def save(family: str, folder: Path, seed: int = 0) -> dict[str, Tensor]:
+    """Save a model of a family, and with it tensors that Transformers ignores, which are returned."""
+    model = families.build(family)
+    model.save_pretrained(folder, max_shard_size="100KB")
+    return add(folder, sorted(map(example, model._keys_to_ignore_on_load_unexpected)), seed)
+
+
 @pytest.mark.parametrize("family", with_ignored())
 def test_every_family_carries_what_transformers_ignores(family, tmp_path):
-    model = families.build(family)
-    model.save_pretrained(tmp_path / "a", max_shard_size="100KB")
-    before = stored(tmp_path / "a")
-    added = add(tmp_path / "a", sorted(map(example, model._keys_to_ignore_on_load_unexpected)))
+    added = save(family, tmp_path / "a")
+    before = stored(tmp_path / "a").keys() - added.keys()
     source = opened(tmp_path / "a")
     assert source.ignored.keys() == added.keys()
-    assert set(source) == {*model.state_dict(), *added} - {*model.all_tied_weights_keys}
+    assert set(source) == {*source.model.state_dict(), *added} - {*source.model.all_tied_weights_keys}
     assert all(torch.equal(source[key], tensor) for key, tensor in added.items())
     for layout in ("kept", "original", "fused"):
         written = copy(source, tmp_path / layout, layout)
         assert all(torch.equal(written[key], tensor) for key, tensor in added.items())
         if layout == "kept":
-            assert written.keys() == before.keys() | added.keys()
+            assert written.keys() == before | added.keys()
         edit = tmp_path / layout / "config.json"
         edit.write_bytes((tmp_path / "a" / "config.json").read_bytes())
         assert opened(tmp_path / layout).ignored.keys() == added.keys()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_next", "longcat_flash"])
+def test_a_merge_goes_to_the_hub_and_comes_back(family, hub, tmp_path):
+    a, b = (save(family, tmp_path / name, seed) for seed, name in enumerate("ab"))
+    merge(tmp_path / "a", tmp_path / "b", alignment="none", t=0.5, output=tmp_path / "merged")
+    push_folder(tmp_path / "merged", "org/merged", license="mit")
+    back = open_model("org/merged").checkpoint
+    assert back.folder != tmp_path / "merged"
+    assert back.ignored.keys() == a.keys()
+    for key in a:
+        assert torch.equal(back[key], torch.lerp(a[key].float(), b[key].float(), 0.5).bfloat16())
+        assert not torch.equal(back[key], a[key])
 
 
 def deepseek(folder: Path, layers: int) -> Path:
