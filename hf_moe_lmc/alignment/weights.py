@@ -36,14 +36,11 @@ def aligned(other: Weights, specs: Sequence[MoeLayerSpec], symmetries: Mapping[s
     Args:
         other: any weights.
         specs: the Mixture-of-Experts layers of `other`.
-        symmetries: layer name -> symmetry; layers that it lacks stay.
+        symmetries: layer name -> symmetry; layers that it lacks stay, and those of no layer are left out.
 
     Raises:
-        IncompatiblePairError: a symmetry is of no layer; when a layer is asked for, its sizes are others.
+        IncompatiblePairError: when a layer is asked for, its sizes are others.
     """
-    known = {spec.name: spec for spec in specs}
-    if unknown := sorted(symmetries.keys() - known.keys()):
-        raise IncompatiblePairError(f"layer {unknown[0]} of the alignment does not exist in the model")
 
     def compute(spec: MoeLayerSpec) -> dict[str, Tensor]:
         tensors = {name: other[name] for name in spec.tensor_names}
@@ -52,7 +49,7 @@ def aligned(other: Weights, specs: Sequence[MoeLayerSpec], symmetries: Mapping[s
         except ValueError as error:
             raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
 
-    return ByLayer(other, [known[name] for name in symmetries], compute)
+    return ByLayer(other, [spec for spec in specs if spec.name in symmetries], compute)
 
 
 def mean(models: Sequence[Weights], shares: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
