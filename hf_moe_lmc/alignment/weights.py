@@ -97,7 +97,7 @@ def merged(
 
     def compute(spec: MoeLayerSpec) -> dict[str, Tensor]:
         endpoints = [{name: model[name] for name in spec.tensor_names} for model in reversed(models)][::-1]
-        return _merged_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype, gauge)
+        return _merged_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype, gauge, _is_fresh(models[0]))
 
     return ByLayer(average, specs, compute)
 
@@ -302,14 +302,17 @@ def _merged_layer(
     statistics: LayerStatistics | None,
     dtype: torch.dtype | None,
     gauge: bool,
+    overwrite: bool,
 ) -> dict[str, Tensor]:
     layers, group = [spec.read(tensors) for tensors in endpoints], spec.group
     first, *others = layers
     changes = [Rescaling(None, None, first.router)]
     changes += [rescaling(first, layer) if gauge else Rescaling(None, None, layer.router) for layer in others]
-    average = mean(endpoints, shares, dtype)
     if not repairs and all(change.keeps(layer) for change, layer in zip(changes, layers, strict=True)):
-        return {name: average[name] for name in spec.tensor_names}
+        return {
+            name: mean_tensor(name, [tensors[name] for tensors in endpoints], shares, dtype, overwrite)
+            for name in spec.tensor_names
+        }
 
     def fill_bank(
         banks: Sequence[ExpertBank],
@@ -338,7 +341,7 @@ def _merged_layer(
     router = repaired_router(routers, shares, repairs, group.router_translation, statistics) if routers else None
     rows = [layer.further_rows for layer in layers if layer.further_rows]
     further = repaired_router(rows, shares, (), False) if rows else None
-    return _write(spec, endpoints[0], average, dtype, router, further, fill)
+    return _write(spec, endpoints[0], mean(endpoints, shares, dtype), dtype, router, further, fill)
 
 
 def _write(
