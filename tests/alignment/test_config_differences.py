@@ -46,7 +46,7 @@ def harmful(a: Any, b: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def built():
-    return {family: families.build(family) for family in ("qwen3_moe", "phimoe", "switch_transformers")}
+    return {family: families.build(family) for family in ("qwen3_moe", "phimoe", "switch_transformers", "jamba")}
 
 
 def with_fields(model: PreTrainedModel, fields: dict) -> Any:
@@ -97,6 +97,7 @@ def test_fields_that_change_nothing(built, field):
         ),
         ("qwen3_moe", {"is_encoder_decoder": True}, False),
         ("switch_transformers", {"pad_token_id": 3}, True),
+        ("jamba", {"max_position_embeddings": 40960}, False),  # it has no rotary embeddings
         ("qwen3_moe", {"norm_topk_prob": True}, True),
     ],
 )
