@@ -82,7 +82,7 @@ def build() -> "gradio.Blocks":
             boxes = [gradio.Textbox(a, label="A"), gradio.Textbox(b, label="B")]
         with gradio.Row():
             buttons = [gradio.Button("Compare", variant="primary"), gradio.Button("Align")]
-        outputs = [gradio.Markdown(label="result"), gradio.Image(label="plot", show_label=False)]
+        outputs = [gradio.Markdown(label="result"), gradio.Image(label="plot", show_label=False, buttons=[])]
         for button, function in zip(buttons, (compared, aligned), strict=True):
             button.click(shown(function), boxes, outputs, api_name=function.__name__)
     return page
