@@ -54,7 +54,7 @@ def press(page: Page, button: str, sentence: str) -> None:
     """Press, and wait for the sentence and for a picture that was received whole."""
     page.get_by_role("button", name=button).click()
     expect(page.get_by_text(sentence).first).to_be_visible(timeout=PATIENCE)
-    page.wait_for_function("[...document.images].some(image => image.src.includes('file=') && image.naturalWidth > 500)")
+    page.wait_for_function("[...document.images].some(x => x.src.includes('file=') && x.naturalWidth > 500)")
 
 
 def test_a_walk(page, tmp_path):
