@@ -67,11 +67,11 @@ def build() -> "gradio.Blocks":
     from hf_moe_lmc.errors import MoeLmcError
 
     def shown(function):
-        def run(a: str, b: str) -> tuple[str, str]:
+        def run(a: str, b: str) -> tuple[str, str | None]:
             try:
                 return function(a, b)
-            except MoeLmcError as error:
-                raise gradio.Error(str(error), duration=None) from error
+            except MoeLmcError as error:  # in the place of the last pair's result, which would seem to be of this one
+                return f"**Error:** {error}", None
 
         return run
 

@@ -67,5 +67,6 @@ def test_a_walk(page, tmp_path):
     page.get_by_label("B", exact=True).fill("./absent")
     page.get_by_role("button", name="Compare").click()
     expect(page.get_by_text("neither a folder nor")).to_be_visible(timeout=PATIENCE)
+    expect(page.get_by_text("2 of 2 layers permuted")).to_have_count(0)  # no result of another pair beside it
     page.screenshot(path=tmp_path / "error.png", full_page=True)
     assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
