@@ -33,7 +33,7 @@ def test_the_commands_take_the_shuffling_back(tmp_path, manual, monkeypatch, cap
     tokenizer.save_pretrained(tmp_path / "llama")
 
     def in_this_process(command, folder):
-        # The kernel of PyTorch that it would choose asks the processor for AMX, and fails where ATen may not use AVX-512.
+        # PyTorch's fast kernel asks the processor for AMX, and fails where ATen may not use AVX-512.
         with contextlib.chdir(folder), sdpa_kernel(SDPBackend.MATH):
             assert main(command) == 0
         return capsys.readouterr().out, ""
