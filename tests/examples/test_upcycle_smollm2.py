@@ -7,6 +7,7 @@ import pytest
 import torch
 import upcycle_smollm2
 from example_data import tokenizer_for
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from hf_moe_lmc.cli.run import main
@@ -23,7 +24,7 @@ def test_without_noise_it_computes_what_the_dense_model_computes(noise):
 
 
 def test_the_commands_take_the_shuffling_back(tmp_path, manual, monkeypatch, capsys):
-    """The merge is, bit for bit, the mean of A and of B as it was before it was shuffled."""
+    """The merge is the mean of A and of B as it was before it was shuffled, up to the free scales of B's units."""
     tokenizer = tokenizer_for([Path(manual).read_text("utf-8")], 300)
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
     LlamaForCausalLM(LlamaConfig(**sizes, num_attention_heads=2, tie_word_embeddings=True)).save_pretrained(
@@ -32,7 +33,8 @@ def test_the_commands_take_the_shuffling_back(tmp_path, manual, monkeypatch, cap
     tokenizer.save_pretrained(tmp_path / "llama")
 
     def in_this_process(command, folder):
-        with contextlib.chdir(folder):
+        # PyTorch's fast kernel asks the processor for AMX, and fails where ATen may not use AVX-512.
+        with contextlib.chdir(folder), sdpa_kernel(SDPBackend.MATH):
             assert main(command) == 0
         return capsys.readouterr().out, ""
 
@@ -45,5 +47,11 @@ def test_the_commands_take_the_shuffling_back(tmp_path, manual, monkeypatch, cap
         for name in ("A", "trained/B", "merged", "B")
     )
     for name, tensor in merged.items():
-        assert torch.equal(tensor, ((a[name].float() + b[name].float()) / 2).bfloat16())
-    assert not torch.equal(b["model.layers.1.mlp.gate.weight"], shuffled["model.layers.1.mlp.gate.weight"])
+        assert close(tensor, (a[name].float() + b[name].float()) / 2)
+        unmoved = ".mlp." not in name or "shared_expert_gate" in name
+        assert close(tensor, (a[name].float() + shuffled[name].float()) / 2) == unmoved
+
+
+def close(tensor, other):
+    """Up to free scales, which training changes and merging takes back where it changed them by more than rounding."""
+    return (tensor.float() - other).norm() <= 0.01 * other.norm()
