@@ -64,8 +64,8 @@ REASONS = {
     "have few frequencies, and belong to kinds of layers that a few layers lack",
     r"num_attention_heads|(v_)?head_dim|rel_extent|expand|\w+_dim": "sizes of parts that the model lacks, or that "
     "other fields give where they are given",
-    r"\w*(_types|_layers|_step|_end_index|pattern|sliding_window|wide_mlp|kpool|attention)": "kinds of layers, and what "
-    "such layers read: the values tried choose the same kinds, or the model has none",
+    r"\w*(_types|_layers|_step|_end_index|pattern|sliding_window|wide_mlp|kpool|attention)": "kinds of layers, and "
+    "what such layers read: the values tried choose the same kinds, or the model has none",
     r"max_\w+|model_max_length|attn_\w+|log_scaling_\w+": "read with positions, beyond the lengths tried",
     r".*": "read in a branch that nothing here takes: generation, initial values, padding, capacity, rounding",
 }
