@@ -137,11 +137,11 @@ def configured(**fields: object) -> Any:
 
 
 def test_configurations_of_parts():
-    a = configured(text_config={"rope_theta": 3, "use_cache": True}, vision_config={"depth": 2})
-    b = configured(text_config={"rope_theta": 5, "use_cache": False}, vision_config={"depth": 2})
+    a = configured(text_config={"sliding_window": 3, "use_cache": True}, vision_config={"depth": 2})
+    b = configured(text_config={"sliding_window": 5, "use_cache": False}, vision_config={"depth": 2})
     differences = config_differences(a, b)
     assert [difference.text for difference in differences if difference.harmful] == [
-        "text_config.rope_theta is 3 in the reference, 5 in the other"
+        "text_config.sliding_window is 3 in the reference, 5 in the other"
     ]
     assert [difference.name for difference in differences if not difference.harmful] == ["text_config.use_cache"]
 
