@@ -239,7 +239,7 @@ def _missing_layers(evidence: Evidence) -> Iterator[str]:
     yield from evidence.missing_layers
 
 
-_ADVICE = "tokens reach the wrong experts; move both by the same order (`hf-moe-lmc align` finds it)"
+_ADVICE = "tokens reach the wrong experts; put the rows in the order of their experts"
 _ROUTERS = {
     "rows moved": f"the router rows moved and the experts did not: {_ADVICE}",
     "both moved": f"router rows and experts moved, by different orders: {_ADVICE}",

@@ -202,6 +202,20 @@ def test_command(qwen, tmp_path, capsys):
     assert main(["compare", a, a, "--exit-code"]) == 0
 
 
+def test_align_says_why_where_no_order_brings_experts_near(qwen, tmp_path, capsys):
+    qwen.save_pretrained(tmp_path / "a")
+    broken = plants.planted(qwen, dict.fromkeys(range(6), plants.swapped))[0]
+    for name, b in {"swapped": broken, "moved": scramble(copy.deepcopy(qwen))[0]}.items():
+        b.save_pretrained(tmp_path / name)
+        arguments = [str(tmp_path / "a"), str(tmp_path / name)]
+        assert main(["align", *arguments, "-o", str(tmp_path / "o"), "--overwrite"]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        if name == "swapped":
+            assert last.startswith("gate_proj and up_proj are swapped in all 6 experts in every layer")
+        else:
+            assert last == f"what else differs: hf-moe-lmc compare {' '.join(arguments)}"
+
+
 def test_picture_of_any_comparison(tmp_path):
     a = build("mixtral", experts=4)
     b = build("mixtral", experts=2)
