@@ -130,7 +130,8 @@ class _Sketches:
 
         Near by the two-sample Cramér-von Mises statistic w, free of scale and added up over n such matrices, of which
         `P(w < t) -> 4 / n (t / 2 pi)^(1/2) (n / t)^(n / 2) exp(-n^2 / 8 t)` for small t (the saddle point of its
-        characteristic function). Tests: the experts of as many such matrices.
+        characteristic function), and three times as much for each that was brought to one scale: the ratio at 0.015 in
+        simulations of Gaussian values. Tests: the experts of as many such matrices.
         """
         distances = []
         for a, b in zip(self.values, other.values, strict=True):
@@ -140,7 +141,7 @@ class _Sketches:
             distances.append(count / 2 * squares if density.square().sum() < _ALIKE else squares + torch.inf)
         differ = torch.stack([self.inward @ other.inward.T, self.down[0] @ other.down[0].T]) < self.agree
         n, w = differ.sum(dim=0), torch.where(differ, torch.stack(distances), 0.0).sum(dim=0).clamp(1e-3, 1.0)
-        chances = 4 / n * (w / (2 * math.pi)).sqrt() * (n / w) ** (n / 2) * torch.exp(-(n**2) / (8 * w))
+        chances = 3.0**n * 4 / n * (w / (2 * math.pi)).sqrt() * (n / w) ** (n / 2) * torch.exp(-(n**2) / (8 * w))
         return torch.where(n > 0, chances * torch.where(n == 1, (n == 1).sum(dim=0), (n == 2).sum(dim=0)), 1.0)
 
 
