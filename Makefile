@@ -4,7 +4,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 PAPER_DATA := runs/paper/downloads/.ready
 
-.PHONY: demo cards families bench paper-quick paper paper-scale test test-shapes check format docs lock clean
+.PHONY: demo cards families bench paper-quick paper paper-scale test test-shapes test-browser check format docs lock clean
 
 demo: $(READY)  ## train, align, merge and measure on real digits: VARIANT=sparse|dense|shared
 	$(BIN)/hf-moe-lmc demo --variant $(or $(VARIANT),sparse)
@@ -52,6 +52,10 @@ test: $(READY)  ## the whole test suite
 test-shapes: $(READY)  ## the algebra's tests, types and shapes checked at every call
 	$(BIN)/pytest -n auto --dist loadgroup tests/symmetry tests/moe tests/matching tests/merging tests/alignment \
 		--jaxtyping-packages=hf_moe_lmc.symmetry,hf_moe_lmc.moe,hf_moe_lmc.matching,hf_moe_lmc.merging,beartype.beartype
+
+test-browser: $(READY)  ## the app of examples/space in Chromium: the machine's, or else `playwright install chromium`
+	$(BIN)/python -m pip install --quiet gradio==6.31.0 playwright==1.65.2
+	$(BIN)/pytest tests/examples/space_in_a_browser.py
 
 check: $(READY)  ## format, lint, types, import contract
 	$(BIN)/ruff format --check .

@@ -19,7 +19,8 @@ class Progress(tqdm):
     def __init__(self, *args: Any, **options: Any) -> None:
         options.setdefault("disable", False)  # whatever TQDM_DISABLE says of the bars of libraries
         if not (sys.stderr.isatty() or "ipykernel" in sys.modules):
-            options |= {"file": _Lines(), "bar_format": LINE, "delay": 1e-9}  # no line at its start
+            # No line at its start; what is left by the pace of the whole run, for lines are too few to show a trend.
+            options |= {"file": _Lines(), "bar_format": LINE, "delay": 1e-9, "smoothing": 0}
         super().__init__(*args, **options)
 
 

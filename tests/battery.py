@@ -30,8 +30,9 @@ PRESERVED = 1e-5
 CHANGED = 1e-3
 # A random symmetry orders sums anew: measured, 1e-5 in float32 at most.
 ROUNDED = 1e-4
-# One layer, fed the same, in bfloat16: two units in the last place of its largest output.
-ROUNDED_LAYER = 2 * torch.finfo(torch.bfloat16).eps
+# One layer, fed the same, in bfloat16: units in the last place of its largest output. Measured, 2, and 4 with another
+# kernel of the attention in front of it.
+ROUNDED_LAYER = 8 * torch.finfo(torch.bfloat16).eps
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,6 @@ from tests.hub.server import TOKEN, running_hub
 # One thread per test process, unless told otherwise: with several processes, more threads than cores spend their time
 # waiting for another. Processes that tests start inherit it.
 torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
-if "ATEN_CPU_CAPABILITY" in os.environ:
-    # PyTorch's bfloat16 kernel asks the processor for AMX, and ATen for AVX-512, and fails where only one has it.
-    torch.backends.cuda.enable_flash_sdp(False)
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -10,12 +10,13 @@ from matplotlib.lines import Line2D
 from hf_moe_lmc.connectivity.plot import line_style
 
 from .grid import Table
-from .tables import shown
+from .tables import in_words, shown
 
 PATHS = ("naive", "naive + norms", "auto", "auto + norms")
 STUDIED = ("naive", "naive + norms", "units", "auto", "auto + norms")
 WIDTH, NARROWEST = 10, 6.5  # inches, of a figure
 COLUMNS = 5  # of a study
+LEAST_HEIGHT = 0.05  # nats; panels of less would show noise as hills
 
 
 def plot_paths(table: Table, rows: Mapping[str, dict]) -> Figure | None:
@@ -33,17 +34,17 @@ def plot_paths(table: Table, rows: Mapping[str, dict]) -> Figure | None:
     kinds = {cell: cell.name.partition("/")[2].removeprefix(f"experts={cell.experts}-") for cell in cells}
     counts, lines = sorted({cell.experts for cell in cells}), list(dict.fromkeys(kinds.values()))
     places = {cell: (lines.index(kinds[cell]), counts.index(cell.experts)) for cell in cells}
-    titles, names = [f"{count} experts" for count in counts], [f"{line}\n" for line in lines]
+    titles, names = [f"{count} experts" for count in counts], [f"{in_words(line)}\n" for line in lines]
     if len(counts) == 1:
         places = {cell: (0, line) for cell, (line, _) in places.items()}
-        titles, names = lines, [""]
+        titles, names = [in_words(line) for line in lines], [""]
     size = (max(NARROWEST, min(WIDTH, 2.5 * len(titles))), 1.6 * len(names) + 1)
     figure = Figure(figsize=size, layout="constrained", facecolor="white")
     panels = figure.subplots(len(names), len(titles), squeeze=False, sharex=True, sharey="row")
     for axis, title in zip(panels[0], titles, strict=True):
         axis.set_title(title, fontsize="medium")
     for axis, name in zip(panels[:, 0], names, strict=True):
-        axis.set(ylabel=f"{name}loss, nats")
+        axis.set_ylabel(f"{name}loss, nats", fontsize="small")
     for axis in panels[-1]:
         axis.set(xlabel="t", xticks=(0, 0.5, 1))
     for place, axis in np.ndenumerate(panels):
@@ -56,6 +57,10 @@ def plot_paths(table: Table, rows: Mapping[str, dict]) -> Figure | None:
             t, style = np.linspace(0, 1, losses.shape[1]), line_style(shown(path))
             panels[place].plot(t, losses.mean(0), label=shown(path), **style)
             panels[place].fill_between(t, losses.min(0), losses.max(0), color=style["color"], alpha=0.12, linewidth=0)
+    for axis in panels[:, 0]:
+        low, high = axis.get_ylim()
+        room = max(0, LEAST_HEIGHT - (high - low)) / 2
+        axis.set_ylim(low - room, high + room)
     _legend(figure, PATHS)
     figure.suptitle(table.title)
     return figure
@@ -89,12 +94,14 @@ def plot_study(table: Table, rows: Mapping[str, dict]) -> Figure | None:
             axis.plot(
                 labels, [_mean(row, path) for row in values], marker=".", label=shown(path), **line_style(shown(path))
             )
-        axis.set_title(key.replace("_", " "), fontsize="medium")
+        axis.set_title(in_words(key), fontsize="medium")
+        axis.tick_params(axis="x", labelsize="small")
         axis.set_yscale("symlog", linthresh=0.01)
-        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.25)
     for axis in panels[:, 0]:
         axis.set(ylabel="loss barrier, nats")
+        axis.set_ylim(bottom=0)  # after the last line, for it ends the automatic limits
     _legend(figure, STUDIED)
     figure.suptitle(table.title)
     return figure

@@ -14,6 +14,22 @@ FURTHER = ("naive + chain", "one endpoint's experts", "pick", "auto + chain")  #
 REPAIRED = ("auto + norms", "auto + rescale", "auto + repair")
 SMALL = 0.02  # nats; per cent of less than that are noise
 
+WORDS = {
+    "first": "first layer",
+    "last": "last layer",
+    "all": "all layers",
+    "place": "layer",
+    "base": "base settings",
+    "mixtral": "Mixtral",
+    "qwen2_moe": "Qwen2-MoE",
+    "moe_lr": "learning rate",
+    "init_scale": "initial scale",
+    "balance": "load balancing",
+    "expert_width": "units per expert",
+    "steps": "training steps",
+}
+"""Settings, and some of their values, as plots call them; any other by its own name."""
+
 Row = dict
 Line = list[str]
 
@@ -166,6 +182,12 @@ def markdown(head: Line, lines: Sequence[Line]) -> str:
 def shown(path: str) -> str:
     """The name of a path in tables and plots, where the default order is called "aligned"."""
     return path.replace("auto + repair", "aligned + chosen repairs").replace("auto", "aligned")
+
+
+def in_words(label: str) -> str:
+    """The place of a cell on the axes of its table ("place=1-sparse") as plots say it ("layer 1, sparse")."""
+    parts = (part.split("=") for part in label.split("-"))
+    return ", ".join(" ".join([WORDS.get(key, key.replace("_", " ")), *value]) for key, *value in parts)
 
 
 def _has(path: str, row: Row) -> bool:

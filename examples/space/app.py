@@ -67,11 +67,11 @@ def build() -> "gradio.Blocks":
     from hf_moe_lmc.errors import MoeLmcError
 
     def shown(function):
-        def run(a: str, b: str) -> tuple[str, str]:
+        def run(a: str, b: str) -> tuple[str, str | None]:
             try:
                 return function(a, b)
-            except MoeLmcError as error:
-                raise gradio.Error(str(error), duration=None) from error
+            except MoeLmcError as error:  # in the place of the last pair's result, which would seem to be of this one
+                return f"**Error:** {error}", None
 
         return run
 
@@ -82,7 +82,7 @@ def build() -> "gradio.Blocks":
             boxes = [gradio.Textbox(a, label="A"), gradio.Textbox(b, label="B")]
         with gradio.Row():
             buttons = [gradio.Button("Compare", variant="primary"), gradio.Button("Align")]
-        outputs = [gradio.Markdown(label="result"), gradio.Image(label="plot", show_label=False)]
+        outputs = [gradio.Markdown(label="result"), gradio.Image(label="plot", show_label=False, buttons=[])]
         for button, function in zip(buttons, (compared, aligned), strict=True):
             button.click(shown(function), boxes, outputs, api_name=function.__name__)
     return page

@@ -2,6 +2,7 @@
 
 from .discovery import alignable_layers, moe_layers, unaligned_layers
 from .families import class_key, register_adapter
+from .further import further_layers
 from .inspection import Inspection, LayerInspection, experts_per_token, inspect, router_of
 from .spec import MoeLayerSpec
 
@@ -12,6 +13,7 @@ __all__ = [
     "alignable_layers",
     "class_key",
     "experts_per_token",
+    "further_layers",
     "inspect",
     "moe_layers",
     "register_adapter",

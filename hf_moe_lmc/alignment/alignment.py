@@ -4,7 +4,7 @@ from __future__ import annotations  # `help` shows names of types instead of all
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hf_moe_lmc.adapters import alignable_layers
-from hf_moe_lmc.checkpoints import HubOptions, find_source, tensor_bytes
+from hf_moe_lmc.checkpoints import HubOptions, find_source, is_ignored, tensor_bytes
 from hf_moe_lmc.errors import IncompatiblePairError
 from hf_moe_lmc.matching import LayerAlignment, Verdict
 from hf_moe_lmc.short_help import ShortHelp
@@ -142,8 +142,16 @@ class Alignment(metaclass=ShortHelp):
 
     def apply(self, model: LiveModel) -> LiveModel:
         """Rewrite `model` in place, rounding nothing, and return it; IncompatiblePairError where its layers differ."""
-        load_into(model, aligned(LiveWeights(model), alignable_layers(model), self.symmetries))
+        specs = alignable_layers(model)
+        self.check_known({spec.name for spec in specs}, model, "the model")
+        load_into(model, aligned(LiveWeights(model), specs, self.symmetries))
         return model
+
+    def check_known(self, layers: Container[str], model: nn.Module, name: str) -> None:
+        """Raise `IncompatiblePairError` if it has a layer that is none of those of a model, and not ignored there."""
+        for layer in self.layers:
+            if layer not in layers and not is_ignored(model, layer):
+                raise IncompatiblePairError(f"layer {layer} of the alignment does not exist in {name}")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the permutations to `alignment.safetensors` and the figures to `alignment_config.json` in `folder`."""

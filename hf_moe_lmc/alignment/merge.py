@@ -90,11 +90,8 @@ def _within_reason(shares: Shares) -> Shares:
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:
     """Raise `IncompatiblePairError` unless the layers of the alignment are those of the model."""
-    known = {spec.name for spec in model.layers}
-    for name in alignment.layers:
-        if name not in known:
-            raise IncompatiblePairError(f"layer {name} of the alignment does not exist in {model.name}")
-    for name in known - alignment.layers.keys():
+    alignment.check_known({spec.name for spec in model.all_layers}, model.model, model.name)
+    for name in {spec.name for spec in model.layers} - alignment.layers.keys():
         raise IncompatiblePairError(f"layer {name} of {model.name} is not part of the alignment")
 
 
@@ -230,18 +227,18 @@ class Merge:
         weights = [self._checked(first, record)]
         for other, alignment in zip(others, self.alignments, strict=True):
             own = self._checked(other, alignment.other if alignment else None)
-            weights.append(aligned(own, other.layers, alignment.symmetries) if alignment else own)
+            weights.append(aligned(own, other.all_layers, alignment.symmetries) if alignment else own)
         return [shared(own, number) for own, number in zip(weights, consumers, strict=True)]
 
     def _checked(self, model: OpenedModel, record: Any) -> Weights:
         if not self.check_weights or record is None:
             return model.tensors
-        return verified(model.tensors, model.layers, record, model.name)
+        return verified(model.tensors, model.layers_with(record.digests), record, model.name)
 
     def _at(
         self, inputs: Sequence[Weights], shares: Shares, repairs: MergeRepairs, dtype: torch.dtype | None
     ) -> Weights:
-        specs, statistics = self.models.reference.layers, repairs.statistics.get(shares)
+        specs, statistics = self.models.reference.all_layers, repairs.statistics.get(shares)
         like = self.like(shares)
         # Tensors that Transformers ignores, such as further layers that a fine-tune has lost.
         carried = [{*like.carried} - {*model.carried} for model in self.models.models]
@@ -303,8 +300,8 @@ def _aligned(model: OpenedModel, alignment: Alignment, check_weights: bool) -> W
     check_layers(alignment, model)
     weights = model.tensors
     if check_weights and alignment.other:
-        weights = verified(weights, model.layers, alignment.other, model.name)
-    return aligned(weights, model.layers, alignment.symmetries)
+        weights = verified(weights, model.layers_with(alignment.other.digests), alignment.other, model.name)
+    return aligned(weights, model.all_layers, alignment.symmetries)
 
 
 def _load_copy(model: OpenedModel, options: LoadOptions | None) -> PreTrainedModel:

@@ -40,7 +40,7 @@ def align_models(
     layers: list[dict[str, LayerAlignment]] = [{} for _ in others]
     totals = []
     for name in starts[0].layers:
-        specs = [next(spec for spec in model.layers if spec.name == name) for model in models.models]
+        specs = [next(spec for spec in model.all_layers if spec.name == name) for model in models.models]
         own = [spec.read(model.read(spec.tensor_names)) for spec, model in zip(specs, models.models, strict=True)]
         start_layers = [start.layers[name] for start in starts]
         symmetries = [MoeSymmetry.identity(*own[0].symmetry_shape), *(layer.symmetry for layer in start_layers)]

@@ -1,9 +1,9 @@
 """A model to be aligned, live or on disk, seen the same way."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypedDict, Unpack, cast
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 
 import hf_moe_lmc.modeling  # noqa: F401  (makes our own model types known to Transformers)
-from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers
+from hf_moe_lmc.adapters import MoeLayerSpec, alignable_layers, further_layers
 from hf_moe_lmc.checkpoints import (
     COMPANIONS,
     Checkpoint,
@@ -65,6 +65,7 @@ class OpenedModel:
         tensors: its weights: live, or its checkpoint.
         layers: its Mixture-of-Experts layers.
         source: where the checkpoint came from; None for a live model.
+        further_layers: Mixture-of-Experts layers in the tensors of a checkpoint that Transformers ignores.
     """
 
     name: str
@@ -72,6 +73,16 @@ class OpenedModel:
     tensors: Mapping[str, Tensor] = field(repr=False)
     layers: tuple[MoeLayerSpec, ...] = field(repr=False)
     source: Source | None = None
+    further_layers: tuple[MoeLayerSpec, ...] = field(default=(), repr=False)
+
+    @property
+    def all_layers(self) -> tuple[MoeLayerSpec, ...]:
+        """The layers of the model, then the further ones."""
+        return self.layers + self.further_layers
+
+    def layers_with(self, further: Container[str]) -> tuple[MoeLayerSpec, ...]:
+        """The layers of the model, then those of the further ones that have one of these names."""
+        return (*self.layers, *(layer for layer in self.further_layers if layer.name in further))
 
     @property
     def origin(self) -> dict[str, str | None]:
@@ -181,7 +192,12 @@ def open_checkpoint(name: str | Path, options: HubOptions | None = None) -> Open
     with _naming(source):
         layers = alignable_layers(model)
     checkpoint = Checkpoint.open(source.folder, model, (names for layer in layers for names in layer.interchanged))
-    return OpenedModel(source.name, model, checkpoint, layers, source)
+    # A tensor that is converted by itself may be stored turned, which a layer read from keys cannot tell.
+    keys = {n: g.keys for g in checkpoint.groups for n in g.names if not g.conversion or len(g.keys) > 1}
+    shapes = {key: entry.shape for key, entry in checkpoint.stored.items()}
+    further = further_layers(layers, keys, shapes, sorted(checkpoint.ignored))
+    interchanged = (*checkpoint.interchanged, *(names for layer in further for names in layer.interchanged))
+    return OpenedModel(source.name, model, replace(checkpoint, interchanged=interchanged), layers, source, further)
 
 
 def load_model(opened: OpenedModel, options: LoadOptions | None = None) -> PreTrainedModel:

@@ -1,7 +1,7 @@
 """Whether models can be aligned and merged at all, decided before a weight is read."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -110,10 +110,17 @@ def check_models(models: Sequence[OpenedModel]) -> CheckedModels:
         IncompatiblePairError: they are of two classes, or layers or tensors differ.
         BadInputError: a file beside a checkpoint is damaged.
     """
+    models = [_with_common(model, models) for model in models]
     reference, *others = models
     vocabulary = tuple(dict.fromkeys(name for other in others for name in _vocabulary(reference, other)))
     differences = [difference for other in others for difference in _differences(reference, other, vocabulary)]
     return CheckedModels(tuple(models), tuple(dict.fromkeys(differences)), vocabulary)
+
+
+def _with_common(model: OpenedModel, models: Sequence[OpenedModel]) -> OpenedModel:
+    """`model` with those further layers that all of `models` store alike."""
+    common = (layer for layer in model.further_layers if all(layer in other.further_layers for other in models))
+    return replace(model, further_layers=tuple(common))
 
 
 def _differences(reference: OpenedModel, other: OpenedModel, vocabulary: Sequence[str]) -> list[Difference]:

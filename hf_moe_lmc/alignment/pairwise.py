@@ -59,10 +59,10 @@ def align_pair(
     if config.expert_order == "none":
         raise BadInputError('the expert order "none" aligns nothing; choose another')
     reference, other = pair.models
-    pairs = list(zip(reference.layers, other.layers, strict=True))
+    pairs = list(zip(reference.all_layers, other.all_layers, strict=True))
     team = Team.of(pair.models)
     device = (resources or Resources()).device_for(matching_bytes(reference, other))
-    experts = max((spec.num_experts for spec in reference.layers), default=0)
+    experts = max((spec.num_experts for spec in reference.all_layers), default=0)
     if config.expert_order == "joint" and experts > MANY_EXPERTS:
         logger.warning_once(
             f'the expert order "joint" matches the units of up to {experts**2:,} pairs of experts in a layer, '
@@ -77,7 +77,7 @@ def align_pair(
             bar.update(_nbytes(reference, spec) + _nbytes(other, other_spec))
     for side in (reference, other):
         side.check_unchanged()
-    order = [spec.name for spec in reference.layers]
+    order = [spec.name for spec in reference.all_layers]
     parts = sorted(chain(*team.gather(parts)), key=lambda part: order.index(*part.layers))
     return Alignment(
         {name: layer for part in parts for name, layer in part.layers.items()},

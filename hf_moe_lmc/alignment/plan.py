@@ -82,7 +82,7 @@ def plan_alignment(models: CheckedModels, config: AlignmentConfig, resources: Re
     read = sum(_moe_bytes(model) for model in models.models)
     # Of several models, a layer of each is held and averaged.
     memory = max(needed.values()) + max(count - 2, 0) * max(needed.values()) // 2
-    layers = [spec.read(reference.on_meta) for spec in reference.layers]
+    layers = [spec.read(reference.on_meta) for spec in reference.all_layers]
     banks = [bank for layer in layers for bank in (layer.experts, layer.shared_experts) if bank]
     pairs, times = sum(bank.num_experts * bank.num_units**2 for bank in banks), len(models.others)
     return Plan(
@@ -115,14 +115,14 @@ def plan_writing(
         step.nbytes
         for model in models.models
         for step in cut_steps(
-            model.sizes, model.layers, [g.names for g in model.checkpoint.groups] if model.checkpoint else []
+            model.sizes, model.all_layers, [g.names for g in model.checkpoint.groups] if model.checkpoint else []
         )
     )
     widening = max([1.0, *(written_bytes(like, options) / sum(like.sizes.values()) for like in likes)])
     held = len(models.models) + 1 + widening
     read = sum(sum(model.sizes.values()) for model in models.models)
     return Plan(
-        len(models.reference.layers),
+        len(models.reference.all_layers),
         read,
         sum(written_bytes(like, options) for like in likes),
         BASE_BYTES + int(held * largest),
@@ -148,7 +148,7 @@ def both(alignment: Plan, writing: Plan) -> Plan:
 
 
 def _moe_bytes(model: OpenedModel) -> int:
-    return sum(model.sizes[name] for spec in model.layers for name in spec.tensor_names)
+    return sum(model.sizes[name] for spec in model.all_layers for name in spec.tensor_names)
 
 
 def _largest_file(model: OpenedModel) -> str | None:

@@ -57,7 +57,7 @@ def matching_bytes(reference: OpenedModel, other: OpenedModel) -> dict[str, int]
     """
     sides = [side.on_meta for side in (reference, other)]
     needed = {}
-    for specs in zip(reference.layers, other.layers, strict=True):
+    for specs in zip(reference.all_layers, other.all_layers, strict=True):
         parts = [_layer_bytes(spec, tensors) for spec, tensors in zip(specs, sides, strict=True)]
         layer = specs[0].read(sides[0])
         width = 8 if torch.float64 in (tensor.dtype for tensor in layer.tensors().values()) else 4

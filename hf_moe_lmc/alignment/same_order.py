@@ -17,10 +17,10 @@ def in_order(models: CheckedModels) -> bool:
     A unit is told by its row of up_proj: it moves, and changes its sign, in all matrices of its expert at once. One
     pass, which ends at the first layer that is in another order.
     """
-    for number, spec in enumerate(models.reference.layers):
+    for number, spec in enumerate(models.reference.all_layers):
         layer = spec.read(models.reference.read(spec.tensor_names))
         for model in models.others:
-            own = model.layers[number]
+            own = model.all_layers[number]
             other = own.read(model.read(own.tensor_names))
             if not all(_same_directions(a, b) for a, b in zip(_rows(layer), _rows(other), strict=True)):
                 return False

@@ -36,14 +36,11 @@ def aligned(other: Weights, specs: Sequence[MoeLayerSpec], symmetries: Mapping[s
     Args:
         other: any weights.
         specs: the Mixture-of-Experts layers of `other`.
-        symmetries: layer name -> symmetry; layers that it lacks stay.
+        symmetries: layer name -> symmetry; layers that it lacks stay, and those of no layer are left out.
 
     Raises:
-        IncompatiblePairError: a symmetry is of no layer; when a layer is asked for, its sizes are others.
+        IncompatiblePairError: when a layer is asked for, its sizes are others.
     """
-    known = {spec.name: spec for spec in specs}
-    if unknown := sorted(symmetries.keys() - known.keys()):
-        raise IncompatiblePairError(f"layer {unknown[0]} of the alignment does not exist in the model")
 
     def compute(spec: MoeLayerSpec) -> dict[str, Tensor]:
         tensors = {name: other[name] for name in spec.tensor_names}
@@ -52,7 +49,7 @@ def aligned(other: Weights, specs: Sequence[MoeLayerSpec], symmetries: Mapping[s
         except ValueError as error:
             raise IncompatiblePairError(f"layer {spec.name}: {error}") from None
 
-    return ByLayer(other, [known[name] for name in symmetries], compute)
+    return ByLayer(other, [spec for spec in specs if spec.name in symmetries], compute)
 
 
 def mean(models: Sequence[Weights], shares: Sequence[float], dtype: torch.dtype | None = None) -> Weights:
@@ -100,7 +97,7 @@ def merged(
 
     def compute(spec: MoeLayerSpec) -> dict[str, Tensor]:
         endpoints = [{name: model[name] for name in spec.tensor_names} for model in reversed(models)][::-1]
-        return _merged_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype, gauge)
+        return _merged_layer(spec, endpoints, shares, repairs, known.get(spec.name), dtype, gauge, _is_fresh(models[0]))
 
     return ByLayer(average, specs, compute)
 
@@ -305,14 +302,17 @@ def _merged_layer(
     statistics: LayerStatistics | None,
     dtype: torch.dtype | None,
     gauge: bool,
+    overwrite: bool,
 ) -> dict[str, Tensor]:
     layers, group = [spec.read(tensors) for tensors in endpoints], spec.group
     first, *others = layers
     changes = [Rescaling(None, None, first.router)]
     changes += [rescaling(first, layer) if gauge else Rescaling(None, None, layer.router) for layer in others]
-    average = mean(endpoints, shares, dtype)
     if not repairs and all(change.keeps(layer) for change, layer in zip(changes, layers, strict=True)):
-        return {name: average[name] for name in spec.tensor_names}
+        return {
+            name: mean_tensor(name, [tensors[name] for tensors in endpoints], shares, dtype, overwrite)
+            for name in spec.tensor_names
+        }
 
     def fill_bank(
         banks: Sequence[ExpertBank],
@@ -341,7 +341,7 @@ def _merged_layer(
     router = repaired_router(routers, shares, repairs, group.router_translation, statistics) if routers else None
     rows = [layer.further_rows for layer in layers if layer.further_rows]
     further = repaired_router(rows, shares, (), False) if rows else None
-    return _write(spec, endpoints[0], average, dtype, router, further, fill)
+    return _write(spec, endpoints[0], mean(endpoints, shares, dtype), dtype, router, further, fill)
 
 
 def _write(

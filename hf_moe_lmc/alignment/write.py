@@ -268,7 +268,7 @@ def _steps_of(
     sizes = {name: size for output in reversed(list(outputs.values())) for name, size in output.like.sizes.items()}
     owners = [*(model.checkpoint for model in inputs if model.checkpoint), *writers.values()]
     groups = [[name for name in group.names if name in sizes] for owner in owners for group in owner.groups]
-    layers = {spec.name: spec for output in outputs.values() for spec in output.like.layers}
+    layers = {spec.name: spec for output in outputs.values() for spec in output.like.all_layers}
     return cut_steps(sizes, layers.values(), [group for group in groups if group])
 
 
@@ -283,7 +283,7 @@ def _write(writer: CheckpointWriter, output: Output, step: Step, inputs: Sequenc
 
 
 def _place(model: OpenedModel, folder: Path, options: WriteOptions) -> Placement:
-    routers = [name for spec in model.layers if spec.router for _, name in spec.router.tensors]
+    routers = [name for spec in model.all_layers if spec.router for _, name in spec.router.tensors]
     source = model.checkpoint or _skeleton(model)
     return place(source, folder, options.layout, options.dtype, options.quantise, routers)
 

@@ -2,7 +2,7 @@
 
 from .checkpoint import Checkpoint
 from .companions import COMPANIONS, Companions, find_companions
-from .conversion import saved_tensors, tied_names
+from .conversion import is_ignored, saved_tensors, tied_names
 from .download import HubOptions, matches
 from .durable import sync
 from .fingerprint import Fingerprint
@@ -33,6 +33,7 @@ __all__ = [
     "check_place",
     "find_companions",
     "find_source",
+    "is_ignored",
     "matches",
     "max_abs",
     "meta_model",

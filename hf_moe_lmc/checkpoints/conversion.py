@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -241,10 +241,10 @@ def _check_dtypes(groups: Iterable[TensorGroup], stored: Tensors, expected: Tens
 
 def _check_complete(model: PreTrainedModel, present: set[str]) -> None:
     tied = tied_names(model)
-    optional = _any_of(model._keys_to_ignore_on_load_missing)
+    optional = model._keys_to_ignore_on_load_missing or ()
     for name in model.state_dict():
         absent = present.isdisjoint({name} | tied.get(name, set()))
-        if absent and not (optional and optional.search(name)):
+        if absent and not any(re.search(pattern, name) for pattern in optional):
             raise BadInputError(f"{name} is missing; download or save the model again")
 
 
@@ -256,27 +256,22 @@ def _check_wrapped(unexpected: list[str]) -> None:
 
 
 def _check_unexpected(model: PreTrainedModel, unexpected: list[str]) -> None:
-    # Old checkpoints hold buffers that models compute by now.
-    patterns = {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", *(model._keys_to_ignore_on_load_unexpected or ())}
-    ignored = _any_of({*patterns, *_further_prediction(model, unexpected)})
+    # Layers that predict further tokens are numbered on from the decoder layers, or stand beside them: of numbers,
+    # Transformers knows that of a published model.
+    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
+    numbers = {int(match[1]) for key in unexpected if (match := FURTHER_LAYER.search(key))}
+    further = [re.compile(rf"(^|\.)layers\.{number}\.") for number in numbers if number >= layers]
     for key in unexpected:
-        if ignored is None or not ignored.search(key):
+        if not is_ignored(model, key) and not any(pattern.search(key) for pattern in further):
             raise MisfitError(key, f" is not part of a {type(model).__name__}; give its own config.json")
 
 
-def _further_prediction(model: PreTrainedModel, unexpected: list[str]) -> set[str]:
-    """Patterns of the keys of layers that predict further tokens, which no class of Transformers has.
-
-    They stand beside the decoder layers, or are numbered on from them: there, Transformers knows the number that a
-    published model has.
-    """
-    layers = getattr(model.config.get_text_config(), "num_hidden_layers", 0)
-    numbers = {int(match[1]) for key in unexpected if (match := FURTHER_LAYER.search(key))}
-    return {r"(^|\.)mtp(_\w+)?\."} | {rf"(^|\.)layers\.{number}\." for number in numbers if number >= layers}
-
-
-def _any_of(patterns: Iterable[str] | None) -> re.Pattern[str] | None:
-    return re.compile("|".join(f"({pattern})" for pattern in patterns)) if patterns else None
+def is_ignored(model: nn.Module, key: str) -> bool:
+    """Whether Transformers ignores a tensor of a checkpoint, as that of a layer that predicts further tokens."""
+    # Old checkpoints hold buffers that models compute by now.
+    known = {r"rotary_emb\.inv_freq", r"(^|\.)position_ids$", r"(^|\.)mtp(_\w+)?\."}
+    own = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or ()
+    return any(re.search(pattern, key) for pattern in {*known, *own})
 
 
 def saved_tensors(model: PreTrainedModel) -> dict[str, Tensor]:

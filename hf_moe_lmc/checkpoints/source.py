@@ -86,5 +86,5 @@ def _on_the_hub(name: str, options: HubOptions, files: Sequence[str] | None) -> 
 def _within(folder: Path, subfolder: str) -> Path:
     inside = folder / subfolder
     if not inside.is_dir():
-        raise BadInputError(f"{folder} has no folder {subfolder}")
+        raise BadInputError(f"{folder} has no folder {subfolder}; check the name of the subfolder")
     return inside

@@ -130,9 +130,9 @@ def at_least(least: int) -> Callable[[str], int]:
 
     def whole_number(text: str) -> int:
         if (number := int(text)) < least:
-            raise argparse.ArgumentTypeError(f"{number} is less than {least}")
+            raise argparse.ArgumentTypeError(f"{number} is less than {least}, the least allowed")
         if number > MOST:
-            raise argparse.ArgumentTypeError(f"{number} is more than {MOST}")
+            raise argparse.ArgumentTypeError(f"{number} is more than {MOST}, the most allowed")
         return number
 
     return whole_number
@@ -142,7 +142,7 @@ def plot_file(text: str) -> Path:
     """The file of a plot, in a folder that exists and a format that matplotlib writes."""
     file = Path(text)
     if file.suffix.lower() not in PLOTS:
-        raise argparse.ArgumentTypeError(f"{text} ends in none of {', '.join(PLOTS)}")
+        raise argparse.ArgumentTypeError(f"{text} must end in one of {', '.join(PLOTS)}")
     if not file.parent.is_dir():
         raise argparse.ArgumentTypeError(f"there is no folder {file.parent}; make it first")
     return file
@@ -157,7 +157,7 @@ def size(text: str) -> int:
     except (ValueError, OverflowError):
         number = -1
     if number < 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is no size such as 4GB or 512MiB")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size; write it as 4GB or 512MiB")
     return number
 
 

@@ -104,7 +104,7 @@ def run(options: argparse.Namespace) -> CommandResult | None:
     from hf_moe_lmc.alignment import Resources, keep_freed_memory, processes
 
     if options.t and options.shares:
-        raise UsageError("--t and --shares say the same of two models; give one of them")
+        raise UsageError("--t and --shares both set the weights of the two models; give one of them")
     keep_freed_memory()
     aligner = MoeAligner.from_pretrained(options.reference, *options.other, **hub_options(options))
     keywords = _keywords(aligner, options)
@@ -140,7 +140,7 @@ def _keywords(aligner: "MoeAligner", options: argparse.Namespace) -> dict[str, A
     repairs: Any = tuple(options.repair)
     if "auto" in repairs:
         if len(repairs) > 1:
-            raise BadInputError("--repair auto chooses all repairs; name no others beside it")
+            raise BadInputError("--repair auto chooses among all repairs; give it alone, or only the others")
         repairs = "auto"
     keywords: dict[str, Any] = {
         "t": options.t[0] if options.t and len(options.t) == 1 else options.t,

@@ -127,10 +127,11 @@ def evaluate_path(
         evaluations = sum(len(points) - 2 * (path.like is not None) for path in paths)
         batches, hidden = length_hint(loader), not accelerator.is_main_process
         if batches and not hidden:
-            seconds = _seconds(model, next(iter(data)), accelerator)
+            low, high = _seconds(model, next(iter(data)), accelerator)
+            times = dict.fromkeys(duration(evaluations * batches * seconds) for seconds in (low, high))
             announce(
-                f"{len(paths)} paths, {evaluations} evaluations of {batches} batches: about "
-                f"{duration(evaluations * batches * seconds)}, a batch takes {seconds:.2g} s"
+                f"{len(paths)} paths, {evaluations} evaluations of {batches} batches: about {' to '.join(times)}, "
+                f"a batch takes {low:.2g} to {high:.2g} s now"
             )
         with Progress(total=evaluations * batches or None, desc="evaluating", unit="batches", disable=hidden) as bar:
             for path in paths:
@@ -245,14 +246,15 @@ class _Counted:
 
 
 @torch.no_grad()
-def _seconds(model: PreTrainedModel, batch: Batch, accelerator: Accelerator) -> float:
-    """Wall time of evaluating a batch; the first time is not counted."""
+def _seconds(model: PreTrainedModel, batch: Batch, accelerator: Accelerator) -> tuple[float, float]:
+    """Shortest and longest wall time of evaluating a batch three times; a first time is not counted."""
     model.eval()
-    batch = send_to_device(batch, accelerator.device)
-    for _ in range(2):
+    batch, times = send_to_device(batch, accelerator.device), []
+    for _ in range(4):
         start = time.perf_counter()
         score(*logits_and_labels(model, batch)).sum().item()
-    return time.perf_counter() - start
+        times.append(time.perf_counter() - start)
+    return min(times[1:]), max(times[1:])
 
 
 def _point(calibrated: Calibrated, repairs: Sequence[Repair], t: float) -> Weights:

@@ -332,13 +332,14 @@ def test_paths_are_drawn_where_their_cell_belongs(runs):
     figure = plot_paths(table, {f"verification-vit/{name}": row for name in names})
     panels = np.array(figure.axes).reshape(2, 2)
     assert [panel.get_title() for panel in panels[0]] == ["4 experts", "8 experts"]
-    assert [panel.get_ylabel().split()[0] for panel in panels[:, 0]] == ["first-sparse", "all-shared"]
+    labels = [panel.get_ylabel().partition("\n")[0] for panel in panels[:, 0]]
+    assert labels == ["first layer, sparse", "all layers, shared"]
     assert [panel.get_visible() for panel in panels.flatten()] == [True, False, True, True]
     for path, line in zip(PATHS, panels[1, 1].lines, strict=True):
         losses = [pair["results"]["mnist"][path]["loss"] for pair in row["pairs"]]
         np.testing.assert_allclose(line.get_ydata(), np.mean(losses, axis=0))
     (panel,) = plot_paths(table, {"verification-vit/experts=4-all-shared": row}).axes
-    assert panel.get_title() == "all-shared"
+    assert panel.get_title() == "all layers, shared"
 
 
 def test_plot(runs):
@@ -349,5 +350,5 @@ def test_plot(runs):
     (table,) = (table for table in load_grid() if table.name == "study-vit")
     assert plot_study(table, {}) is None
     (panel,) = plot_study(table, rows).axes
-    assert panel.get_title() == "expert width"
+    assert panel.get_title() == "units per expert"
     assert [tick.get_text() for tick in panel.get_xticklabels()] == ["4", "6"]

@@ -9,13 +9,20 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import DeepseekV3Config, DeepseekV3ForCausalLM
+from transformers.core_model_loading import dot_natural_key
 
-from hf_moe_lmc import align, apply, cli, merge
+from hf_moe_lmc import Alignment, align, apply, cli, merge
+from hf_moe_lmc.alignment import open_model
 from hf_moe_lmc.checkpoints import Checkpoint, CheckpointWriter, meta_model, place, read_config
-from hf_moe_lmc.errors import BadInputError
+from hf_moe_lmc.errors import BadInputError, IncompatiblePairError
+from hf_moe_lmc.hub import push_folder
+from hf_moe_lmc.moe import act
 from tests import families, models
 from tests.checkpoints.faulty import edit_json
 
+FURTHER_LAYER = "mtp.layers.0.mlp"
+# Rows of zero experts; and a linear that is called otherwise in the checkpoint.
+NOT_READ = ("longcat_flash", "hy_v4")
 FURTHER = ("enorm.weight", "hnorm.weight", "eh_proj.weight", "mlp.experts.0.gate_proj.weight")
 
 
@@ -30,11 +37,14 @@ def opened(folder: Path) -> Checkpoint:
 def add(folder: Path, keys: list[str], seed: int = 0) -> dict[str, Tensor]:
     """Store further tensors in the last file of a checkpoint."""
     generator = torch.Generator().manual_seed(seed)
-    tensors = {key: torch.randn(3, 5, generator=generator).to(torch.bfloat16) for key in keys}
+    return store(folder, {key: torch.randn(3, 5, generator=generator).to(torch.bfloat16) for key in keys})
+
+
+def store(folder: Path, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     file = sorted(folder.glob("*.safetensors"))[-1]
     save_file(load_file(file) | tensors, file, {"format": "pt"})
     if (index := folder / "model.safetensors.index.json").exists():
-        edit_json(index, lambda values: values["weight_map"].update(dict.fromkeys(keys, file.name)))
+        edit_json(index, lambda values: values["weight_map"].update(dict.fromkeys(tensors, file.name)))
     return tensors
 
 
@@ -58,24 +68,59 @@ def copy(source: Checkpoint, folder: Path, layout: str, dtype: torch.dtype | Non
     return stored(folder)
 
 
+def save(family: str, folder: Path, seed: int = 0) -> dict[str, Tensor]:
+    """Save a model of a family, and with it tensors that Transformers ignores, which are returned.
+
+    Some of them are a copy of its last routed layer.
+    """
+    model = families.build(family)
+    model.save_pretrained(folder, max_shard_size="100KB")
+    keys = sorted(map(example, model._keys_to_ignore_on_load_unexpected))
+    return add(folder, keys, seed) | store(folder, further_layer(folder))
+
+
+def further_layer(folder: Path, name: str = FURTHER_LAYER) -> dict[str, Tensor]:
+    """A copy of the tensors of the last routed layer."""
+    tensors = stored(folder)
+    last = max((key.partition(".experts.")[0] for key in tensors if ".experts." in key), key=dot_natural_key)
+    return {f"{name}{key.removeprefix(last)}": tensors[key] for key in tensors if key.startswith(f"{last}.")}
+
+
 @pytest.mark.parametrize("family", with_ignored())
 def test_every_family_carries_what_transformers_ignores(family, tmp_path):
-    model = families.build(family)
-    model.save_pretrained(tmp_path / "a", max_shard_size="100KB")
-    before = stored(tmp_path / "a")
-    added = add(tmp_path / "a", sorted(map(example, model._keys_to_ignore_on_load_unexpected)))
+    added = save(family, tmp_path / "a")
+    before = stored(tmp_path / "a").keys() - added.keys()
     source = opened(tmp_path / "a")
     assert source.ignored.keys() == added.keys()
-    assert set(source) == {*model.state_dict(), *added} - {*model.all_tied_weights_keys}
+    assert set(source) == {*source.model.state_dict(), *added} - {*source.model.all_tied_weights_keys}
     assert all(torch.equal(source[key], tensor) for key, tensor in added.items())
+    model = open_model(tmp_path / "a")
+    assert [layer.name for layer in model.further_layers] == [FURTHER_LAYER] * (family not in NOT_READ)
+    for layer in model.further_layers:
+        like = next(own for own in reversed(model.layers) if own.router).read(source)
+        assert layer.read(source).group == like.group
+        assert all(map(torch.equal, layer.read(source).tensors().values(), like.tensors().values()))
     for layout in ("kept", "original", "fused"):
         written = copy(source, tmp_path / layout, layout)
         assert all(torch.equal(written[key], tensor) for key, tensor in added.items())
         if layout == "kept":
-            assert written.keys() == before.keys() | added.keys()
+            assert written.keys() == before | added.keys()
         edit = tmp_path / layout / "config.json"
         edit.write_bytes((tmp_path / "a" / "config.json").read_bytes())
         assert opened(tmp_path / layout).ignored.keys() == added.keys()
+
+
+@pytest.mark.parametrize("family", ["deepseek_v3", "qwen3_next", "longcat_flash"])
+def test_a_merge_goes_to_the_hub_and_comes_back(family, hub, tmp_path):
+    a, b = (save(family, tmp_path / name, seed) for seed, name in enumerate("ab"))
+    merge(tmp_path / "a", tmp_path / "b", alignment="none", t=0.5, output=tmp_path / "merged")
+    push_folder(tmp_path / "merged", "org/merged", license="mit")
+    back = open_model("org/merged").checkpoint
+    assert back.folder != tmp_path / "merged"
+    assert back.ignored.keys() == a.keys()
+    for key in a:
+        assert torch.equal(back[key], torch.lerp(a[key].float(), b[key].float(), 0.5).to(a[key].dtype))
+        assert torch.equal(back[key], a[key]) == torch.equal(a[key], b[key])
 
 
 def deepseek(folder: Path, layers: int) -> Path:
@@ -115,6 +160,51 @@ def test_a_decoder_layer_too_many_is_still_refused(tmp_path):
     add(folder, ["model.layers.3.input_layernorm.weight"])
     with pytest.raises(BadInputError, match=r"model\.layers\.3\.input_layernorm\.weight is not part of a DeepseekV3"):
         opened(folder)
+
+
+def test_experts_of_further_layers_are_aligned(tmp_path):
+    name, folders = "model.layers.3.mlp", [deepseek(tmp_path / side, 3) for side in "ab"]
+    for folder in folders:
+        add(folder, ["model.layers.3.eh_proj.weight"])
+    a = store(folders[0], further_layer(folders[0], name))
+    (spec,) = open_model(folders[0]).further_layers
+    layer = spec.read(a)
+    planted = spec.group.random_derangement(*layer.symmetry_shape, generator=torch.Generator().manual_seed(0))
+    b = store(folders[1], spec.write(act(planted, layer), a))
+    assert not any(torch.equal(a[key], b[key]) for key in spec.experts.tensor_names)
+
+    def holds(folder: Path, expected: dict[str, Tensor]) -> bool:
+        return all(torch.equal(stored(folder)[key], expected[key]) for key in spec.tensor_names)
+
+    alignment = align(*folders)
+    assert alignment.symmetries.keys() == {name, *(own.name for own in open_model(folders[0]).layers)}
+    apply(alignment, folders[1], tmp_path / "aligned")
+    merge(*folders, alignment=alignment, output=tmp_path / "merged")
+    merge(*folders, alignment="none", output=tmp_path / "naive")
+    assert [holds(tmp_path / out, a) for out in ("aligned", "merged", "naive")] == [True, True, False]
+    # Transformers loads no such layer: an alignment of the model's own layers leaves it as it is.
+    live = [DeepseekV3ForCausalLM.from_pretrained(folder) for folder in folders]
+    apply(align(*live), folders[1], tmp_path / "own")
+    assert holds(tmp_path / "own", b)
+    # Where a tensor is missing or another is there, nothing is known of the layer.
+    lost = store(folders[1], {f"{name}.experts.0.bias": torch.ones(1)})
+    apply(align(*folders), folders[1], tmp_path / "bytes")
+    assert holds(tmp_path / "bytes", b)
+    assert stored(tmp_path / "bytes").items() >= lost.items()
+
+
+def test_an_alignment_with_further_layers_suits_a_model_that_has_lost_them(tmp_path):
+    folders = [tmp_path / side for side in "ab"]
+    for seed, folder in enumerate(folders):
+        save("qwen3_next", folder, seed)
+    alignment = align(*folders)
+    assert FURTHER_LAYER in alignment.symmetries
+    live = families.build("qwen3_next")
+    live.save_pretrained(tmp_path / "lost")
+    alignment.apply(live)
+    apply(alignment, tmp_path / "lost", tmp_path / "aligned")
+    with pytest.raises(IncompatiblePairError, match=r"layer vit\.x of the alignment does not exist"):
+        Alignment({**alignment.layers, "vit.x": alignment.layers[FURTHER_LAYER]}).apply(live)
 
 
 def test_codes_of_8_bits_are_written_as_their_values(tmp_path):

@@ -155,4 +155,4 @@ def test_a_merge_of_the_evaluated_model(folder, tmp_path, capsys):
     assert main(["merge", *models, "--repair", "rescale", "-o", str(tmp_path / "more")]) == 3
     assert "--repair needs calibration data: give --dataset; norms and gram need none" in capsys.readouterr().err
     assert main(["merge", *models, "--repair", "auto", "norms", *data, "-o", str(tmp_path / "more")]) == 3
-    assert "--repair auto chooses all repairs" in capsys.readouterr().err
+    assert "--repair auto chooses among all repairs" in capsys.readouterr().err

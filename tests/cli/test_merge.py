@@ -117,7 +117,7 @@ def test_a_dry_run(models, tmp_path, capsys):
     ("options", "code", "line"),
     [
         (["--t", "0.5"], 3, "t is a point between two models; several models, and shares, take no t"),
-        (["--t", "0.5", "--shares", "1", "1", "1"], 2, "--t and --shares say the same of two models"),
+        (["--t", "0.5", "--shares", "1", "1", "1"], 2, "--t and --shares both set the weights"),
         (["--shares", "1", "2"], 3, "give one per model"),
         (["--shares", "1", "-2", "3"], 3, "give one per model, not all 0, none negative unless"),
     ],

@@ -54,7 +54,7 @@ MISTAKES = [
     ("evaluate a b --dataset text.txt --batch-size 0 -o out", 2, ["--batch-size: 0 is less than 1"]),
     ("evaluate a b --dataset text.txt --length 0 -o out", 2, ["--length: 0 is less than 2"]),
     ("align a b -o out --plot none/plot.png", 2, ["there is no folder none"]),
-    ("align a b -o out --plot plot.xyz", 2, ["plot.xyz ends in none of .png"]),
+    ("align a b -o out --plot plot.xyz", 2, ["plot.xyz must end in one of .png"]),
     ("align a b -o text.txt", 5, ["text.txt"]),
     ("align a b -o a", 5, ["a"]),
     ("apply alignment b -o alignment/x", 5, ["lies in the input alignment"]),

@@ -190,7 +190,8 @@ def test_a_repaired_point_is_computed_once(accelerator, tmp_path, monkeypatch, c
         counts.append(mode(reads.values()))  # type checks look at the first tensor, too
     # Not read at t = 0.
     assert counts == [4, 4 + 3]
-    announced = re.findall(r"(.*) paths, (.*) evaluations of (.*) batches: about .*, a batch", capsys.readouterr().err)
+    text = r"(.*) paths, (.*) evaluations of (.*) batches: about .*, a batch takes .* to .* s now"
+    announced = re.findall(text, capsys.readouterr().err)
     assert announced == [("1", "5", "2"), ("2", "8", "2")]
     assert [bar.n for bar in bars] == [bar.total for bar in bars] == [5 * 2, 8 * 2]
 

@@ -57,7 +57,7 @@ def load_rows(
         kind = HubError if isinstance(error, DatasetNotFoundError) else BadInputError
         raise kind(f"{name} cannot be read: {_reason(error)}") from error
     if len(rows) == 0:
-        raise BadInputError(f"{name} is empty")
+        raise BadInputError(f"{name} is empty; give data with at least one row")
     return rows
 
 
