@@ -1,6 +1,7 @@
 """`hf-moe-lmc align`."""
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
 from .arguments import (
@@ -16,7 +17,11 @@ from .arguments import (
 from .results import CommandResult, describe_alignment, describe_plan
 
 if TYPE_CHECKING:
+    from hf_moe_lmc.aligner import MoeAligner
     from hf_moe_lmc.alignment import Alignment
+
+CAUSES = 3  # sentences of the comparison
+FAR = 0.5  # of the distance that random orders of units leave
 
 
 def add_parser(commands: "argparse._SubParsersAction[Any]") -> None:
@@ -56,4 +61,18 @@ def run(options: argparse.Namespace) -> CommandResult | None:
         return None
     if options.plot:
         plot_alignment(cast("Alignment", alignment), options.plot)
-    return describe_alignment(alignment, [options.other], options.output, aligner.models.texts)
+    result = describe_alignment(alignment, [options.other], options.output, aligner.models.texts)
+    sentences = _sentences(aligner, cast("Alignment", alignment))
+    pointer = f"what else differs: hf-moe-lmc compare {options.reference} {options.other}"
+    lines = "".join(f"{line}\n" for line in sentences or [pointer])
+    return replace(result, text=f"{result.text}{lines}", document={**result.document, "causes": sentences})
+
+
+def _sentences(aligner: "MoeAligner", alignment: "Alignment") -> list[str]:
+    """The first sentences of the comparison, which reads both models again, where no order brings all experts near."""
+    from hf_moe_lmc.comparison import compare_opened
+
+    evidence = [(layer.distance_after, layer.evidence) for layer in alignment.layers.values() if layer.evidence]
+    if all(not own.unrelated and distance < FAR * own.random_distance for distance, own in evidence):
+        return []
+    return list(compare_opened(*aligner.models.models).sentences[:CAUSES])

@@ -1,7 +1,7 @@
 """Two whole models, layer by layer."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
@@ -30,7 +30,6 @@ from .layers import LayerComparison, compare_layers, new_layer
 from .routers import RouterComparison, all_rows
 from .sentences import Evidence, describe
 from .tensors import TensorComparison, compare_tensors
-from .wording import numbered
 
 _SHOWN_BY_WEIGHTS = (
     *("expert", "hidden_layers", "num_layers", "layer_types", "n_layer", "moe_layers", "architectures", "shared"),
@@ -212,6 +211,7 @@ class _Work:
         settings = self._settings()
         same = (
             not settings
+            and not self.correspondence.layers
             and all(layer.keeps_function for layer in self.layers)
             and all(_keeps_function(tensor) for tensor in self.tensors)
         )
@@ -219,7 +219,7 @@ class _Work:
             tuple(self.layers),
             tuple(self.tensors),
             settings,
-            missing_layers=tuple(self._missing_layers()),
+            layers_told=tuple(self.correspondence.told()),
             told=frozenset(tensor.name for tensor in self.tensors if self._is_of_missing_layer(tensor)),
             same_function=same,
             quantised=self._quantised(),
@@ -255,15 +255,6 @@ class _Work:
             for difference in config_differences(self.a.model, self.b.model)
             if difference.harmful and not _is_shown(difference.name)
         )
-
-    def _missing_layers(self) -> Iterator[str]:
-        for stack, numbers in self.correspondence.layers.items():
-            missing = self.correspondence.missing(stack)
-            new = [number for number, source in numbers.items() if source is None]
-            if missing:
-                yield f"B is A without {numbered('layer', missing)} of {stack}, renumbered"
-            if new:
-                yield f"{numbered('layer', new)} of {stack} in B {'is' if len(new) == 1 else 'are'} nowhere in A"
 
 
 def _without_counterpart(a: MoeLayerSpec, b: MoeLayerSpec) -> set[str]:

@@ -184,7 +184,8 @@ def _name_slots(experts: Sequence[ExpertComparison]) -> list[ExpertComparison]:
                 kind = "copied"
             elif expert.source != expert.slot:
                 kind = "moved"
-        held.add(expert.source)
+        if not expert.is_far:
+            held.add(expert.source)
         named.append(replace(expert, kind=kind))
     return named
 

@@ -27,7 +27,7 @@ class Evidence:
     Args:
         layers, tensors: see `Comparison`.
         settings: differences of the configurations that change the function, in words.
-        missing_layers: numbers of layers of A that B lacks, in words.
+        layers_told: layers that B lacks, repeats or has in another order, in words.
         told: names of tensors that need no mention: they belong to layers that are missing.
         same_function: see `Comparison`.
         quantised: which of the models is stored quantised, if it is one of them.
@@ -36,7 +36,7 @@ class Evidence:
     layers: tuple[LayerComparison, ...]
     tensors: tuple[TensorComparison, ...]
     settings: tuple[str, ...] = ()
-    missing_layers: tuple[str, ...] = ()
+    layers_told: tuple[str, ...] = ()
     told: frozenset[str] = frozenset()
     same_function: bool = False
     quantised: Literal["A", "B"] | None = None
@@ -45,6 +45,11 @@ class Evidence:
     def experts(self) -> list[Place]:
         """The routed experts, with their layers."""
         return [(layer, expert) for layer in self.layers for expert in layer.experts]
+
+    @cached_property
+    def shared(self) -> list[Place]:
+        """The shared experts, with their layers."""
+        return [(layer, expert) for layer in self.layers for expert in layer.shared_experts]
 
     @cached_property
     def changed_tensors(self) -> list[TensorComparison]:
@@ -141,7 +146,9 @@ def describe(evidence: Evidence) -> tuple[str, ...]:
 
 
 def _not_finite(evidence: Evidence) -> Iterator[str]:
+    shared = [(layer, expert) for layer, expert in evidence.shared if expert.kind == "not_finite"]
     names = [f"expert {expert.slot} of {layer.name}" for layer, expert in evidence.of("not_finite")]
+    names += [f"shared expert {expert.slot} of {layer.name}" for layer, expert in shared]
     if names := [*names, *(t.name for t in evidence.tensors if t.kind == "not_finite")]:
         yield f"NaN or infinite values in {listed(names)}: the file is damaged; fetch or export it again"
 
@@ -149,7 +156,7 @@ def _not_finite(evidence: Evidence) -> Iterator[str]:
 def _whole(evidence: Evidence) -> Iterator[str]:
     """B as a whole, where one sentence says it all, or most."""
     experts, changed, moves = [e for _, e in evidence.experts], evidence.changed_tensors, evidence.moves
-    shared = [expert for layer in evidence.layers for expert in layer.shared_experts]
+    shared = [expert for _, expert in evidence.shared]
     total, figures = len(experts), f"{len(experts)} experts, {len(evidence.tensors)} other tensors"
     changes, kinds = _changes(experts), {one.kind for one in (*experts, *evidence.tensors)}
     by = percent_range([t.change for t in changed if t.change is not None] or [0.0])
@@ -184,13 +191,13 @@ def _whole(evidence: Evidence) -> Iterator[str]:
         yield f"{text}: {total} experts in place, {changes}, norms and routers bit-identical"
     elif trained := evidence.trained:
         some = f"all {total} experts" if len(trained) == total else f"{len(trained)} of {total} experts"
-        if len(trained) == total and all(expert.is_far for expert in trained):
+        if not changed and all(e.kind == "identical" for e in shared):
+            yield f"only experts differ: {some} {_changes(trained)}, all else is A's bit for bit"
+        elif len(trained) == total and all(expert.is_far for expert in trained):
             yield (
                 f"B's experts resemble A's more than chance and are far from them ({some} {_changes(trained)}): "
                 "trained from other starts? align before you merge, and compare losses"
             )
-        elif not changed:
-            yield f"only experts differ: {some} {_changes(trained)}, all else is A's bit for bit"
         elif moves:
             yield f"B is a fine-tune of A in another order: {moves}; {some} {_changes(trained)}"
         else:
@@ -235,11 +242,11 @@ def _pruned(evidence: Evidence) -> Iterator[str]:
         yield f"B is A without {numbered('expert', missing)}, {order}, {changes} ({evidence.in_layers(layers)})"
 
 
-def _missing_layers(evidence: Evidence) -> Iterator[str]:
-    yield from evidence.missing_layers
+def _layers(evidence: Evidence) -> Iterator[str]:
+    yield from evidence.layers_told
 
 
-_ADVICE = "tokens reach the wrong experts; move both by the same order (`hf-moe-lmc align` finds it)"
+_ADVICE = "tokens reach the wrong experts; put the rows in the order of their experts"
 _ROUTERS = {
     "rows moved": f"the router rows moved and the experts did not: {_ADVICE}",
     "both moved": f"router rows and experts moved, by different orders: {_ADVICE}",
@@ -253,7 +260,7 @@ def _routers(evidence: Evidence) -> Iterator[str]:
     """Routers that do not fit their experts."""
 
     def fault(layer: LayerComparison) -> str | None:
-        is_moved = any(e.source not in (None, e.slot) for e in layer.experts)
+        is_moved = any(e.source not in (None, e.slot) and not e.is_far for e in layer.experts)
         is_moved = is_moved and len(layer.experts) == layer.num_experts
         is_moved = is_moved and not any(e.kind == "copied" for e in layer.experts)
         if layer.router == "without experts":
@@ -347,13 +354,14 @@ def _moved(evidence: Evidence) -> Iterator[str]:
 
 def _shared(evidence: Evidence) -> Iterator[str]:
     """Shared experts, by kind."""
-    shared = [(layer, expert) for layer in evidence.layers for expert in layer.shared_experts]
-    known = (*_SIMPLE, "moved") if evidence.same_function else _SIMPLE
-    for kind in dict.fromkeys(expert.kind for _, expert in shared if expert.kind not in known):
-        places = [place for place in shared if place[1].kind == kind]
-        figures = f", {factors}" if (factors := _factors(places)) else ""
-        where = evidence.in_layers(layer for layer, _ in places)
-        yield f"shared experts {where}: {kind.replace('_', ' ')}{figures}"
+    known = {"identical", "rounded", "not_finite"}
+    known |= {"changed", "moved"} if evidence.same_function or evidence.quantised else set()
+    for kind in dict.fromkeys(expert.kind for _, expert in evidence.shared if expert.kind not in known):
+        places = [place for place in evidence.shared if place[1].kind == kind]
+        parts = [] if kind == "changed" else [kind.replace("_", " ")]
+        parts += [factors] if (factors := _factors(places)) else []
+        parts += [_changes(e for _, e in places)] if any((e.change or 0.0) > _NOISE for _, e in places) else []
+        yield f"shared experts {evidence.in_layers(layer for layer, _ in places)}: {', '.join(parts)}"
 
 
 def _settings(evidence: Evidence) -> Iterator[str]:
@@ -408,7 +416,7 @@ _RULES: tuple[Callable[[Evidence], Iterator[str]], ...] = (
     _whole,
     _repeated,
     _pruned,
-    _missing_layers,
+    _layers,
     _routers,
     _foreign,
     _faults,

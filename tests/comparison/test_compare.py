@@ -2,13 +2,15 @@
 
 import copy
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
 from hf_moe_lmc import scramble
 from hf_moe_lmc.cli import main
-from hf_moe_lmc.comparison import compare, plot_comparison
+from hf_moe_lmc.comparison import ExpertComparison, compare, plot_comparison
+from hf_moe_lmc.comparison.layers import _name_slots
 from tests.comparison import plants
 from tests.comparison.plants import edit, routed
 from tests.families import SIZES, build
@@ -44,6 +46,7 @@ def test_shared_experts(family, plant, kind):
     assert {expert.kind for layer in comparison.layers for expert in layer.shared_experts} == {kind}
     assert kinds(comparison) == {"identical"}
     assert not comparison.same_function
+    assert "shared expert" in comparison.sentences[0]
 
 
 def test_selection_biases_of_groups():
@@ -169,6 +172,35 @@ def test_layers_that_only_one_model_has():
     assert not compare(a, b).related
 
 
+@pytest.mark.parametrize(
+    ("order", "sentence"),
+    [
+        ([0, 1, 2], "A and B are identical, bit for bit"),
+        ([0, 2, 1], "layers of model.layers stand in another order in B: layer 1 is 2 of A and layer 2 is 1 of A"),
+        ([0, 1, 1, 2], "B is deeper than A: layer 2 of model.layers in B repeats layer 1 of A"),
+    ],
+)
+def test_layers_in_another_order_or_repeated(order, sentence):
+    a = build("mixtral", experts=4)
+    config = copy.deepcopy(a.config)
+    config.num_hidden_layers = len(order)
+    b = type(a)(config).eval()
+    b.load_state_dict(a.state_dict(), strict=False)
+    for layer, source in zip(b.model.layers, order, strict=True):
+        layer.load_state_dict(a.model.layers[source].state_dict())
+    comparison = compare(a, b)
+    assert comparison.sentences[0].startswith(sentence)
+    assert kinds(comparison) == {"identical"}
+    assert comparison.same_function == (order == [0, 1, 2])
+
+
+def test_a_far_expert_makes_no_copy_of_a_near_one():
+    experts = [ExpertComparison(0, "changed", 1, 0.7), ExpertComparison(1, "identical", 1)]
+    assert [expert.kind for expert in _name_slots(experts)] == ["moved", "identical"]
+    near = [replace(experts[0], change=0.1), experts[1]]
+    assert [expert.kind for expert in _name_slots(near)] == ["moved", "copied"]
+
+
 def test_widths_that_differ_are_named():
     a, b = build("mixtral", experts=4), build("qwen3_moe", experts=4)
     comparison = compare(a, b)
@@ -200,6 +232,20 @@ def test_command(qwen, tmp_path, capsys):
     assert main(["compare", a, b, "--exit-code", "--table"]) == 1
     assert "gate_up_swapped" in capsys.readouterr().out
     assert main(["compare", a, a, "--exit-code"]) == 0
+
+
+def test_align_says_why_where_no_order_brings_experts_near(qwen, tmp_path, capsys):
+    qwen.save_pretrained(tmp_path / "a")
+    broken = plants.planted(qwen, dict.fromkeys(range(6), plants.swapped))[0]
+    for name, b in {"swapped": broken, "moved": scramble(copy.deepcopy(qwen))[0]}.items():
+        b.save_pretrained(tmp_path / name)
+        arguments = [str(tmp_path / "a"), str(tmp_path / name)]
+        assert main(["align", *arguments, "-o", str(tmp_path / "o"), "--overwrite"]) == 0
+        last = capsys.readouterr().out.splitlines()[-1]
+        if name == "swapped":
+            assert last.startswith("gate_proj and up_proj are swapped in all 6 experts in every layer")
+        else:
+            assert last == f"what else differs: hf-moe-lmc compare {' '.join(arguments)}"
 
 
 def test_picture_of_any_comparison(tmp_path):
