@@ -7,7 +7,7 @@ from itertools import combinations
 from typing import Literal
 
 SWIGLU = ("mixtral", "qwen2_moe", "smollm2")
-ACTIVE = 2  # experts that answer a token
+ACTIVE = 2  # experts that a token is routed to
 UPCYCLING_NOISE = 0.1  # standard deviation, in units of that of the weights (arXiv:2212.05055 uses none)
 BACKBONE_FIELDS = (
     *("model", "data", "depth", "hidden", "heads", "ffn", "batch"),
@@ -36,7 +36,7 @@ class Cell:
         data: see `benchmarks.paper.data.load`; of "a+b", the backbone learns both, and copies of a meet copies of b.
         variant: "dense", "sparse" or "shared"; of the paper's variants only.
         place: the layers whose FFN is replaced: "first", "last", "all" or a number, the first layer being 1.
-        experts: n; two of them answer a token, or all in the dense variant.
+        experts: n; a token is routed to two of them, or to all in the dense variant.
         backbone: "trainable" or "frozen" while the copies are trained.
         start: experts are drawn anew in every copy ("fresh"), are noisy copies of one dense FFN ("upcycled"), or those
             of the backbone itself ("checkpoint").

@@ -56,10 +56,10 @@ class Comparison(metaclass=ShortHelp):
         if len(shown) > SUMMARY_LINES - 2:
             more = len(shown) - (SUMMARY_LINES - 3)
             shown = [*shown[: SUMMARY_LINES - 3], f"... and {more} more; see --json"]
-        score = f", z = {self.z:.0f}" if self.z is not None else ""
-        related = f"{'related' if self.related else 'unrelated'}{score}"
-        function = "the same function" if self.same_function else "another function"
-        return "\n".join([*shown, f"{related}; {function}"]) + "\n"
+        score = f" (z = {self.z:.0f})" if self.z is not None else ""
+        related = f"related {'beyond' if self.related else 'no more than by'} chance{score}"
+        function = f"computes {'the same' if self.same_function else 'another'} function"
+        return "\n".join([*shown, f"B is {related} and {function}"]) + "\n"
 
     def rows(self) -> list[tuple[str, str, str, str, str, str, str, str]]:
         """Per expert and per tensor: layer or tensor, slot, kind, source, change, units, signs and scales, z."""

@@ -53,7 +53,7 @@ class MoeFields:
 
     @property
     def active_experts(self) -> int:
-        """How many routed experts answer a token."""
+        """How many routed experts a token is sent to."""
         return self.num_experts if self.moe_variant == "dense" else self.num_experts_per_tok
 
     @property
