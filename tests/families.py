@@ -328,13 +328,14 @@ def discover() -> set[str]:
     return {file.parent.name for file in files if re.search("experts", file.read_text("utf-8"), re.IGNORECASE)}
 
 
-def configuration(name: str, experts: int) -> PreTrainedConfig:
+def configuration(name: str, experts: int, sizes: dict[str, object] | None = None) -> PreTrainedConfig:
     family = FAMILIES[name]
     cls = family.model_class().config_class
     fields = fields_of(cls, SIZES)
     if "kv_lora_rank" in fields:  # latent attention has no groups of heads
         fields["num_key_value_heads"] = fields["num_attention_heads"]
-    return cls(**{key: value(experts) if callable(value) else value for key, value in (fields | family.fields).items()})
+    fields |= family.fields | fields_of(cls, sizes or {})
+    return cls(**{key: value(experts) if callable(value) else value for key, value in fields.items()})
 
 
 def fields_of(cls: type[PreTrainedConfig], sizes: dict[str, object]) -> dict[str, object]:
@@ -349,13 +350,15 @@ def build(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
     implementation: str = "eager",
+    sizes: dict[str, object] | None = None,
 ) -> PreTrainedModel:
     """The family `name` with all that `state_dict` holds drawn anew from `seed`: nothing stays at its default.
 
-    `implementation` is that of the experts, where their class leaves the choice; only "eager" takes float64.
+    `implementation` is that of the experts, where their class leaves the choice; only "eager" takes float64. `sizes`
+    are taken in the place of the family's own, those that its configuration has.
     """
     family = FAMILIES[name]
-    model = family.model_class()(configuration(name, experts)).eval()
+    model = family.model_class()(configuration(name, experts, sizes)).eval()
     for module in model.modules():  # dots3_note's layers have configurations of their own
         if hasattr(module, "config"):
             module.config._experts_implementation = implementation

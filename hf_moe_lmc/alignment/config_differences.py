@@ -43,6 +43,9 @@ SHOWN = 60  # characters of a value
 
 # What reads configurations beside the code of a model.
 READERS = (cache_utils, masking_utils, modeling_rope_utils, moe, sdpa_attention)
+# Classes of every configuration; and names that code imports which computes rotary embeddings by Transformers' means.
+OF_ALL = (PreTrainedConfig, modeling_rope_utils.RotaryEmbeddingConfigMixin)
+ROPE = ("ROPE_INIT_FUNCTIONS", "dynamic_rope_update")
 LIBRARIES = {*sys.stdlib_module_names, "torch", "transformers"}
 OF_FAMILIES = ("transformers.models.", "transformers.modeling_layers")
 # Fields that Transformers reads when it makes a model of any class.
@@ -71,17 +74,19 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
     """All names that the code of a model may read from its configuration; None if some of its source is not known.
 
     Attributes and strings in the methods of its modules and of its configurations, in the functions that the modules
-    name, and in what Transformers reads for every model; and what they are aliases of. Not among them are fields that
+    name, and in what Transformers reads for every model, of rotary embeddings for those that have them; and what they
+    are aliases of. Not among them are fields that
     only the constructor of a configuration reads, to fill other fields, and what only layers of a kind read that the
     model does not have.
     """
     modules = {cls for module in model.modules() for cls in type(module).__mro__ if _is_own(cls)}
+    has_rope = any(hasattr(inspect.getmodule(cls), name) for cls in modules for name in ROPE)
     configs = list(_configurations(getattr(model, "config", None)))
     sources: list[Any] = [
-        *READERS,
+        *(reader for reader in READERS if has_rope or reader is not modeling_rope_utils),
         *(
             function
-            for cls in {cls for config in configs for cls in type(config).__mro__ if cls is not PreTrainedConfig}
+            for cls in {cls for config in configs for cls in type(config).__mro__ if cls not in OF_ALL}
             for name, function in _functions(cls)
             if not name.startswith(("_", "validate"))
         ),
@@ -99,13 +104,13 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
 def _read_by(cls: type) -> frozenset[str]:
     """Names in the methods of a class of modules, and in the functions and classes other than modules that they name.
 
-    Attributes of `self` are none of the configuration.
+    Attributes of `self` are none of the configuration, and weights are loaded, not initialised.
     """
     waiting, known, read = [cls], set[Any](), set[str]()
     while waiting:
         known.add(value := waiting.pop())
-        for _, function in _functions(value):
-            read |= _names_in(function, r"(?<!self)[.\"'](\w+)")
+        for name, function in _functions(value):
+            read |= _names_in(function, r"(?<!self)[.\"'](\w+)") if name != "_init_weights" else set()
             named = [function.__globals__.get(name) for name in _names_in(function, r"(\w+)")]
             for own in [part for value in named for part in (value.values() if isinstance(value, dict) else [value])]:
                 is_code = inspect.isfunction(own) or (inspect.isclass(own) and not issubclass(own, nn.Module))

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from hf_moe_lmc.checkpoints import StoredTensor, read_header, read_json
@@ -42,7 +42,8 @@ def write_alignment(
     tensors |= {
         f"{name}.expert_table": table for name, layer in layers.items() if (table := layer.expert_table) is not None
     }
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / WEIGHTS_NAME)
+    content = save({name: tensor.contiguous() for name, tensor in tensors.items()})
+    (folder / WEIGHTS_NAME).write_bytes(content)  # of a full disk, safetensors raises no OSError
     described = {
         "format": FORMAT,
         "versions": versions(),

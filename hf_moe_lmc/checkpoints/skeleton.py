@@ -94,7 +94,8 @@ def meta_model(config: PreTrainedConfig) -> PreTrainedModel:
             # The attention is named here, for a configuration may ask for a kernel of a repository.
             return cls._from_config(config, attn_implementation="eager").eval()
     except Exception as error:  # settings come from a file, and may break anything
-        reason = " ".join(str(error).split())
+        unknown = "no value known there is " if isinstance(error, KeyError) else ""
+        reason = unknown + " ".join(str(error).split())
         raise BadInputError(f"a {cls.__name__} cannot be built from config.json: {reason}") from None
 
 

@@ -46,7 +46,7 @@ def harmful(a: Any, b: Any) -> list[str]:
 
 @pytest.fixture(scope="module")
 def built():
-    return {family: families.build(family) for family in ("qwen3_moe", "phimoe", "switch_transformers")}
+    return {family: families.build(family) for family in ("qwen3_moe", "phimoe", "switch_transformers", "jamba")}
 
 
 def with_fields(model: PreTrainedModel, fields: dict) -> Any:
@@ -97,6 +97,7 @@ def test_fields_that_change_nothing(built, field):
         ),
         ("qwen3_moe", {"is_encoder_decoder": True}, False),
         ("switch_transformers", {"pad_token_id": 3}, True),
+        ("jamba", {"max_position_embeddings": 40960}, False),  # it has no rotary embeddings
         ("qwen3_moe", {"norm_topk_prob": True}, True),
     ],
 )
@@ -136,11 +137,11 @@ def configured(**fields: object) -> Any:
 
 
 def test_configurations_of_parts():
-    a = configured(text_config={"rope_theta": 3, "use_cache": True}, vision_config={"depth": 2})
-    b = configured(text_config={"rope_theta": 5, "use_cache": False}, vision_config={"depth": 2})
+    a = configured(text_config={"sliding_window": 3, "use_cache": True}, vision_config={"depth": 2})
+    b = configured(text_config={"sliding_window": 5, "use_cache": False}, vision_config={"depth": 2})
     differences = config_differences(a, b)
     assert [difference.text for difference in differences if difference.harmful] == [
-        "text_config.rope_theta is 3 in the reference, 5 in the other"
+        "text_config.sliding_window is 3 in the reference, 5 in the other"
     ]
     assert [difference.name for difference in differences if not difference.harmful] == ["text_config.use_cache"]
 

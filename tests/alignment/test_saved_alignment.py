@@ -33,6 +33,12 @@ def folders(tmp_path_factory):
     return folder
 
 
+def test_a_full_disk_is_told_as_one(folders, tmp_path):
+    (tmp_path / WEIGHTS).symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left"):
+        Alignment.from_pretrained(folders / "alignment").save_pretrained(tmp_path)
+
+
 def tensors(folder):
     return load_file(folder / "model.safetensors")
 
