@@ -143,15 +143,9 @@ class Alignment(metaclass=ShortHelp):
     def apply(self, model: LiveModel) -> LiveModel:
         """Rewrite `model` in place, rounding nothing, and return it; IncompatiblePairError where its layers differ."""
         specs = alignable_layers(model)
-        self.check_known({spec.name for spec in specs}, model, "the model")
+        check_known(self, {spec.name for spec in specs}, model, "the model")
         load_into(model, aligned(LiveWeights(model), specs, self.symmetries))
         return model
-
-    def check_known(self, layers: Container[str], model: nn.Module, name: str) -> None:
-        """Raise `IncompatiblePairError` if it has a layer that is none of those of a model, and not ignored there."""
-        for layer in self.layers:
-            if layer not in layers and not is_ignored(model, layer):
-                raise IncompatiblePairError(f"layer {layer} of the alignment does not exist in {name}")
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write the permutations to `alignment.safetensors` and the figures to `alignment_config.json` in `folder`."""
@@ -187,6 +181,13 @@ class MutualAlignment(metaclass=ShortHelp):
 
     def __iter__(self) -> Iterator[Alignment]:
         return iter(self.alignments)
+
+
+def check_known(alignment: Alignment, layers: Container[str], model: nn.Module, name: str) -> None:
+    """Raise `IncompatiblePairError` if it has a layer that is none of those of a model, and not ignored there."""
+    for layer in alignment.layers:
+        if layer not in layers and not is_ignored(model, layer):
+            raise IncompatiblePairError(f"layer {layer} of the alignment does not exist in {name}")
 
 
 def _permuted(orders: Sequence[Tensor]) -> float:

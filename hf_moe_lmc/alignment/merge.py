@@ -16,7 +16,7 @@ from hf_moe_lmc.merging import LayerStatistics
 from hf_moe_lmc.names import Repair, Vocabulary
 from hf_moe_lmc.symmetry import MoeSymmetry
 
-from .alignment import Alignment
+from .alignment import Alignment, check_known
 from .live_weights import load_into
 from .opened_model import LoadOptions, OpenedModel, load_model
 from .pair import CheckedModels
@@ -90,7 +90,7 @@ def _within_reason(shares: Shares) -> Shares:
 
 def check_layers(alignment: Alignment, model: OpenedModel) -> None:
     """Raise `IncompatiblePairError` unless the layers of the alignment are those of the model."""
-    alignment.check_known({spec.name for spec in model.all_layers}, model.model, model.name)
+    check_known(alignment, {spec.name for spec in model.all_layers}, model.model, model.name)
     for name in {spec.name for spec in model.layers} - alignment.layers.keys():
         raise IncompatiblePairError(f"layer {name} of {model.name} is not part of the alignment")
 
