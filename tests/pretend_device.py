@@ -51,9 +51,14 @@ class _Pretending(TorchDispatchMode):
 
 @contextmanager
 def pretend_device() -> Iterator[torch.device]:
-    """Within, the device that it gives exists."""
-    with _Pretending():
-        yield PRETENDED
+    """Within, the device that it gives exists, for this thread only, so operations and experts get no other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with _Pretending():
+            yield PRETENDED
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _run(function: Any, args: Any, kwargs: dict[str, Any]) -> Any:

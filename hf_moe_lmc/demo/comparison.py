@@ -41,6 +41,9 @@ class MethodResult:
     l_hat: float | None = None
 
 
+_NOTHING = 1e-12  # nats
+
+
 @dataclass(frozen=True)
 class Bench:
     """Model, data and points of all paths.
@@ -95,7 +98,8 @@ def compare_methods(
         symmetry = align_layers(layer, other_layer, Permutation(torch.tensor(order))).symmetry
         orders[order] = bench.measure(path_to(symmetry))
     losses = np.array([barrier.loss_barrier for barrier in orders.values()])
-    best, span = losses.min(), results["naive"].barrier.loss_barrier - losses.min()
+    best = losses.min()
+    span = max(results["naive"].barrier.loss_barrier - best, _NOTHING)  # 0 where averaging costs nothing to begin with
 
     def ranked(order: Order) -> MethodResult:
         loss = orders[order].loss_barrier

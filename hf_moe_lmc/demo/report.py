@@ -88,7 +88,7 @@ class Report:
         )
         return (
             f"Averaged as they are, the models meet a loss barrier of {naive:.3f} nats; aligned, of {merge:.3f} "
-            f"({100 * merge / naive:.0f} %); mean of {len(self.pairs)} pair(s)."
+            f"({_percent(merge, naive)} %); mean of {len(self.pairs)} pair(s)."
         )
 
     def table(self) -> str:
@@ -109,7 +109,7 @@ class Report:
                     method.replace("_", " "),
                     f"{fmean(losses):.3f}",
                     " ".join(f"{loss:.3f}" for loss in losses),
-                    f"{100 * fmean(losses) / naive:.0f}",
+                    _percent(fmean(losses), naive),
                     f"{100 * accuracy:.1f} pp",
                     f"{fmean(ranks):.1f}" if ranks else "",
                     f"{fmean(l_hats):.1f}" if l_hats else "",
@@ -117,6 +117,10 @@ class Report:
             )
         widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
         return "\n".join("| " + " | ".join(map(str.ljust, row, widths)) + " |" for row in rows)
+
+
+def _percent(part: float, whole: float) -> str:
+    return f"{100 * part / whole:.0f}" if whole else "-"
 
 
 def _curves(result: MethodResult) -> dict[str, object]:

@@ -75,7 +75,7 @@ def test_ranks(folder):
         assert 1 <= methods[name]["rank"] <= factorial(TINY.num_experts)
         assert (methods[name]["rank"] == 1) == (methods[name]["loss_barrier"] == best["loss_barrier"])
         assert methods[name]["loss_barrier"] >= best["loss_barrier"]
-        span = methods["naive"]["loss_barrier"] - best["loss_barrier"]
+        span = max(methods["naive"]["loss_barrier"] - best["loss_barrier"], 1e-12)  # training may reach no barrier
         expected = 100 * (methods[name]["loss_barrier"] - best["loss_barrier"]) / span
         assert methods[name]["l_hat"] == pytest.approx(expected)
 
