@@ -75,9 +75,8 @@ def read_names(model: nn.Module) -> frozenset[str] | None:
 
     Attributes and strings in the methods of its modules and of its configurations, in the functions that the modules
     name, and in what Transformers reads for every model, of rotary embeddings for those that have them; and what they
-    are aliases of. Not among them are fields that
-    only the constructor of a configuration reads, to fill other fields, and what only layers of a kind read that the
-    model does not have.
+    are aliases of. Not among them are fields that only the constructor of a configuration reads, to fill other fields,
+    and what only layers of a kind read that the model does not have.
     """
     modules = {cls for module in model.modules() for cls in type(module).__mro__ if _is_own(cls)}
     has_rope = any(hasattr(inspect.getmodule(cls), name) for cls in modules for name in ROPE)

@@ -24,6 +24,7 @@ from hf_moe_lmc.symmetry import MoeSymmetry, Permutation
 Order = tuple[int, ...]
 
 COMPARED: tuple[ExpertOrder, ...] = ("units", "gate", "gram", "joint")
+_NOTHING = 1e-12  # nats
 
 
 @dataclass(frozen=True)
@@ -39,9 +40,6 @@ class MethodResult:
     barrier: Barrier
     rank: int | None = None
     l_hat: float | None = None
-
-
-_NOTHING = 1e-12  # nats
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from transformers import AutoModelForImageClassification
 from hf_moe_lmc import Alignment, align, cli, merge, scramble
 from hf_moe_lmc.demo import run as demo_run
 from hf_moe_lmc.demo import run_demo
+from hf_moe_lmc.demo.report import Report
 from hf_moe_lmc.errors import BadInputError, OutputError
 from hf_moe_lmc.merging import REPAIRS
 from tests import forked
@@ -78,6 +79,17 @@ def test_ranks(folder):
         span = max(methods["naive"]["loss_barrier"] - best["loss_barrier"], 1e-12)  # training may reach no barrier
         expected = 100 * (methods[name]["loss_barrier"] - best["loss_barrier"]) / span
         assert methods[name]["l_hat"] == pytest.approx(expected)
+
+
+def test_a_pair_without_a_barrier(folder):
+    """Per cent of nothing are a dash, in the sentence and in the table; of something, a number."""
+    content = report(folder)
+    naive = content["pairs"][0]["methods"]["naive"]
+    naive["loss"] = [1.0, 2.0, 1.0]
+    assert "(- %)" not in Report.from_json(content).summary()
+    naive["loss"] = [1.0, 1.0, 1.0]
+    assert "(- %)" in Report.from_json(content).summary()
+    assert "| -  " in Report.from_json(content).table()
 
 
 def test_scrambled_endpoint_is_recovered(folder):
